@@ -1,0 +1,58 @@
+// Bundles every entry point with esbuild; generates the scenario parser first when its grammar changed.
+import { execFileSync } from 'node:child_process';
+import { existsSync, statSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { build } from 'esbuild';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+process.chdir(root);
+
+export function generateParser() {
+  const grammar = 'scenario/mmu.langium';
+  const output = 'scenario/generated/grammar.ts';
+  if (!existsSync(grammar)) return;
+  if (existsSync(output) && statSync(output).mtimeMs > statSync(grammar).mtimeMs) return;
+  execFileSync(process.execPath, ['node_modules/langium-cli/bin/langium.js', 'generate'], { stdio: 'inherit' });
+}
+
+const present = (entries) => Object.fromEntries(Object.entries(entries).filter(([, path]) => existsSync(path)));
+const common = { bundle: true, sourcemap: 'linked', logLevel: 'warning', target: 'es2022', outdir: 'dist' };
+
+export async function buildAll() {
+  generateParser();
+  await Promise.all([
+    build({
+      ...common,
+      entryPoints: present({
+        extension: 'extension/extension.ts',
+        server: 'extension/server.ts',
+        adapter: 'adapter/main.ts',
+        cli: 'adapter/cli.ts',
+      }),
+      platform: 'node',
+      format: 'cjs',
+      outExtension: { '.js': '.cjs' },
+      external: ['vscode'],
+      mainFields: ['module', 'main'],
+    }),
+    build({
+      ...common,
+      entryPoints: present({ worker: 'adapter/worker.ts' }),
+      platform: 'browser',
+      format: 'iife',
+    }),
+    build({
+      ...common,
+      entryPoints: present({
+        'webview/page-tables': 'webview/page-tables/main.ts',
+        'webview/walk': 'webview/walk/main.ts',
+      }),
+      platform: 'browser',
+      format: 'iife',
+      minify: true,
+      loader: { '.css': 'css' },
+    }),
+  ]);
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) await buildAll();
