@@ -1,0 +1,26 @@
+// Cleans up after another process, however that one ends: its input is that process's end of a pipe, which the
+// kernel closes even after SIGKILL. Lines of input: `{"kill": pid}` (a process group), `{"remove": path}`.
+import { rmSync } from 'node:fs';
+import { text } from 'node:stream/consumers';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+const jobs = (await text(process.stdin)).split('\n').filter(Boolean).map(JSON.parse);
+const groups = jobs.flatMap((job) => (job.kill ? [job.kill] : []));
+
+/** Signals the groups and returns whether any still had members. */
+const signal = (name) =>
+  groups.filter((group) => {
+    try {
+      process.kill(-group, name);
+      return true;
+    } catch {
+      return false;
+    }
+  }).length > 0;
+
+signal('SIGTERM');
+for (let waited = 0; waited < 1500 && signal(0); waited += 50) await sleep(50);
+signal('SIGKILL');
+for (const { remove } of jobs) {
+  if (remove) rmSync(remove, { recursive: true, force: true, maxRetries: 5, retryDelay: 100 });
+}
