@@ -1,0 +1,95 @@
+import { hex, hexWords, toBigint } from '../memory/words.ts';
+import { ABSENT, type Format, LEAF } from './compile.ts';
+import { type EntryKind, fieldMask } from './format.ts';
+
+export interface DecodedField {
+  readonly name: string;
+  readonly bits: readonly [high: number, low: number];
+  /** Raw value; the address field's is the address itself. */
+  readonly value: string;
+  readonly words: string;
+  readonly meaning: string;
+  readonly setBy: 'software' | 'hardware' | 'kvm';
+}
+
+/** An entry in words: what hovers, the Variables view, `decode` and the page-table view show. */
+export interface DecodedEntry {
+  readonly format: string;
+  readonly level: number;
+  readonly name: string;
+  readonly value: string;
+  readonly state: 'absent' | 'table' | 'leaf' | 'malformed';
+  /** `rwx`-like rights of this entry alone, with `u` or `s` where the format tells users from the supervisor. */
+  readonly rights: string;
+  /** Physical address of the next table or page; absent for an entry that is not present. */
+  readonly address?: string;
+  /** Bytes a leaf maps. */
+  readonly size?: number;
+  readonly fields: readonly DecodedField[];
+  /** Why the walk refuses the entry. */
+  readonly problems: readonly string[];
+}
+
+export function rightsWords(format: Format, lo: number, hi: number): string {
+  const access = format.access(lo, hi);
+  const readable = format.userLo !== 0 || (access & 4) !== 0;
+  const rwx = `${readable ? 'r' : '-'}${access & 2 ? 'w' : '-'}${access & 1 ? 'x' : '-'}`;
+  return format.userLo === 0 ? rwx : `${rwx}${access & 4 ? 'u' : 's'}`;
+}
+
+function bitsWords(mask: bigint): string {
+  const ranges: string[] = [];
+  for (let bit = 63; bit >= 0; bit--) {
+    if (!((mask >> BigInt(bit)) & 1n)) continue;
+    let low = bit;
+    while (low > 0 && (mask >> BigInt(low - 1)) & 1n) low--;
+    ranges.push(low === bit ? `${bit}` : `${bit}:${low}`);
+    bit = low;
+  }
+  return `${ranges.length === 1 && !ranges[0]!.includes(':') ? 'bit' : 'bits'} ${ranges.join(', ')}`;
+}
+
+/** Why a present entry is refused, most telling first; empty when it is well-formed. */
+export function entryProblems(format: Format, level: number, lo: number, hi: number): string[] {
+  const state = format.classify(level, lo);
+  if (state === ABSENT) return [];
+  const kind: EntryKind = state === LEAF ? 'leaf' : 'table';
+  const set = toBigint(lo, hi) & format.reservedMask(level, kind);
+  const problems: string[] = [];
+  if (set !== 0n) {
+    const beyond = set & ((1n << 52n) - 1n) & ~((1n << BigInt(format.options.maxPhyAddr)) - 1n);
+    const other = set & ~beyond;
+    if (other !== 0n) problems.push(`reserved ${bitsWords(other)} set`);
+    if (beyond !== 0n) problems.push(`address ${bitsWords(beyond)} beyond MAXPHYADDR ${format.options.maxPhyAddr}`);
+  }
+  const illegal = format.illegalWords(level, lo);
+  if (illegal) problems.push(illegal);
+  return problems;
+}
+
+export function decodeEntry(format: Format, level: number, lo: number, hi: number): DecodedEntry {
+  const { spec } = format;
+  const raw = toBigint(lo, hi);
+  const state = format.classify(level, lo);
+  const kind: EntryKind = state === LEAF ? 'leaf' : 'table';
+  const problems = entryProblems(format, level, lo, hi);
+  const fields = format.fields(level, kind).map((field): DecodedField => {
+    const isAddress = field.name === spec.roles.address;
+    const masked = raw & (isAddress ? format.addressMask(level, kind) : fieldMask(field));
+    const value = isAddress ? masked : masked >> BigInt(field.bits[1]);
+    const words = field.values?.[Number(value)] ?? (isAddress || field.bits[0] !== field.bits[1] ? hex(value) : `${value}`);
+    return { name: field.name, bits: field.bits, value: hex(value), words, meaning: field.meaning, setBy: field.setBy };
+  });
+  return {
+    format: spec.name,
+    level,
+    name: format.level(level).entry,
+    value: hexWords(lo, hi),
+    state: state === ABSENT ? 'absent' : problems.length > 0 ? 'malformed' : kind,
+    rights: rightsWords(format, lo, hi),
+    ...(state === ABSENT ? {} : { address: hex(BigInt(format.frame(level, lo, hi)) << 12n) }),
+    ...(state === LEAF ? { size: format.span[level]! * 4096 } : {}),
+    fields,
+    problems,
+  };
+}

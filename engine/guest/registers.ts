@@ -1,0 +1,126 @@
+import { Format } from '../formats/compile.ts';
+import type { Feature } from '../formats/format.ts';
+import { X86_64 } from '../formats/x86-64.ts';
+import { type Gfn, hex } from '../memory/words.ts';
+import { permissionBitmaps, type Protection } from './permission.ts';
+
+/** The registers that translation depends on. */
+export const REGISTERS = ['cr0', 'cr3', 'cr4', 'efer', 'rflags', 'pkru', 'cpl'] as const;
+export type RegisterName = (typeof REGISTERS)[number];
+export type Registers = Record<RegisterName, bigint>;
+
+/** Named bits, as scenarios and the Variables view write them: `cr0.wp`. */
+export const REGISTER_BITS: Readonly<Partial<Record<RegisterName, Readonly<Record<string, number>>>>> = {
+  cr0: { pe: 0, wp: 16, pg: 31 },
+  cr4: { pse: 4, pae: 5, pge: 7, la57: 12, pcide: 17, smep: 20, smap: 21, pke: 22, cet: 23, pks: 24 },
+  efer: { lme: 8, lma: 10, nxe: 11 },
+  rflags: { ac: 18 },
+};
+
+const bit = (register: RegisterName, name: string): bigint => 1n << BigInt(REGISTER_BITS[register]![name]!);
+
+/** 64-bit mode with paging, as a kernel runs: CR0.PE, WP and PG, CR4.PAE and PGE, EFER.LME, LMA and NXE. */
+export const LONG_MODE: Registers = {
+  cr0: 0x8005_0033n,
+  cr3: 0n,
+  cr4: 0xa0n,
+  efer: 0xd01n,
+  rflags: 2n,
+  pkru: 0n,
+  cpl: 0n,
+};
+
+/** The same before paging: linear addresses are guest-physical. */
+export const UNPAGED: Registers = { ...LONG_MODE, cr0: 0x33n, cr4: 0n, efer: 0n };
+
+/** A register value that this emulator refuses, and why. */
+export class RegisterError extends Error {}
+
+/** CR3 bits that are no address: PCID or PWT/PCD below, NOFLUSH and LAM above. */
+const CR3_LAM = 3n << 61n;
+
+const REFUSED: readonly [RegisterName, string, string][] = [
+  ['cr4', 'la57', '5-level paging'],
+  ['cr4', 'pcide', 'process-context identifiers'],
+  ['cr4', 'cet', 'shadow stacks'],
+  ['cr4', 'pks', 'protection keys for supervisor pages'],
+];
+
+/**
+ * Says why a set of registers cannot be run, naming register and value; undefined when it can.
+ * The rules are the architecture's (SDM vol. 3, 4.1) and the limits of this model, told apart in the words.
+ */
+export function registerProblem(registers: Registers, maxPhyAddr: number): string | undefined {
+  for (const [register, name, words] of REFUSED) {
+    if (registers[register] & bit(register, name))
+      return `${register}.${name}: ${words} ${words.endsWith('s') ? 'are' : 'is'} not modelled yet`;
+  }
+  if (registers.cpl > 3n) return `cpl ${registers.cpl} is out of range: 0 … 3`;
+  if (registers.pkru > 0xffff_ffffn) return `pkru ${hex(registers.pkru)} has more than 32 bits`;
+  const paging = (registers.cr0 & bit('cr0', 'pg')) !== 0n;
+  if (!paging) return undefined;
+  if (!(registers.cr0 & bit('cr0', 'pe'))) return 'cr0.pg needs cr0.pe';
+  if (!(registers.cr4 & bit('cr4', 'pae'))) return '32-bit paging (cr4.pae = 0) is not modelled yet';
+  if (!(registers.efer & bit('efer', 'lme'))) return 'PAE paging (efer.lme = 0) is not modelled yet';
+  if (registers.cr3 & CR3_LAM) return `cr3 ${hex(registers.cr3)}: linear-address masking is not modelled yet`;
+  const address = registers.cr3 & ((1n << 61n) - 1n);
+  if (address >> BigInt(maxPhyAddr) !== 0n) return `cr3 ${hex(registers.cr3)} has bits beyond MAXPHYADDR ${maxPhyAddr}`;
+  return undefined;
+}
+
+/** What the registers mean for translation: computed once a change, read at every access. */
+export interface PagingMode extends Protection {
+  readonly paging: boolean;
+  readonly format: Format;
+  readonly rootGfn: Gfn;
+  /** The F bit is reported only with NXE or SMEP. */
+  readonly reportsFetch: boolean;
+  readonly permissions: Uint8Array;
+  readonly pge: boolean;
+  readonly cpl: number;
+}
+
+/** What the guest's processor offers. */
+export interface GuestCpu {
+  readonly maxPhyAddr: number;
+  readonly features: ReadonlySet<Feature>;
+}
+
+const formats = new Map<string, Format>();
+
+/** The guest's table format, with NX legal or reserved as EFER.NXE says. */
+export function guestFormat(cpu: GuestCpu, nxe: boolean): Format {
+  const features = new Set(cpu.features);
+  if (nxe) features.add('nx');
+  else features.delete('nx');
+  const key = `${cpu.maxPhyAddr} ${[...features].sort().join(' ')}`;
+  let format = formats.get(key);
+  if (!format) {
+    format = new Format(X86_64, { maxPhyAddr: cpu.maxPhyAddr, features });
+    formats.set(key, format);
+  }
+  return format;
+}
+
+export function pagingMode(registers: Registers, cpu: GuestCpu): PagingMode {
+  const has = (register: RegisterName, name: string): boolean => (registers[register] & bit(register, name)) !== 0n;
+  const protection = {
+    wp: has('cr0', 'wp'),
+    nxe: has('efer', 'nxe'),
+    smep: has('cr4', 'smep'),
+    smap: has('cr4', 'smap'),
+    ac: has('rflags', 'ac'),
+    pke: has('cr4', 'pke'),
+    pkru: Number(registers.pkru),
+  };
+  return {
+    ...protection,
+    paging: has('cr0', 'pg'),
+    format: guestFormat(cpu, protection.nxe),
+    rootGfn: Number((registers.cr3 & ((1n << 52n) - 1n)) >> 12n),
+    reportsFetch: protection.nxe || protection.smep,
+    permissions: permissionBitmaps(protection),
+    pge: has('cr4', 'pge'),
+    cpl: Number(registers.cpl),
+  };
+}

@@ -1,0 +1,312 @@
+import { ABSENT, ACC_EXEC, ACC_USER, ACC_WRITE, type Format, LEAF } from '../formats/compile.ts';
+import { decodeEntry } from '../formats/decode.ts';
+import type { Gfn, Pfn, Vfn } from '../memory/words.ts';
+import { type AccessKind, PFERR_FETCH, PFERR_PRESENT, PFERR_RSVD, PFERR_USER, PFERR_WRITE, permissionFault } from './permission.ts';
+import type { PagingMode } from './registers.ts';
+
+/** Second-stage tables as the hardware walks them. */
+export interface SecondStage {
+  readonly kind: 'ept' | 'npt';
+  readonly format: Format;
+  readonly root: Pfn;
+}
+
+/** What a walk reads and writes. */
+export interface WalkMemory {
+  page(pfn: Pfn): Uint32Array;
+  /** Sets accessed or dirty bits in an entry, as a locked store. */
+  setBits(pfn: Pfn, index: number, lo: number, hi: number): void;
+  /** Without second-stage tables (KVM's own walk): the frame behind a guest frame, or −1 when there is no slot. */
+  resolve(gfn: Gfn): Pfn;
+  /** Whether KVM's own walk may set bits in this guest frame: not in a read-only slot. */
+  mayUpdate(gfn: Gfn): boolean;
+}
+
+export type WalkStatus = 'running' | 'done' | 'guest-fault' | 'violation' | 'misconfiguration';
+
+/** One memory reference of a walk, in the order in which the hardware makes them. */
+export interface Reference {
+  readonly stage: 'guest' | 'second';
+  /** Level of the entry that is read. */
+  readonly level: number;
+  /** What is being located: a guest table of this level, or (0) the page itself. */
+  readonly forLevel: number;
+  /** The table that holds the entry: guest frame in the guest stage, host frame in the second. */
+  readonly table: number;
+  readonly index: number;
+  /** Host frame that is read. */
+  readonly pfn: Pfn;
+  readonly lo: number;
+  readonly hi: number;
+}
+
+/**
+ * A two-dimensional translation in progress: plain values, advanced by one memory reference at a time. The guest's
+ * tables are found through the second stage, so a cold walk of 4 by 4 levels makes 24 references (SDM vol. 3, 29.3.2).
+ *
+ * Accessed and dirty bits of guest entries are set once the guest's part has succeeded, and none when it faults: KVM's
+ * rule (`FNAME(walk_addr_generic)`), stricter than the processor's.
+ */
+export interface Walk {
+  status: WalkStatus;
+  readonly vfn: Vfn;
+  readonly bits: number;
+  readonly implicit: boolean;
+  /** Through second-stage tables, or KVM's own walk through memslots. */
+  readonly second: boolean;
+  /** Guest level whose entry is read next; 0 when only the page itself remains to be located. */
+  level: number;
+  /** Rights accumulated over guest entries, ACC_* bits. */
+  access: number;
+  key: number;
+  global: boolean;
+  /** Level of the guest leaf; the top level + 1 while paging is off. */
+  leafLevel: number;
+  leafDirty: boolean;
+  /** The guest frame being located: a table's, at last the page's. */
+  gfn: Gfn;
+  tablePfn: Pfn;
+  /** Second-stage level to be read next; 0: the guest entry is next. */
+  secondLevel: number;
+  secondTable: Pfn;
+  secondIndex: number;
+  secondAccess: number;
+  /** Second-stage leaf of the page: level, rights, dirty. */
+  secondLeafLevel: number;
+  secondDirty: boolean;
+  pfn: Pfn;
+  /** Guest faults: error code; violations: the access as PFERR bits and what the entries allow. */
+  error: number;
+  /** The entry at which the walk ended. */
+  lo: number;
+  hi: number;
+  index: number;
+  references: number;
+  readonly entryGfn: number[];
+  readonly entryPfn: number[];
+  readonly entryIndex: number[];
+  readonly secondPfnAt: number[];
+  readonly secondIndexAt: number[];
+}
+
+export function startWalk(mode: PagingMode, second: SecondStage | undefined, vfn: Vfn, kind: AccessKind): Walk {
+  const walk: Walk = {
+    status: 'running',
+    vfn,
+    bits: kind.bits,
+    implicit: kind.implicit,
+    second: second !== undefined,
+    level: mode.paging ? mode.format.rootLevel : 0,
+    access: ACC_EXEC | ACC_WRITE | ACC_USER,
+    key: 0,
+    global: false,
+    leafLevel: mode.format.rootLevel + 1,
+    leafDirty: true,
+    gfn: mode.paging ? mode.rootGfn : Number(vfn),
+    tablePfn: 0,
+    secondLevel: 0,
+    secondTable: 0,
+    secondIndex: 0,
+    secondAccess: 7,
+    secondLeafLevel: 0,
+    secondDirty: false,
+    pfn: 0,
+    error: 0,
+    lo: 0,
+    hi: 0,
+    index: 0,
+    references: 0,
+    entryGfn: [0, 0, 0, 0, 0, 0],
+    entryPfn: [0, 0, 0, 0, 0, 0],
+    entryIndex: [0, 0, 0, 0, 0, 0],
+    secondPfnAt: [0, 0, 0, 0, 0, 0],
+    secondIndexAt: [0, 0, 0, 0, 0, 0],
+  };
+  if (second) {
+    walk.secondLevel = second.format.rootLevel;
+    walk.secondTable = second.root;
+  }
+  return walk;
+}
+
+/** Whether bits 63:47 of an address agree. */
+export function isCanonical(vfn: Vfn): boolean {
+  const top = Math.floor(vfn / 2 ** 35);
+  return top === 0 || top === 0x1ffff;
+}
+
+/** What the second stage checks for a guest-table reference: with A/D bits a table is read as if written. */
+const TABLE_ACCESS = PFERR_WRITE | PFERR_USER;
+
+/** Makes one memory reference. Call while `status` is `running`. */
+export function stepWalk(walk: Walk, mode: PagingMode, second: SecondStage | undefined, memory: WalkMemory, trace?: Reference[]): void {
+  if (second === undefined) {
+    if (walk.level === 0) {
+      walk.pfn = memory.resolve(walk.gfn);
+      walk.status = 'done';
+      return;
+    }
+    walk.tablePfn = memory.resolve(walk.gfn);
+    if (walk.tablePfn < 0) {
+      guestFault(walk, mode, 0);
+      return;
+    }
+    guestReference(walk, mode, second, memory, trace);
+  } else if (walk.secondLevel > 0) secondReference(walk, second, memory, trace);
+  else guestReference(walk, mode, second, memory, trace);
+}
+
+/** Runs a walk to its end. */
+export function finishWalk(walk: Walk, mode: PagingMode, second: SecondStage | undefined, memory: WalkMemory, trace?: Reference[]): Walk {
+  while (walk.status === 'running') stepWalk(walk, mode, second, memory, trace);
+  return walk;
+}
+
+function secondReference(walk: Walk, second: SecondStage, memory: WalkMemory, trace: Reference[] | undefined): void {
+  const { format } = second;
+  const level = walk.secondLevel;
+  const index = format.indexOf(walk.gfn, level);
+  const page = memory.page(walk.secondTable);
+  const lo = page[2 * index]!;
+  const hi = page[2 * index + 1]!;
+  walk.references++;
+  trace?.push({ stage: 'second', level, forLevel: walk.level, table: walk.secondTable, index, pfn: walk.secondTable, lo, hi });
+  const state = format.classify(level, lo);
+  if (state === ABSENT) {
+    secondFault(walk, 'violation', 0, index, lo, hi);
+    return;
+  }
+  if (format.isMalformed(level, lo, hi)) {
+    secondFault(walk, second.kind === 'ept' ? 'misconfiguration' : 'violation', PFERR_RSVD, index, lo, hi);
+    return;
+  }
+  walk.secondAccess &= format.access(lo, hi);
+  walk.secondPfnAt[level] = walk.secondTable;
+  walk.secondIndexAt[level] = index;
+  if (state !== LEAF) {
+    walk.secondTable = format.frame(level, lo, hi);
+    walk.secondLevel = level - 1;
+    return;
+  }
+  const bits = walk.level === 0 ? walk.bits : TABLE_ACCESS;
+  const need = (bits & PFERR_FETCH) !== 0 ? ACC_EXEC : (bits & PFERR_WRITE) !== 0 ? ACC_WRITE : 0;
+  // An EPT fetch needs X alone; NPT makes every access as a user.
+  const read = (bits & PFERR_FETCH) !== 0 && format.userLo === 0 ? 0 : ACC_USER;
+  if ((walk.secondAccess & (need | read)) !== (need | read)) {
+    secondFault(walk, 'violation', PFERR_PRESENT, index, lo, hi);
+    return;
+  }
+  setSecondBits(walk, second, memory, level, (bits & PFERR_WRITE) !== 0);
+  const span = format.span[level]!;
+  const pfn = format.frame(level, lo, hi) + (level === 1 ? 0 : walk.gfn % span);
+  if (walk.level === 0) {
+    walk.pfn = pfn;
+    walk.secondLeafLevel = level;
+    walk.secondDirty = (lo & format.dirtyLo) !== 0 || (bits & PFERR_WRITE) !== 0;
+    walk.lo = lo;
+    walk.hi = hi;
+    walk.index = index;
+    walk.secondIndex = index;
+    walk.status = 'done';
+    return;
+  }
+  walk.tablePfn = pfn;
+  walk.secondLevel = 0;
+}
+
+function setSecondBits(walk: Walk, second: SecondStage, memory: WalkMemory, leaf: number, write: boolean): void {
+  const { format } = second;
+  for (let level = format.rootLevel; level >= leaf; level--) {
+    const pfn = walk.secondPfnAt[level]!;
+    const index = walk.secondIndexAt[level]!;
+    const page = memory.page(pfn);
+    const lo = page[2 * index]!;
+    const wanted = lo | format.accessedLo | (write && level === leaf ? format.dirtyLo : 0);
+    if (wanted >>> 0 !== lo) memory.setBits(pfn, index, wanted >>> 0, page[2 * index + 1]!);
+  }
+}
+
+function secondFault(walk: Walk, status: 'violation' | 'misconfiguration', error: number, index: number, lo: number, hi: number): void {
+  walk.status = status;
+  if (error === 0) walk.secondAccess = 0;
+  walk.error = error | (walk.level === 0 ? walk.bits : TABLE_ACCESS);
+  walk.secondIndex = index;
+  walk.lo = lo;
+  walk.hi = hi;
+}
+
+function guestReference(walk: Walk, mode: PagingMode, second: SecondStage | undefined, memory: WalkMemory, trace: Reference[] | undefined): void {
+  const { format } = mode;
+  const { level } = walk;
+  const index = format.indexOf(walk.vfn, level);
+  const page = memory.page(walk.tablePfn);
+  const lo = page[2 * index]!;
+  const hi = page[2 * index + 1]!;
+  walk.references++;
+  trace?.push({ stage: 'guest', level, forLevel: level, table: walk.gfn, index, pfn: walk.tablePfn, lo, hi });
+  walk.lo = lo;
+  walk.hi = hi;
+  walk.index = index;
+  const state = format.classify(level, lo);
+  if (state === ABSENT) {
+    guestFault(walk, mode, 0);
+    return;
+  }
+  if (format.isMalformed(level, lo, hi)) {
+    guestFault(walk, mode, PFERR_PRESENT | PFERR_RSVD);
+    return;
+  }
+  walk.access &= format.access(lo, hi);
+  walk.entryGfn[level] = walk.gfn;
+  walk.entryPfn[level] = walk.tablePfn;
+  walk.entryIndex[level] = index;
+  if (state === LEAF) {
+    walk.leafLevel = level;
+    walk.key = format.keyOf(hi);
+    walk.global = (lo & format.globalLo) !== 0;
+    const refused = permissionFault(mode.permissions, mode, walk.access, walk.key, walk);
+    if (refused !== 0) {
+      guestFault(walk, mode, refused);
+      return;
+    }
+    walk.leafDirty = (lo & format.dirtyLo) !== 0 || (walk.bits & PFERR_WRITE) !== 0;
+    setGuestBits(walk, mode, memory);
+    const span = format.span[level]!;
+    walk.gfn = format.frame(level, lo, hi) + (level === 1 ? 0 : walk.vfn % span);
+    walk.level = 0;
+  } else {
+    walk.gfn = format.frame(level, lo, hi);
+    walk.level = level - 1;
+  }
+  if (second) {
+    walk.secondLevel = second.format.rootLevel;
+    walk.secondTable = second.root;
+    walk.secondAccess = 7;
+  }
+}
+
+function setGuestBits(walk: Walk, mode: PagingMode, memory: WalkMemory): void {
+  const { format } = mode;
+  for (let level = format.rootLevel; level >= walk.leafLevel; level--) {
+    const pfn = walk.entryPfn[level]!;
+    const index = walk.entryIndex[level]!;
+    const page = memory.page(pfn);
+    const lo = page[2 * index]!;
+    const dirty = level === walk.leafLevel && (walk.bits & PFERR_WRITE) !== 0 ? format.dirtyLo : 0;
+    const wanted = (lo | format.accessedLo | dirty) >>> 0;
+    if (wanted !== lo && (walk.second || memory.mayUpdate(walk.entryGfn[level]!))) memory.setBits(pfn, index, wanted, page[2 * index + 1]!);
+  }
+}
+
+function guestFault(walk: Walk, mode: PagingMode, error: number): void {
+  walk.status = 'guest-fault';
+  const reported = walk.bits & (PFERR_WRITE | PFERR_USER | (mode.reportsFetch ? PFERR_FETCH : 0));
+  walk.error = error | reported;
+}
+
+/** The entry at which the walk ended, decoded. */
+export function lastEntry(walk: Walk, mode: PagingMode, second: SecondStage | undefined) {
+  return walk.status === 'guest-fault' || !second
+    ? decodeEntry(mode.format, Math.max(walk.level, 1), walk.lo, walk.hi)
+    : decodeEntry(second.format, walk.secondLevel, walk.lo, walk.hi);
+}

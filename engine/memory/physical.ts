@@ -1,0 +1,93 @@
+import type { Pfn } from './words.ts';
+
+const FRAMES_PER_CHUNK = 4096;
+/** Chunks below this number stand in an array, the rest in a map: 2²⁸ frames are 1 TiB. */
+const DENSE_CHUNKS = 65536;
+
+interface Chunk {
+  pages: (Uint32Array | undefined)[];
+  /** 1 where this memory, and no clone, owns the page and may write it in place. */
+  owned: Uint8Array;
+}
+
+/** An absent page reads as zeroes. Nobody may write it. */
+const ZERO_PAGE = new Uint32Array(1024);
+
+/**
+ * Sparse physical memory in pages of 1024 words. `clone` is cheap: pages are shared until one side writes them.
+ * Addresses are (frame, word index); a word is 32 bits, an 8-byte entry is words 2i and 2i+1.
+ */
+export class PhysicalMemory {
+  #dense: (Chunk | undefined)[] = [];
+  #sparse = new Map<number, Chunk>();
+
+  #chunk(pfn: Pfn): Chunk | undefined {
+    const number = Math.floor(pfn / FRAMES_PER_CHUNK);
+    return number < DENSE_CHUNKS ? this.#dense[number] : this.#sparse.get(number);
+  }
+
+  /** The page to read from: never undefined, never to be written. */
+  page(pfn: Pfn): Uint32Array {
+    const chunk = this.#chunk(pfn);
+    return chunk?.pages[pfn % FRAMES_PER_CHUNK] ?? ZERO_PAGE;
+  }
+
+  /** Whether anything was ever written to the frame. */
+  has(pfn: Pfn): boolean {
+    return this.#chunk(pfn)?.pages[pfn % FRAMES_PER_CHUNK] !== undefined;
+  }
+
+  /** The page to write to, made private to this memory first. */
+  writable(pfn: Pfn): Uint32Array {
+    const number = Math.floor(pfn / FRAMES_PER_CHUNK);
+    let chunk = number < DENSE_CHUNKS ? this.#dense[number] : this.#sparse.get(number);
+    if (chunk === undefined) {
+      chunk = { pages: new Array(FRAMES_PER_CHUNK), owned: new Uint8Array(FRAMES_PER_CHUNK) };
+      if (number < DENSE_CHUNKS) this.#dense[number] = chunk;
+      else this.#sparse.set(number, chunk);
+    }
+    const index = pfn % FRAMES_PER_CHUNK;
+    let page = chunk.pages[index];
+    if (page === undefined) {
+      page = new Uint32Array(1024);
+      chunk.pages[index] = page;
+      chunk.owned[index] = 1;
+    } else if (chunk.owned[index] === 0) {
+      page = page.slice();
+      chunk.pages[index] = page;
+      chunk.owned[index] = 1;
+    }
+    return page;
+  }
+
+  /** Forgets a frame: it reads as zeroes again. */
+  drop(pfn: Pfn): void {
+    const chunk = this.#chunk(pfn);
+    if (chunk) chunk.pages[pfn % FRAMES_PER_CHUNK] = undefined;
+  }
+
+  clone(): PhysicalMemory {
+    const copy = new PhysicalMemory();
+    const share = (chunk: Chunk): Chunk => {
+      chunk.owned.fill(0);
+      return { pages: chunk.pages.slice(), owned: new Uint8Array(FRAMES_PER_CHUNK) };
+    };
+    this.#dense.forEach((chunk, number) => {
+      if (chunk) copy.#dense[number] = share(chunk);
+    });
+    for (const [number, chunk] of this.#sparse) copy.#sparse.set(number, share(chunk));
+    return copy;
+  }
+
+  /** Frames that hold a page, ascending. */
+  *frames(): Generator<Pfn> {
+    const numbers = [...Object.keys(this.#dense).map(Number), ...[...this.#sparse.keys()].sort((a, b) => a - b)];
+    for (const number of numbers) {
+      const chunk = number < DENSE_CHUNKS ? this.#dense[number] : this.#sparse.get(number);
+      if (!chunk) continue;
+      for (let index = 0; index < FRAMES_PER_CHUNK; index++) {
+        if (chunk.pages[index]) yield number * FRAMES_PER_CHUNK + index;
+      }
+    }
+  }
+}

@@ -1,0 +1,167 @@
+import { ABSENT, type Format, LEAF as FORMAT_LEAF, TABLE } from '../formats/compile.ts';
+import { cycleError, type Tables } from './tables.ts';
+
+/** What `next` came to, and at the same time the flag that asks for such visits. */
+export const DONE = 0;
+export const LEAF = 1;
+export const TABLE_PRE = 2;
+export const TABLE_POST = 4;
+/** Flag: absent entries are visited as LEAF too, as arm64's `kvm_pgtable` does. */
+export const ABSENT_TOO = 8;
+/** Flag: the caller changes nothing between visits, so entries need not be read again. */
+export const READ_ONLY = 16;
+
+const VISIT = 0;
+const AFTER_ENTRY = 1;
+const ADVANCE = 2;
+
+/**
+ * A cursor over a tree of tables, in the order of input addresses. `next` stops at
+ *
+ * - LEAF: an entry that maps a page (or, on request, nothing),
+ * - TABLE_PRE: an entry that points to a table, before the table's entries,
+ * - TABLE_POST: the same entry after them.
+ *
+ * As in `kvm_pgtable`, the entry is read again after LEAF and TABLE_PRE, and descended into if it is a table by then.
+ * The current entry is in the public fields until the next call.
+ */
+export class Walker {
+  level = 0;
+  /** Index of the entry in its table. */
+  index = 0;
+  /** Frame of the table that holds the entry. */
+  table = 0;
+  /** First input frame that the entry covers. */
+  frame = 0;
+  lo = 0;
+  hi = 0;
+
+  readonly #tables: Tables;
+  readonly #format: Format;
+  readonly #flags: number;
+  readonly #rootLevel: number;
+  readonly #tableAt: number[] = [];
+  readonly #indexAt: number[] = [];
+  readonly #presentLo: number;
+  #page: Uint32Array;
+  #end: number;
+  #start: number;
+  #state = VISIT;
+
+  /** Walks input frames [start, end) of the tree at `root`. */
+  constructor(tables: Tables, format: Format, root: number, start: number, end: number, flags: number) {
+    this.#tables = tables;
+    this.#format = format;
+    this.#flags = flags;
+    this.#rootLevel = format.rootLevel;
+    this.#presentLo = format.presentLo;
+    const limit = format.span[format.rootLevel]! * 512;
+    if (!(start >= 0 && start <= end && end <= limit))
+      throw new RangeError(`frames 0x${start.toString(16)} … 0x${end.toString(16)} are not within 0 … 0x${limit.toString(16)}`);
+    this.#start = start;
+    this.#end = end;
+    this.level = format.rootLevel;
+    this.table = root;
+    this.#page = tables.page(root);
+    this.index = format.indexOf(start, this.level);
+    this.frame = this.index * format.span[this.level]!;
+    if (start === end) this.#state = -1;
+  }
+
+  next(): number {
+    const flags = this.#flags;
+    for (;;) {
+      if (this.#state !== VISIT) {
+        if (this.#state < 0) return DONE;
+        if (this.#state === AFTER_ENTRY && this.#descend()) continue;
+        if (!this.#advance()) {
+          if (this.level === this.#rootLevel) {
+            this.#state = -1;
+            return DONE;
+          }
+          this.#ascend();
+          if ((flags & TABLE_POST) !== 0) return TABLE_POST;
+          continue;
+        }
+      }
+      const index2 = this.index << 1;
+      const page = this.#page;
+      const lo = page[index2]!;
+      if ((lo & this.#presentLo) === 0) {
+        if ((flags & ABSENT_TOO) === 0) {
+          this.#state = ADVANCE;
+          continue;
+        }
+        this.lo = lo;
+        this.hi = page[index2 + 1]!;
+        this.#state = AFTER_ENTRY;
+        return LEAF;
+      }
+      this.lo = lo;
+      this.hi = page[index2 + 1]!;
+      if (this.level === 1) {
+        this.#state = ADVANCE;
+        if ((flags & LEAF) !== 0) return LEAF;
+        continue;
+      }
+      this.#state = AFTER_ENTRY;
+      if (this.#format.classify(this.level, lo) === FORMAT_LEAF) {
+        if ((flags & LEAF) !== 0) return LEAF;
+      } else if ((flags & TABLE_PRE) !== 0) return TABLE_PRE;
+    }
+  }
+
+  /** Reads the entry again and goes into its table, if it is one. */
+  #descend(): boolean {
+    if (this.level === 1) return false;
+    if ((this.#flags & READ_ONLY) === 0) {
+      this.#page = this.#tables.page(this.table);
+      this.lo = this.#page[this.index << 1]!;
+      this.hi = this.#page[(this.index << 1) + 1]!;
+    }
+    if (this.#format.classify(this.level, this.lo) !== TABLE) return false;
+    const child = this.#format.frame(this.level, this.lo, this.hi);
+    this.#tableAt[this.level] = this.table;
+    this.#indexAt[this.level] = this.index;
+    for (let level = this.level; level <= this.#rootLevel; level++) {
+      if (this.#tableAt[level] === child) throw cycleError(this.level, this.table, child);
+    }
+    this.level--;
+    this.table = child;
+    this.#page = this.#tables.page(child);
+    const first = this.frame < this.#start ? this.#start : this.frame;
+    this.index = this.#format.indexOf(first, this.level);
+    const span = this.#format.span[this.level]!;
+    this.frame = first - (first % span);
+    this.#state = VISIT;
+    return true;
+  }
+
+  /** Moves to the next entry of the same table. False at the table's or the range's end. */
+  #advance(): boolean {
+    this.frame += this.#format.span[this.level]!;
+    this.index++;
+    this.#state = VISIT;
+    return this.index < 512 && this.frame < this.#end;
+  }
+
+  #ascend(): void {
+    this.level++;
+    this.table = this.#tableAt[this.level]!;
+    this.index = this.#indexAt[this.level]!;
+    this.frame = Math.floor((this.frame - 1) / this.#format.span[this.level]!) * this.#format.span[this.level]!;
+    this.#page = this.#tables.page(this.table);
+    this.lo = this.#page[this.index << 1]!;
+    this.hi = this.#page[(this.index << 1) + 1]!;
+    this.#state = ADVANCE;
+  }
+}
+
+/** Whether every entry of a table is absent. */
+export function isEmptyTable(tables: Tables, format: Format, level: number, table: number): boolean {
+  const page = tables.page(table);
+  for (let index = 0; index < 512; index++) {
+    if (format.classify(level, page[2 * index]!) !== ABSENT) return false;
+  }
+  return true;
+}
