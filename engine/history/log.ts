@@ -1,0 +1,167 @@
+/**
+ * What can happen to a machine. Every change of state is one entry; views, breakpoints, costs and the timeline are
+ * readings of the entries. `address`, `old` and `new` mean:
+ */
+export const Kind = {
+  /** Guest or host data. address: hpa / 8. */
+  MEMORY: 0,
+  /** Accessed or dirty bits set by a hardware walk, in a guest or second-stage entry. address: hpa / 8. */
+  ENTRY_BITS: 1,
+  /** An entry of KVM's tables. address: hpa / 8. */
+  SPTE: 2,
+  /** address: vCPU * 16 + register number. */
+  REGISTER: 3,
+  /** object: the memslots before and after. */
+  SLOTS: 4,
+  /** address: vCPU; object: {set, index, old, new}. */
+  TLB_FILL: 5,
+  /** address: vCPU; object: {set, index, old}. */
+  TLB_DROP: 6,
+  /** address: vCPU; object: all entries before. */
+  TLB_FLUSH: 7,
+  /** address: lock number; old and new: owner words. */
+  LOCK: 8,
+  UNLOCK: 9,
+  /** object: the invalidation state before and after. */
+  INVALIDATE: 10,
+  /** A kvm_mmu_page is allocated. address: its pfn; object: the page record. */
+  TABLE_ALLOC: 11,
+  /** A kvm_mmu_page is freed. address: its pfn; object: record and content. */
+  TABLE_FREE: 12,
+  /** A kvm_mmu_page record changes (reference counts, invalid). address: pfn; object: before and after. */
+  TABLE_STATE: 13,
+  /** vCPU's root. address: vCPU; old, new: pfn + 1, or 0. */
+  ROOT: 14,
+  /** vCPU's pending requests. address: vCPU; old, new: the bits. */
+  REQUESTS: 15,
+  /** VM exit; object: the fault. */
+  EXIT: 16,
+  /** VM entry. address: vCPU. */
+  ENTRY: 17,
+  /** A guest page fault is delivered; object: the fault. */
+  GUEST_FAULT: 18,
+  /** How a second-stage fault ended. new: RET_PF_*; object: the fault. */
+  FAULT_RESULT: 19,
+  /** An access that userspace completes; object: the fault. */
+  MMIO: 20,
+  /** An expectation failed; object: its text and place. */
+  EXPECT_FAILED: 21,
+  /** A diagnostic as the kernel would print it; object: text. */
+  WARNING: 22,
+  /** What a tracepoint would say beyond the state change; object: {event, fields}. */
+  TRACE: 23,
+} as const;
+export type Kind = (typeof Kind)[keyof typeof Kind];
+export const KIND_COUNT = 24;
+
+export interface LogEntry {
+  readonly position: number;
+  readonly task: number;
+  readonly step: number;
+  readonly kind: Kind;
+  readonly address: number;
+  readonly oldLo: number;
+  readonly oldHi: number;
+  readonly newLo: number;
+  readonly newHi: number;
+  readonly object: unknown;
+}
+
+const CHUNK = 1 << 15;
+
+class Chunk {
+  readonly task = new Uint16Array(CHUNK);
+  readonly kind = new Uint8Array(CHUNK);
+  readonly step = new Float64Array(CHUNK);
+  readonly address = new Float64Array(CHUNK);
+  readonly words = new Uint32Array(4 * CHUNK);
+  readonly objects: unknown[] = [];
+}
+
+/**
+ * An append-only log in columns. Positions are absolute; beyond `limit` entries the oldest are forgotten, and
+ * `first` is the oldest position that is still known.
+ */
+export class Log {
+  #chunks: (Chunk | undefined)[] = [];
+  #length = 0;
+  #first = 0;
+  readonly #limit: number;
+
+  constructor(limit: number) {
+    this.#limit = limit;
+  }
+
+  get length(): number {
+    return this.#length;
+  }
+
+  get first(): number {
+    return this.#first;
+  }
+
+  append(task: number, step: number, kind: Kind, address: number, oldLo: number, oldHi: number, newLo: number, newHi: number, object?: unknown): void {
+    const position = this.#length++;
+    const i = position % CHUNK;
+    const number = Math.floor(position / CHUNK);
+    let chunk = this.#chunks[number];
+    if (chunk === undefined) {
+      chunk = this.#recycle() ?? new Chunk();
+      this.#chunks[number] = chunk;
+    }
+    chunk.task[i] = task;
+    chunk.kind[i] = kind;
+    chunk.step[i] = step;
+    chunk.address[i] = address;
+    const word = 4 * i;
+    chunk.words[word] = oldLo;
+    chunk.words[word + 1] = oldHi;
+    chunk.words[word + 2] = newLo;
+    chunk.words[word + 3] = newHi;
+    chunk.objects[i] = object;
+  }
+
+  /** Takes the oldest chunk out of use once the log is longer than its limit. */
+  #recycle(): Chunk | undefined {
+    if (this.#length - this.#first <= this.#limit) return undefined;
+    const number = Math.floor(this.#first / CHUNK);
+    const chunk = this.#chunks[number];
+    this.#chunks[number] = undefined;
+    this.#first = (number + 1) * CHUNK;
+    if (chunk) chunk.objects.length = 0;
+    return chunk;
+  }
+
+  at(position: number): LogEntry {
+    const chunk = this.#chunks[Math.floor(position / CHUNK)];
+    if (position < this.#first || position >= this.#length || !chunk)
+      throw new RangeError(`log position ${position} is not within ${this.#first} … ${this.#length}`);
+    const i = position % CHUNK;
+    const word = 4 * i;
+    return {
+      position,
+      task: chunk.task[i]!,
+      step: chunk.step[i]!,
+      kind: chunk.kind[i]! as Kind,
+      address: chunk.address[i]!,
+      oldLo: chunk.words[word]!,
+      oldHi: chunk.words[word + 1]!,
+      newLo: chunk.words[word + 2]!,
+      newHi: chunk.words[word + 3]!,
+      object: chunk.objects[i],
+    };
+  }
+
+  kindAt(position: number): Kind {
+    return this.#chunks[Math.floor(position / CHUNK)]!.kind[position % CHUNK]! as Kind;
+  }
+
+  /** Forgets the entries from `length` on; their effects must have been undone. */
+  truncate(length: number): void {
+    const keep = Math.ceil(length / CHUNK);
+    this.#chunks.length = Math.min(this.#chunks.length, keep);
+    const last = this.#chunks[keep - 1];
+    if (last && length % CHUNK !== 0) last.objects.length = Math.min(last.objects.length, length % CHUNK);
+    this.#length = length;
+  }
+}

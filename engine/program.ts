@@ -1,0 +1,146 @@
+import type { Expression } from './expression.ts';
+import type { Feature } from './formats/format.ts';
+import type { RegisterName } from './guest/registers.ts';
+
+/** Where a statement stands in its source: 1-based lines and columns, the end exclusive. */
+export interface Span {
+  readonly line: number;
+  readonly column: number;
+  readonly endLine: number;
+  readonly endColumn: number;
+}
+
+/** A scenario as plain data: what the scenario language lowers to and a machine is made from. */
+export interface Program {
+  readonly machine: MachineConfig;
+  readonly guests: readonly GuestTables[];
+  readonly tasks: readonly TaskProgram[];
+  /** Checked in order when every task has ended. */
+  readonly expects: readonly Expectation[];
+}
+
+export interface MachineConfig {
+  readonly slots: readonly SlotConfig[];
+  readonly second: 'ept' | 'npt';
+  /** Physical-address width of the host and of the guest's processor, 32 … 52. */
+  readonly maxPhyAddr: number;
+  /** What the processor offers, beside NX, which EFER.NXE rules. */
+  readonly features: readonly Feature[];
+}
+
+export interface SlotConfig {
+  readonly id: number;
+  /** Guest-physical start and size in bytes, multiples of 4K. */
+  readonly base: bigint;
+  readonly size: bigint;
+  readonly readonly: boolean;
+  /** Largest page of the host's mapping: 1 = 4K, 2 = 2M, 3 = 1G. */
+  readonly pageLevel: number;
+}
+
+/** An address space that exists before the vCPUs start. */
+export interface GuestTables {
+  readonly name: string;
+  /** Where table pages are taken from, upwards; absent: downwards from the end of the first slot. */
+  readonly tablesAt?: bigint;
+  readonly mappings: readonly Mapping[];
+  readonly span: Span;
+}
+
+export interface Mapping {
+  readonly gva: bigint;
+  readonly size: bigint;
+  readonly gpa: bigint;
+  /** Largest page to use: 1, 2 or 3. */
+  readonly pageLevel: number;
+  readonly write: boolean;
+  readonly execute: boolean;
+  readonly user: boolean;
+  /** Further fields of the leaves by name, e.g. G, PK, A, D. */
+  readonly fields: Readonly<Record<string, number>>;
+  /** Raw value that replaces the entry of this level for `gva`, instead of all above. */
+  readonly raw?: { readonly level: number; readonly value: bigint };
+  readonly span: Span;
+}
+
+export interface TaskProgram {
+  readonly kind: 'vcpu' | 'host';
+  /** `0` for vcpu 0; a host task's name. */
+  readonly name: string;
+  /** Name of the guest tables in CR3 at the start; absent: paging off. vCPUs only. */
+  readonly guest?: string;
+  readonly body: readonly Statement[];
+  readonly span: Span;
+}
+
+export interface Expectation {
+  readonly condition: Expression;
+  /** As written, for messages. */
+  readonly text: string;
+  readonly span: Span;
+}
+
+interface Located {
+  readonly span: Span;
+}
+
+/** A load, store or instruction fetch of 1, 2, 4 or 8 bytes. */
+export interface AccessStatement extends Located {
+  readonly kind: 'access';
+  readonly access: 'read' | 'write' | 'fetch';
+  readonly address: Expression;
+  readonly size: 1 | 2 | 4 | 8;
+  /** What a write stores; absent: the step number, so that writes can be told apart. */
+  readonly value?: Expression;
+  /** Privilege level of this access alone; absent: the vCPU's. */
+  readonly cpl?: 0 | 3;
+  readonly implicit: boolean;
+}
+
+export interface RegisterStatement extends Located {
+  readonly kind: 'register';
+  readonly register: RegisterName;
+  /** A named bit of it; absent: the whole register. */
+  readonly bit?: string;
+  readonly value: Expression;
+}
+
+export type Statement =
+  | AccessStatement
+  | RegisterStatement
+  | (Located & { readonly kind: 'invlpg'; readonly address: Expression })
+  | (Located & { readonly kind: 'repeat'; readonly count?: Expression; readonly variable?: string; readonly body: readonly Statement[] })
+  /** The guest edits its own tables (those in CR3). */
+  | (Located & { readonly kind: 'map'; readonly mapping: Mapping })
+  | (Located & { readonly kind: 'unmap'; readonly gva: bigint; readonly size: bigint })
+  | (Located & { readonly kind: 'protect'; readonly gva: bigint; readonly size: bigint; readonly write: boolean; readonly execute: boolean; readonly user: boolean })
+  | (Located & { readonly kind: 'expect'; readonly expectation: Expectation })
+  /** Waits until the condition holds. */
+  | (Located & { readonly kind: 'wait'; readonly condition: Expression })
+  | (Located & { readonly kind: 'slot-add'; readonly slot: SlotConfig })
+  | (Located & { readonly kind: 'slot-delete'; readonly id: number })
+  | (Located & { readonly kind: 'slot-move'; readonly id: number; readonly base: bigint })
+  | (Located & { readonly kind: 'slot-log'; readonly id: number; readonly enable: boolean })
+  /** kvm_zap_gfn_range; without a range kvm_mmu_zap_all_fast. */
+  | (Located & { readonly kind: 'zap'; readonly range?: { readonly base: bigint; readonly size: bigint } })
+  /** The host unmaps the memory behind a range (MMU notifier); `migrate` moves its pages to other frames meanwhile. */
+  | (Located & { readonly kind: 'notifier'; readonly base: bigint; readonly size: bigint; readonly migrate: boolean })
+  /** Overwrites an entry of KVM's tables, as a bug would. */
+  | (Located & { readonly kind: 'poke'; readonly gpa: bigint; readonly level: number; readonly value: Expression });
+
+/** Who may execute a statement; both when absent. */
+export const STATEMENT_OWNER: Readonly<Partial<Record<Statement['kind'], 'vcpu' | 'host'>>> = {
+  access: 'vcpu',
+  register: 'vcpu',
+  invlpg: 'vcpu',
+  map: 'vcpu',
+  unmap: 'vcpu',
+  protect: 'vcpu',
+  'slot-add': 'host',
+  'slot-delete': 'host',
+  'slot-move': 'host',
+  'slot-log': 'host',
+  zap: 'host',
+  notifier: 'host',
+  poke: 'host',
+};
