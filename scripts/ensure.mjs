@@ -8,7 +8,7 @@ const root = fileURLToPath(new URL('..', import.meta.url));
 
 /**
  * Runs npm in a folder with the npm that started this process, or else the one on the PATH.
- * Throws with npm's last lines when it fails.
+ * Throws with npm's own account when it fails; the error's `code` is npm's, such as EUSAGE.
  */
 export async function npm(cwd, ...args) {
   const cli = process.env.npm_execpath;
@@ -24,8 +24,11 @@ export async function npm(cwd, ...args) {
     child.on('close', (code) => resolve(code));
   });
   if (outcome === 0) return;
-  const tail = output.trim().split('\n').slice(-8).join('\n');
-  throw new Error(`npm ${args.join(' ')} failed (${outcome}) in ${cwd}\n${tail}`);
+  // What went wrong comes first; a page of usage may follow.
+  const account = output.split('\n').filter((line) => line.replace('npm error', '').trim() !== '');
+  const error = new Error(`npm ${args.join(' ')} failed (${outcome}) in ${cwd}\n${account.slice(0, 10).join('\n')}`);
+  error.code = /^npm error code (\w+)/m.exec(output)?.[1];
+  throw error;
 }
 
 /** Runs `npm ci` when node_modules is missing, incomplete, or older than package-lock.json. */
@@ -35,5 +38,12 @@ export async function ensureInstalled() {
   const installed = join(root, 'node_modules', '.package-lock.json');
   if (existsSync(installed) && statSync(installed).mtimeMs >= statSync(lock).mtimeMs) return;
   console.log('installing dependencies (npm ci) …');
-  await npm(root, 'ci');
+  try {
+    await npm(root, 'ci');
+  } catch (error) {
+    // The lock file may lack other systems' binaries, when the registry that wrote it does.
+    if (error.code !== 'EUSAGE') throw error;
+    console.log('package-lock.json is incomplete; installing with npm install …');
+    await npm(root, 'install', '--no-save');
+  }
 }

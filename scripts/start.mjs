@@ -54,13 +54,12 @@ async function serve() {
   }
   const { installTestTools } = await import('../test/vscode/install.mjs');
   await installTestTools();
+  const { toldToEnd } = await import('../test/vscode/cleanup.mjs');
   const { startServer } = await import('../test/vscode/server.mjs');
   const userDataDir = join(profile, 'user-data');
   const extensionsDir = join(profile, 'extensions');
   for (const folder of [userDataDir, extensionsDir, examples]) mkdirSync(folder, { recursive: true });
-  const told = new Promise((resolve) => {
-    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => resolve());
-  });
+  const told = toldToEnd().then(() => undefined);
   const server = await startServer({ userDataDir, extensionsDir });
   const url = server.url(examples, { extensionDevelopmentPath: root });
   console.log(`Open ${url}`);

@@ -34,3 +34,20 @@ export function createCleanup() {
     },
   };
 }
+
+/**
+ * Resolves with the reason once this process should end: a signal, or the end of whoever started it. npm passes a
+ * signal on to the shell between it and a script, and not all shells pass it further.
+ */
+export function toldToEnd() {
+  const parent = process.ppid;
+  return new Promise((resolve) => {
+    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => resolve(signal));
+    const timer = setInterval(() => {
+      if (process.ppid === parent) return;
+      clearInterval(timer);
+      resolve('the end of the process that started this one');
+    }, 200);
+    timer.unref();
+  });
+}

@@ -1,14 +1,14 @@
 #!/usr/bin/env node
 // Takes the place of a desktop VS Code's executable when tests run: same arguments, same exit code, but the workbench
 // is code-server's, in a headless Chromium. The suite finds that browser's debugging endpoint in $KVM_MMU_TEST_CDP.
-import { createWriteStream, mkdirSync, readFileSync } from 'node:fs';
+import { createWriteStream, mkdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { format, parseArgs } from 'node:util';
 import { chromium } from 'playwright-core';
 import { chromiumFlags, findChromium } from './chromium.mjs';
-import { createCleanup } from './cleanup.mjs';
+import { createCleanup, toldToEnd } from './cleanup.mjs';
 import { startServer } from './server.mjs';
 
 const timeLimit = Number(process.env.KVM_MMU_TEST_LIMIT ?? 300) * 1000;
@@ -23,14 +23,9 @@ const { values, positionals } = parseArgs({
 });
 
 /** Rejects when the run cannot go on: too long, told to end, or abandoned by whoever started it. */
-function interruption() {
-  const parent = process.ppid;
-  return new Promise((_, reject) => {
-    const stop = (why) => reject(new Error(why));
-    setTimeout(stop, timeLimit, `the tests took longer than ${timeLimit / 1000} s (KVM_MMU_TEST_LIMIT)`);
-    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => stop(`ended by ${signal}`));
-    setInterval(() => process.ppid !== parent && stop('the process that started the tests is gone'), 500);
-  });
+async function interruption() {
+  const late = sleep(timeLimit, `the tests took longer than ${timeLimit / 1000} s (KVM_MMU_TEST_LIMIT)`);
+  throw new Error(await Promise.race([late, toldToEnd().then((why) => `ended by ${why}`)]));
 }
 
 async function openBrowser(cleanup) {
@@ -43,6 +38,9 @@ async function openBrowser(cleanup) {
     viewport: { width: 1400, height: 900 },
     deviceScaleFactor: 1,
   });
+  // Playwright does not tell the process, which leads a group of its own; this link's target is HOST-PID.
+  const pid = readlinkSync(join(profile, 'SingletonLock')).split('-').at(-1);
+  cleanup.group(Number(pid));
   // Chromium writes the port that it chose, and a path on the next line.
   const [port] = readFileSync(join(profile, 'DevToolsActivePort'), 'utf8').split('\n');
   return { context, endpoint: `http://127.0.0.1:${port}` };

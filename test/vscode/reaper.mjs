@@ -1,6 +1,6 @@
 // Cleans up after another process, however that one ends: its input is that process's end of a pipe, which the
 // kernel closes even after SIGKILL. Lines of input: `{"kill": pid}` (a process group), `{"remove": path}`.
-import { rmSync } from 'node:fs';
+import { existsSync, rmSync } from 'node:fs';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -21,6 +21,13 @@ const signal = (name) =>
 signal('SIGTERM');
 for (let waited = 0; waited < 1500 && signal(0); waited += 50) await sleep(50);
 signal('SIGKILL');
-for (const { remove } of jobs) {
-  if (remove) rmSync(remove, { recursive: true, force: true, maxRetries: 5, retryDelay: 100 });
+// A helper outside the groups, such as a browser's crash handler, may write once more while it ends.
+const folders = jobs.flatMap((job) => (job.remove ? [job.remove] : []));
+for (let attempt = 0; attempt < 10 && folders.some((folder) => existsSync(folder)); attempt++) {
+  if (attempt > 0) await sleep(200);
+  for (const folder of folders) {
+    try {
+      rmSync(folder, { recursive: true, force: true });
+    } catch {} // not empty after all: next time
+  }
 }

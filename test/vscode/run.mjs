@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { ensureInstalled } from '../../scripts/ensure.mjs';
 import { downloadVSCode, findVSCode, hasDisplay } from '../../scripts/vscode.mjs';
 import { findChromium } from './chromium.mjs';
-import { createCleanup } from './cleanup.mjs';
+import { createCleanup, toldToEnd } from './cleanup.mjs';
 import { installTestTools } from './install.mjs';
 
 const here = fileURLToPath(new URL('.', import.meta.url));
@@ -53,7 +53,11 @@ async function choose() {
 async function bundleSuite() {
   const { build } = await import('esbuild');
   const suite = join(here, 'suite');
-  rmSync(out, { recursive: true, force: true });
+  // The bundle of a test that was deleted would still run. The rest stays, as another run may be using it.
+  const bundles = existsSync(out) ? readdirSync(out).filter((file) => file.endsWith('.test.js')) : [];
+  for (const file of bundles) {
+    if (!existsSync(join(suite, file.replace(/js$/, 'ts')))) rmSync(join(out, file));
+  }
   await build({
     entryPoints: readdirSync(suite)
       .filter((file) => file === 'index.ts' || file.endsWith('.test.ts'))
@@ -64,7 +68,7 @@ async function bundleSuite() {
     format: 'cjs',
     target: 'node20',
     external: ['vscode', 'mocha', 'playwright-core'],
-    sourcemap: 'inline',
+    sourcemap: 'linked',
     logLevel: 'warning',
   });
 }
@@ -80,7 +84,7 @@ async function runSuite(executable, cleanup) {
   writeSettings(userData, { ...quietSettings, 'workbench.colorTheme': 'Default Dark Modern' });
 
   const { runTests } = await import('@vscode/test-electron');
-  const resultsPath = join(out, 'results.json');
+  const resultsPath = join(cleanup.folder('results'), 'results.json');
   const failure = await runTests({
     vscodeExecutablePath: executable,
     extensionDevelopmentPath: root,
@@ -102,6 +106,10 @@ async function runSuite(executable, cleanup) {
 }
 
 const cleanup = createCleanup();
+toldToEnd().then((why) => {
+  console.error(`VS Code tests: ended by ${why}`);
+  process.exit(1); // the launcher and the cleanup notice
+});
 try {
   await ensureInstalled();
   const { buildAll } = await import('../../scripts/build.mjs');

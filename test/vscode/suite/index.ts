@@ -2,11 +2,12 @@
 import { readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { format } from 'node:util';
+import { originalLines } from './original-lines.ts';
 
 // The extension host's console is all that leaves it; the mark tells this suite's lines from VS Code's own.
 const mark = process.env.KVM_MMU_TEST_MARK ?? '';
 const print = (...args: unknown[]) => {
-  for (const line of format(...args).split('\n')) console.log(mark + line);
+  for (const line of originalLines(format(...args)).split('\n')) console.log(mark + line);
 };
 
 /** What the extension host calls. Rejects when a test failed, which makes VS Code exit with a code other than 0. */
