@@ -24,8 +24,10 @@ export async function npm(cwd, ...args) {
     child.on('close', (code) => resolve(code));
   });
   if (outcome === 0) return;
-  // What went wrong comes first; a page of usage may follow.
-  const account = output.split('\n').filter((line) => line.replace('npm error', '').trim() !== '');
+  // What went wrong comes first; npm's own stack or a page of usage may follow.
+  const lines = output.split('\n').map((line) => line.replace(/^npm error ?/, ''));
+  const end = lines.findIndex((line) => /^\s+at |^Clean install|^Usage:/.test(line));
+  const account = lines.slice(0, end < 0 ? undefined : end).filter((line) => line.trim() !== '');
   const error = new Error(`npm ${args.join(' ')} failed (${outcome}) in ${cwd}\n${account.slice(0, 10).join('\n')}`);
   error.code = /^npm error code (\w+)/m.exec(output)?.[1];
   throw error;

@@ -48,7 +48,7 @@ async function step(what, install) {
   try {
     await install();
   } catch (error) {
-    throw new Error(`could not install ${what}: ${error.message}`);
+    throw Object.assign(new Error(`could not install ${what}: ${error.message}`), { code: error.code });
   }
 }
 

@@ -31,23 +31,22 @@ async function desktop() {
 /** The executable to run the suite with. */
 async function choose() {
   const { executable, why } = await desktop();
-  if (executable) {
-    await installTestTools({ server: false });
-    return executable;
-  }
   const missing = [];
-  if (process.platform === 'win32')
-    missing.push("a system other than Windows, where code-server's VS Code does not run");
-  if (!findChromium()) missing.push('Chromium (install it, or set CHROMIUM to its path)');
+  if (!executable) {
+    if (process.platform === 'win32')
+      missing.push("another system than Windows, where code-server's VS Code cannot run");
+    if (!findChromium()) missing.push('Chromium (install it, or set CHROMIUM to its path)');
+  }
   if (missing.length === 0) {
     try {
-      await installTestTools();
-      return join(here, 'launcher.mjs');
+      await installTestTools({ server: !executable });
+      return executable ?? join(here, 'launcher.mjs');
     } catch (error) {
-      missing.push(`code-server (${error.message.replaceAll('\n', '; ')})`);
+      if (error.code === 'EUSAGE') throw error; // the fault of package-lock.json, not of the machine
+      missing.push(`packages (${error.message.replaceAll('\n', '; ')})`);
     }
   }
-  throw new Skipped(`VS Code tests need ${missing.join(' and ')}, because ${why}`);
+  throw new Skipped(`VS Code tests need ${missing.join(' and ')}${why ? `, because ${why}` : ''}`);
 }
 
 async function bundleSuite() {

@@ -46,6 +46,6 @@ describe('the page helpers', () => {
   });
 
   it('switch the colour theme', async () => {
-    for (const theme of colourThemes) await setColourTheme(theme);
+    for (const theme of [...colourThemes, 'Default Dark Modern'] as const) await setColourTheme(theme);
   });
 });
