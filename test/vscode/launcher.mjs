@@ -84,6 +84,7 @@ function resolvePath(path) {
 
 let exitCode = 1;
 const cleanup = createCleanup();
+process.env.TMPDIR = cleanup.folder('launcher'); // the browser and Playwright leave files there when they are killed
 let context;
 let server;
 try {

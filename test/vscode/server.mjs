@@ -60,7 +60,8 @@ export async function startServer({
     {
       detached: true, // a group of its own, so that the extension hosts can be ended with it
       stdio: ['ignore', 'pipe', 'pipe'],
-      env: { ...process.env, EXTENSIONS_GALLERY: '{}', ...env },
+      // It leaves its sockets in the temporary folder.
+      env: { ...process.env, EXTENSIONS_GALLERY: '{}', TMPDIR: cleanup.folder('server'), ...env },
     },
   );
   if (server.pid !== undefined) cleanup.group(server.pid);
