@@ -6,7 +6,12 @@ export type Expression =
   | { readonly kind: 'number'; readonly value: bigint }
   | { readonly kind: 'name'; readonly path: readonly PathPart[] }
   | { readonly kind: 'unary'; readonly operator: UnaryOperator; readonly operand: Expression }
-  | { readonly kind: 'binary'; readonly operator: BinaryOperator; readonly left: Expression; readonly right: Expression }
+  | {
+      readonly kind: 'binary';
+      readonly operator: BinaryOperator;
+      readonly left: Expression;
+      readonly right: Expression;
+    }
   /** `value in from..to`: half-open. */
   | { readonly kind: 'in'; readonly value: Expression; readonly from: Expression; readonly to: Expression }
   | { readonly kind: 'call'; readonly name: string; readonly arguments: readonly Expression[] };
@@ -14,7 +19,25 @@ export type Expression =
 /** A part of a dotted name: a word, or an index in brackets. */
 export type PathPart = string | Expression;
 export type UnaryOperator = '!' | '-' | '~';
-export type BinaryOperator = '+' | '-' | '*' | '/' | '%' | '<<' | '>>' | '&' | '|' | '^' | '==' | '!=' | '<' | '<=' | '>' | '>=' | '&&' | '||';
+export type BinaryOperator =
+  | '+'
+  | '-'
+  | '*'
+  | '/'
+  | '%'
+  | '<<'
+  | '>>'
+  | '&'
+  | '|'
+  | '^'
+  | '=='
+  | '!='
+  | '<'
+  | '<='
+  | '>'
+  | '>='
+  | '&&'
+  | '||';
 
 /** Integers are 64 bits, unsigned; `undefined` is something that the machine does not know. */
 export type Value = bigint | boolean | string;
@@ -45,7 +68,9 @@ export function evaluate(expression: Expression, scope: Scope): Value {
     case 'number':
       return expression.value;
     case 'name': {
-      const path = expression.path.map((part) => (typeof part === 'string' ? part : asInteger(evaluate(part, scope), 'an index')));
+      const path = expression.path.map((part) =>
+        typeof part === 'string' ? part : asInteger(evaluate(part, scope), 'an index'),
+      );
       const value = scope.name(path);
       if (value === undefined) throw new ExpressionError(`unknown name ${pathWords(path)}`);
       return value;
@@ -53,7 +78,8 @@ export function evaluate(expression: Expression, scope: Scope): Value {
     case 'call': {
       const values = expression.arguments.map((argument) => evaluate(argument, scope));
       const value = scope.call?.(expression.name, values);
-      if (value === undefined) throw new ExpressionError(`unknown function ${expression.name}() for ${values.length} arguments`);
+      if (value === undefined)
+        throw new ExpressionError(`unknown function ${expression.name}() for ${values.length} arguments`);
       return value;
     }
     case 'unary': {
@@ -64,20 +90,31 @@ export function evaluate(expression: Expression, scope: Scope): Value {
     }
     case 'in': {
       const value = asInteger(evaluate(expression.value, scope), 'in');
-      return value >= asInteger(evaluate(expression.from, scope), '..') && value < asInteger(evaluate(expression.to, scope), '..');
+      return (
+        value >= asInteger(evaluate(expression.from, scope), '..') &&
+        value < asInteger(evaluate(expression.to, scope), '..')
+      );
     }
     case 'binary':
       return evaluateBinary(expression.operator, expression.left, expression.right, scope);
   }
 }
 
-function evaluateBinary(operator: BinaryOperator, leftExpression: Expression, rightExpression: Expression, scope: Scope): Value {
+function evaluateBinary(
+  operator: BinaryOperator,
+  leftExpression: Expression,
+  rightExpression: Expression,
+  scope: Scope,
+): Value {
   const left = evaluate(leftExpression, scope);
   if (operator === '&&') return truthy(left) && truthy(evaluate(rightExpression, scope));
   if (operator === '||') return truthy(left) || truthy(evaluate(rightExpression, scope));
   const right = evaluate(rightExpression, scope);
   if (operator === '==' || operator === '!=') {
-    const equal = typeof left === 'string' || typeof right === 'string' ? left === right : asInteger(left, '==') === asInteger(right, '==');
+    const equal =
+      typeof left === 'string' || typeof right === 'string'
+        ? left === right
+        : asInteger(left, '==') === asInteger(right, '==');
     return (operator === '==') === equal;
   }
   const a = asInteger(left, operator);

@@ -109,11 +109,23 @@ export type Statement =
   | AccessStatement
   | RegisterStatement
   | (Located & { readonly kind: 'invlpg'; readonly address: Expression })
-  | (Located & { readonly kind: 'repeat'; readonly count?: Expression; readonly variable?: string; readonly body: readonly Statement[] })
+  | (Located & {
+      readonly kind: 'repeat';
+      readonly count?: Expression;
+      readonly variable?: string;
+      readonly body: readonly Statement[];
+    })
   /** The guest edits its own tables (those in CR3). */
   | (Located & { readonly kind: 'map'; readonly mapping: Mapping })
   | (Located & { readonly kind: 'unmap'; readonly gva: bigint; readonly size: bigint })
-  | (Located & { readonly kind: 'protect'; readonly gva: bigint; readonly size: bigint; readonly write: boolean; readonly execute: boolean; readonly user: boolean })
+  | (Located & {
+      readonly kind: 'protect';
+      readonly gva: bigint;
+      readonly size: bigint;
+      readonly write: boolean;
+      readonly execute: boolean;
+      readonly user: boolean;
+    })
   | (Located & { readonly kind: 'expect'; readonly expectation: Expectation })
   /** Waits until the condition holds. */
   | (Located & { readonly kind: 'wait'; readonly condition: Expression })

@@ -1,4 +1,12 @@
-import { type EntryKind, type Feature, type Field, fieldApplies, fieldMask, type FormatSpec, type Level } from './format.ts';
+import {
+  type EntryKind,
+  type Feature,
+  type Field,
+  type FormatSpec,
+  fieldApplies,
+  fieldMask,
+  type Level,
+} from './format.ts';
 
 /** What a walk finds in an entry. */
 export const ABSENT = 0;
@@ -163,7 +171,8 @@ export class Format {
   /** Says which combination of legal bits the walk refuses, if any. Such rules concern low words only. */
   illegalWords(level: number, lo: number): string | undefined {
     for (const rule of this.spec.illegal) {
-      if ((lo & rule.mask) === rule.value && !(rule.unless && this.options.features.has(rule.unless))) return rule.words;
+      if ((lo & rule.mask) === rule.value && !(rule.unless && this.options.features.has(rule.unless)))
+        return rule.words;
     }
     const kind = this.classify(level, lo) === LEAF ? 'leaf' : 'table';
     for (const field of this.spec.fields) {

@@ -77,7 +77,8 @@ export function decodeEntry(format: Format, level: number, lo: number, hi: numbe
     const isAddress = field.name === spec.roles.address;
     const masked = raw & (isAddress ? format.addressMask(level, kind) : fieldMask(field));
     const value = isAddress ? masked : masked >> BigInt(field.bits[1]);
-    const words = field.values?.[Number(value)] ?? (isAddress || field.bits[0] !== field.bits[1] ? hex(value) : `${value}`);
+    const words =
+      field.values?.[Number(value)] ?? (isAddress || field.bits[0] !== field.bits[1] ? hex(value) : `${value}`);
     return { name: field.name, bits: field.bits, value: hex(value), words, meaning: field.meaning, setBy: field.setBy };
   });
   return {

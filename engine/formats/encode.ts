@@ -32,11 +32,14 @@ export function withFields(
     const field = format.fields(level, kind).find((candidate) => candidate.name === name);
     if (!field) {
       const names = format.fields(level, kind).map((candidate) => candidate.name);
-      throw new RangeError(`${format.level(level).entry} has no field ${name}; it has ${[...new Set(names)].join(', ')}`);
+      throw new RangeError(
+        `${format.level(level).entry} has no field ${name}; it has ${[...new Set(names)].join(', ')}`,
+      );
     }
     const mask = fieldMask(field);
     const shifted = BigInt(value) << BigInt(field.bits[1]);
-    if (value < 0 || (shifted & ~mask) !== 0n) throw new RangeError(`${value} does not fit ${name} (bits ${field.bits.join(':')})`);
+    if (value < 0 || (shifted & ~mask) !== 0n)
+      throw new RangeError(`${value} does not fit ${name} (bits ${field.bits.join(':')})`);
     entry = (entry & ~mask) | shifted;
   }
   return entry;
@@ -72,7 +75,8 @@ export function encodeLeaf(
   extra: Readonly<Record<string, number>> = {},
 ): Entry {
   if (!format.isLargeLevel(level)) throw new RangeError(`${format.level(level).entry} cannot map a page`);
-  if (frame % format.span[level]! !== 0) throw new RangeError(`frame 0x${frame.toString(16)} is not aligned to level ${level}`);
+  if (frame % format.span[level]! !== 0)
+    throw new RangeError(`frame 0x${frame.toString(16)} is not aligned to level ${level}`);
   const large = level > 1 ? { [format.spec.roles.largePage]: 1 } : {};
   const value =
     withFields(format, level, 'leaf', rightsBits(format, level, 'leaf', rights), { ...large, ...extra }) |

@@ -12,8 +12,20 @@ export const NPT: FormatSpec = {
   source: 'APM vol. 2, 15.25; KVM spte.h',
   fields: [
     ...X86_FIELDS,
-    { name: 'host-writable', bits: [9, 9], setBy: 'kvm', ignored: true, meaning: 'the host lets KVM map the page writable' },
-    { name: 'MMU-writable', bits: [10, 10], setBy: 'kvm', ignored: true, meaning: 'nothing in the MMU forbids making the page writable without a lock' },
+    {
+      name: 'host-writable',
+      bits: [9, 9],
+      setBy: 'kvm',
+      ignored: true,
+      meaning: 'the host lets KVM map the page writable',
+    },
+    {
+      name: 'MMU-writable',
+      bits: [10, 10],
+      setBy: 'kvm',
+      ignored: true,
+      meaning: 'nothing in the MMU forbids making the page writable without a lock',
+    },
     { name: 'MMU-present', bits: [11, 11], setBy: 'kvm', ignored: true, meaning: 'KVM holds this entry as present' },
     {
       name: 'A/D type',

@@ -117,7 +117,8 @@ export function permissionReasons(protection: Protection, access: number, key: n
   if (write && (access & ACC_WRITE) === 0 && (user || protection.wp))
     reasons.push(user ? 'the page is read-only (W=0)' : 'the page is read-only (W=0) and CR0.WP is 1');
   if (fetch && protection.nxe && (access & ACC_EXEC) === 0) reasons.push('the page is not executable (NX=1)');
-  if (fetch && protection.smep && !user && userPage) reasons.push('CR4.SMEP forbids the supervisor to execute a user page');
+  if (fetch && protection.smep && !user && userPage)
+    reasons.push('CR4.SMEP forbids the supervisor to execute a user page');
   if (!fetch && protection.smap && !user && userPage && (kind.implicit || !protection.ac))
     reasons.push(
       kind.implicit
@@ -125,6 +126,8 @@ export function permissionReasons(protection: Protection, access: number, key: n
         : 'CR4.SMAP forbids the supervisor to access a user page while RFLAGS.AC is 0',
     );
   if (protection.pke && userPage && pkruDenies(protection, key, kind))
-    reasons.push(`PKRU ${(pkruBits(protection.pkru, key) & 1) !== 0 ? 'disables access to' : 'disables writes to'} key ${key}`);
+    reasons.push(
+      `PKRU ${(pkruBits(protection.pkru, key) & 1) !== 0 ? 'disables access to' : 'disables writes to'} key ${key}`,
+    );
   return reasons;
 }

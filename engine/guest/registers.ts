@@ -2,7 +2,7 @@ import { Format } from '../formats/compile.ts';
 import type { Feature } from '../formats/format.ts';
 import { X86_64 } from '../formats/x86-64.ts';
 import { type Gfn, hex } from '../memory/words.ts';
-import { permissionBitmaps, type Protection } from './permission.ts';
+import { type Protection, permissionBitmaps } from './permission.ts';
 
 /** The registers that translation depends on. */
 export const REGISTERS = ['cr0', 'cr3', 'cr4', 'efer', 'rflags', 'pkru', 'cpl'] as const;

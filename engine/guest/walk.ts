@@ -1,7 +1,15 @@
 import { ABSENT, ACC_EXEC, ACC_USER, ACC_WRITE, type Format, LEAF } from '../formats/compile.ts';
 import { decodeEntry } from '../formats/decode.ts';
 import type { Gfn, Pfn, Vfn } from '../memory/words.ts';
-import { type AccessKind, PFERR_FETCH, PFERR_PRESENT, PFERR_RSVD, PFERR_USER, PFERR_WRITE, permissionFault } from './permission.ts';
+import {
+  type AccessKind,
+  PFERR_FETCH,
+  PFERR_PRESENT,
+  PFERR_RSVD,
+  PFERR_USER,
+  PFERR_WRITE,
+  permissionFault,
+} from './permission.ts';
 import type { PagingMode } from './registers.ts';
 
 /** Second-stage tables as the hardware walks them. */
@@ -139,7 +147,13 @@ export function isCanonical(vfn: Vfn): boolean {
 const TABLE_ACCESS = PFERR_WRITE | PFERR_USER;
 
 /** Makes one memory reference. Call while `status` is `running`. */
-export function stepWalk(walk: Walk, mode: PagingMode, second: SecondStage | undefined, memory: WalkMemory, trace?: Reference[]): void {
+export function stepWalk(
+  walk: Walk,
+  mode: PagingMode,
+  second: SecondStage | undefined,
+  memory: WalkMemory,
+  trace?: Reference[],
+): void {
   if (second === undefined) {
     if (walk.level === 0) {
       walk.pfn = memory.resolve(walk.gfn);
@@ -157,7 +171,13 @@ export function stepWalk(walk: Walk, mode: PagingMode, second: SecondStage | und
 }
 
 /** Runs a walk to its end. */
-export function finishWalk(walk: Walk, mode: PagingMode, second: SecondStage | undefined, memory: WalkMemory, trace?: Reference[]): Walk {
+export function finishWalk(
+  walk: Walk,
+  mode: PagingMode,
+  second: SecondStage | undefined,
+  memory: WalkMemory,
+  trace?: Reference[],
+): Walk {
   while (walk.status === 'running') stepWalk(walk, mode, second, memory, trace);
   return walk;
 }
@@ -170,9 +190,19 @@ function secondReference(walk: Walk, second: SecondStage, memory: WalkMemory, tr
   const lo = page[2 * index]!;
   const hi = page[2 * index + 1]!;
   walk.references++;
-  trace?.push({ stage: 'second', level, forLevel: walk.level, table: walk.secondTable, index, pfn: walk.secondTable, lo, hi });
+  trace?.push({
+    stage: 'second',
+    level,
+    forLevel: walk.level,
+    table: walk.secondTable,
+    index,
+    pfn: walk.secondTable,
+    lo,
+    hi,
+  });
   const state = format.classify(level, lo);
-  if (state === ABSENT) {
+  // A guest-physical address beyond what the tables translate has no entry.
+  if (state === ABSENT || (level === format.rootLevel && walk.gfn >= format.span[level]! * 512)) {
     secondFault(walk, 'violation', 0, index, lo, hi);
     return;
   }
@@ -226,7 +256,14 @@ function setSecondBits(walk: Walk, second: SecondStage, memory: WalkMemory, leaf
   }
 }
 
-function secondFault(walk: Walk, status: 'violation' | 'misconfiguration', error: number, index: number, lo: number, hi: number): void {
+function secondFault(
+  walk: Walk,
+  status: 'violation' | 'misconfiguration',
+  error: number,
+  index: number,
+  lo: number,
+  hi: number,
+): void {
   walk.status = status;
   if (error === 0) walk.secondAccess = 0;
   walk.error = error | (walk.level === 0 ? walk.bits : TABLE_ACCESS);
@@ -235,7 +272,13 @@ function secondFault(walk: Walk, status: 'violation' | 'misconfiguration', error
   walk.hi = hi;
 }
 
-function guestReference(walk: Walk, mode: PagingMode, second: SecondStage | undefined, memory: WalkMemory, trace: Reference[] | undefined): void {
+function guestReference(
+  walk: Walk,
+  mode: PagingMode,
+  second: SecondStage | undefined,
+  memory: WalkMemory,
+  trace: Reference[] | undefined,
+): void {
   const { format } = mode;
   const { level } = walk;
   const index = format.indexOf(walk.vfn, level);
@@ -294,7 +337,8 @@ function setGuestBits(walk: Walk, mode: PagingMode, memory: WalkMemory): void {
     const lo = page[2 * index]!;
     const dirty = level === walk.leafLevel && (walk.bits & PFERR_WRITE) !== 0 ? format.dirtyLo : 0;
     const wanted = (lo | format.accessedLo | dirty) >>> 0;
-    if (wanted !== lo && (walk.second || memory.mayUpdate(walk.entryGfn[level]!))) memory.setBits(pfn, index, wanted, page[2 * index + 1]!);
+    if (wanted !== lo && (walk.second || memory.mayUpdate(walk.entryGfn[level]!)))
+      memory.setBits(pfn, index, wanted, page[2 * index + 1]!);
   }
 }
 

@@ -100,7 +100,17 @@ export class Log {
     return this.#first;
   }
 
-  append(task: number, step: number, kind: Kind, address: number, oldLo: number, oldHi: number, newLo: number, newHi: number, object?: unknown): void {
+  append(
+    task: number,
+    step: number,
+    kind: Kind,
+    address: number,
+    oldLo: number,
+    oldHi: number,
+    newLo: number,
+    newHi: number,
+    object?: unknown,
+  ): void {
     const position = this.#length++;
     const i = position % CHUNK;
     const number = Math.floor(position / CHUNK);

@@ -89,6 +89,14 @@ export class Memslots {
     return new Memslots(list, this.generation + 1);
   }
 
+  /** The same layout with one slot's backing changed: guest and generation do not notice. */
+  replaced(slot: Memslot): Memslots {
+    return new Memslots(
+      this.list.map((other) => (other.id === slot.id ? slot : other)),
+      this.generation,
+    );
+  }
+
   /** @throws MemslotError when there is no such slot. */
   without(id: number): Memslots {
     this.require(id);
@@ -100,7 +108,8 @@ export class Memslots {
 
   require(id: number): Memslot {
     const slot = this.byId(id);
-    if (!slot) throw new MemslotError(`there is no slot ${id}; slots: ${this.list.map((s) => s.id).join(', ') || 'none'}`);
+    if (!slot)
+      throw new MemslotError(`there is no slot ${id}; slots: ${this.list.map((s) => s.id).join(', ') || 'none'}`);
     return slot;
   }
 }
@@ -133,7 +142,8 @@ export function hostMappingLevel(slot: Memslot, gfn: Gfn): number {
     const span = 512 ** (level - 1);
     const start = index - (index % span);
     if (start + span > slot.backing.pages) continue;
-    if (!Object.keys(slot.backing.moved).some((key) => Number(key) >= start && Number(key) < start + span)) return level;
+    if (!Object.keys(slot.backing.moved).some((key) => Number(key) >= start && Number(key) < start + span))
+      return level;
   }
   return 1;
 }

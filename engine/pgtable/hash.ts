@@ -1,6 +1,6 @@
 import type { Format } from '../formats/compile.ts';
 import type { Tables } from './tables.ts';
-import { ABSENT_TOO, DONE, LEAF, TABLE_PRE, READ_ONLY, Walker } from './walker.ts';
+import { ABSENT_TOO, DONE, LEAF, READ_ONLY, TABLE_PRE, Walker } from './walker.ts';
 
 /**
  * A 64-bit hash of every entry of a tree in walk order: level, index and value, absent entries included, but without
@@ -8,7 +8,14 @@ import { ABSENT_TOO, DONE, LEAF, TABLE_PRE, READ_ONLY, Walker } from './walker.t
  * @throws PgtableError on a tree that contains itself.
  */
 export function hashTables(tables: Tables, format: Format, root: number): string {
-  const walker = new Walker(tables, format, root, 0, format.span[format.rootLevel]! * 512, LEAF | ABSENT_TOO | TABLE_PRE | READ_ONLY);
+  const walker = new Walker(
+    tables,
+    format,
+    root,
+    0,
+    format.span[format.rootLevel]! * 512,
+    LEAF | ABSENT_TOO | TABLE_PRE | READ_ONLY,
+  );
   // Two multiplicative lanes with different odd constants (those of MurmurHash3 and xxHash), mixed at the end.
   let a = 0x9747b28c;
   let b = 0x27d4eb2f;

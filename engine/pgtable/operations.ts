@@ -1,5 +1,5 @@
-import { ABSENT, type Format, LEAF as FORMAT_LEAF, TABLE } from '../formats/compile.ts';
-import { encodeLeaf, encodeTable, type Entry, type Rights } from '../formats/encode.ts';
+import { ABSENT, LEAF as FORMAT_LEAF, type Format, TABLE } from '../formats/compile.ts';
+import { type Entry, encodeLeaf, encodeTable, type Rights } from '../formats/encode.ts';
 import { frameHi, frameLo, hex } from '../memory/words.ts';
 import { PgtableError, type TableStore } from './tables.ts';
 import { ABSENT_TOO, DONE, isEmptyTable, LEAF, TABLE_POST, TABLE_PRE, Walker } from './walker.ts';
@@ -38,7 +38,12 @@ function leafTemplates(format: Format, attributes: Attributes): Entry[] {
 }
 
 function storeLeaf(table: Pgtable, walker: Walker, template: Entry, frame: number): void {
-  table.store.store(walker.table, walker.index, (template.lo | frameLo(frame)) >>> 0, (template.hi | frameHi(frame)) >>> 0);
+  table.store.store(
+    walker.table,
+    walker.index,
+    (template.lo | frameLo(frame)) >>> 0,
+    (template.hi | frameHi(frame)) >>> 0,
+  );
 }
 
 /** Frees the tables below a detached table entry. */
@@ -47,7 +52,8 @@ export function freeSubtree(table: Pgtable, level: number, frame: number): void 
     const page = table.store.page(frame);
     for (let index = 0; index < 512; index++) {
       const lo = page[2 * index]!;
-      if (table.format.classify(level, lo) === TABLE) freeSubtree(table, level - 1, table.format.frame(level, lo, page[2 * index + 1]!));
+      if (table.format.classify(level, lo) === TABLE)
+        freeSubtree(table, level - 1, table.format.frame(level, lo, page[2 * index + 1]!));
     }
   }
   table.store.release(frame);
@@ -124,7 +130,8 @@ export function unmap(table: Pgtable, frame: number, pages: number): void {
   const walker = new Walker(store, format, table.root, frame, end, LEAF | TABLE_POST);
   for (let visit = walker.next(); visit !== DONE; visit = walker.next()) {
     if (visit === LEAF) {
-      if (sticksOut(format, walker, frame, end)) splitLeaf(table, walker.level, walker.table, walker.index, walker.lo, walker.hi);
+      if (sticksOut(format, walker, frame, end))
+        splitLeaf(table, walker.level, walker.table, walker.index, walker.lo, walker.hi);
       else store.store(walker.table, walker.index, 0, 0);
     } else {
       const child = format.frame(walker.level, walker.lo, walker.hi);

@@ -1,4 +1,4 @@
-import { ABSENT, type Format, LEAF as FORMAT_LEAF, TABLE } from '../formats/compile.ts';
+import { ABSENT, LEAF as FORMAT_LEAF, type Format, TABLE } from '../formats/compile.ts';
 import { cycleError, type Tables } from './tables.ts';
 
 /** What `next` came to, and at the same time the flag that asks for such visits. */
@@ -57,7 +57,9 @@ export class Walker {
     this.#presentLo = format.presentLo;
     const limit = format.span[format.rootLevel]! * 512;
     if (!(start >= 0 && start <= end && end <= limit))
-      throw new RangeError(`frames 0x${start.toString(16)} … 0x${end.toString(16)} are not within 0 … 0x${limit.toString(16)}`);
+      throw new RangeError(
+        `frames 0x${start.toString(16)} … 0x${end.toString(16)} are not within 0 … 0x${limit.toString(16)}`,
+      );
     this.#start = start;
     this.#end = end;
     this.level = format.rootLevel;

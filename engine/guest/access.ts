@@ -1,0 +1,172 @@
+import { ACC_EXEC, ACC_USER, ACC_WRITE } from '../formats/compile.ts';
+import { Kind } from '../history/log.ts';
+import type { Machine, Vcpu } from '../machine.ts';
+import { addressToFrame, pageOffset, type Vfn } from '../memory/words.ts';
+import { AGAIN, call, defineFunction, NEXT, type PendingAccess, returns, type Task } from '../operation.ts';
+import { handleExit } from '../tdp/exit.ts';
+import { describeWalkFault } from '../tdp/explain-fault.ts';
+import type { FaultInfo } from '../tdp/fault.ts';
+import { EXIT_EMULATED, EXIT_INJECTED } from '../tdp/results.ts';
+import { vcpuEnterGuest } from '../tdp/vcpu.ts';
+import { PFERR_FETCH, PFERR_USER, PFERR_WRITE, permissionFault } from './permission.ts';
+import { isCanonical, startWalk, stepWalk, type Walk } from './walk.ts';
+
+/** How the processor's part of an access ended. */
+export const TRANSLATED = 0;
+/** The guest got an exception; the instruction is over. */
+export const FAULTED = 1;
+/** The hypervisor completed the instruction. */
+export const EMULATED = 2;
+/** KVM_RUN returned an error: the vCPU cannot go on. */
+export const FAILED = 3;
+
+/** The access in PFERR_* bits, as both stages check it. */
+export function accessBits(access: PendingAccess): number {
+  const kind = access.kind === 'write' ? PFERR_WRITE : access.kind === 'fetch' ? PFERR_FETCH : 0;
+  return kind | (access.cpl === 3 && !access.implicit ? PFERR_USER : 0);
+}
+
+interface WalkLocals {
+  readonly vfn: Vfn;
+  readonly access: PendingAccess;
+  walk: Walk | null;
+  fault: FaultInfo | null;
+}
+
+/**
+ * A TLB miss: the processor walks the guest's tables, each of their frames through the second stage. Ends with the
+ * translation in the TLB, with a guest exception, or with the instruction emulated.
+ */
+export const pageWalk = defineFunction<WalkLocals>({
+  name: 'page_walk',
+  where: 'the processor',
+  about: 'A TLB miss: the guest’s tables are walked, each of their frames through the second-stage tables.',
+  steps: [
+    {
+      name: 'begin',
+      text: 'start at the guest’s root (CR3), or at the page itself while paging is off',
+      run(machine, task, locals) {
+        const vcpu = machine.vcpu(task.vcpu);
+        machine.count('tlb.misses');
+        locals.walk = startWalk(vcpu.mode, vcpu.second, locals.vfn, {
+          bits: accessBits(locals.access),
+          implicit: locals.access.implicit,
+        });
+        return NEXT;
+      },
+    },
+    {
+      name: 'reference',
+      text: 'make one memory reference: a second-stage entry, or a guest entry in a frame located by now',
+      run(machine, task, locals) {
+        const vcpu = machine.vcpu(task.vcpu);
+        const walk = locals.walk!;
+        stepWalk(walk, vcpu.mode, vcpu.second, machine.walkMemory);
+        if (walk.status === 'running') return AGAIN;
+        machine.count('walks.references', walk.references);
+        if (walk.status === 'done') return NEXT;
+        locals.fault = describeWalkFault(vcpu.id, walk, vcpu.mode, vcpu.second, locals.access);
+        return walk.status === 'guest-fault' ? 'deliver' : 'exit';
+      },
+    },
+    {
+      name: 'fill',
+      text: 'keep the translation in the TLB, with the rights of both stages',
+      run(machine, task, locals) {
+        fillFromWalk(machine, machine.vcpu(task.vcpu), locals.walk!);
+        return returns(task, TRANSLATED);
+      },
+    },
+    {
+      name: 'deliver',
+      text: 'deliver #PF to the guest: CR2 and the error code',
+      run(machine, task, locals) {
+        deliverPageFault(machine, task, locals.fault!);
+        return returns(task, FAULTED);
+      },
+    },
+    {
+      name: 'exit',
+      text: 'exit to the hypervisor with the faulting gpa',
+      run(machine, task, locals) {
+        machine.count('exits');
+        machine.append(Kind.EXIT, task.vcpu, 0, 0, 0, 0, locals.fault);
+        return handleExit(task, locals.fault!, machine.config.second);
+      },
+    },
+    {
+      name: 'resume',
+      text: 'look at what the handler returned: an error ends KVM_RUN, an emulated instruction is over',
+      run(_machine, task) {
+        if (task.result < 0) return returns(task, FAILED);
+        if (task.result === EXIT_EMULATED) return returns(task, EMULATED);
+        if (task.result === EXIT_INJECTED) return returns(task, FAULTED);
+        return NEXT;
+      },
+    },
+    {
+      name: 'enter',
+      text: 'enter the guest again, at the same instruction',
+      run: (_machine, task) => call(task, vcpuEnterGuest, {}),
+    },
+    { name: 'again', text: 'the instruction starts anew: walk again', run: () => 'begin' },
+  ],
+});
+
+export function deliverPageFault(machine: Machine, task: Task, fault: FaultInfo): void {
+  machine.count('faults.guest');
+  task.cr2 = fault.gva;
+  machine.append(Kind.GUEST_FAULT, task.vcpu, 0, 0, fault.errorCode, 0, fault);
+}
+
+function fillFromWalk(machine: Machine, vcpu: Vcpu, walk: Walk): void {
+  const level = Math.min(walk.leafLevel, walk.secondLeafLevel, 3);
+  machine.fillTlb(vcpu, {
+    vfn: walk.vfn,
+    gfn: walk.gfn,
+    pfn: walk.pfn,
+    level,
+    access: walk.access,
+    key: walk.key,
+    global: walk.global,
+    secondAccess: walk.secondAccess,
+    dirty: walk.leafDirty && walk.secondDirty,
+  });
+}
+
+/** Whether a non-canonical address ends the access before any translation. */
+export function isUntranslatable(vcpu: Vcpu, address: bigint): string | undefined {
+  const vfn = addressToFrame(address);
+  if (vcpu.mode.paging)
+    return isCanonical(vfn) ? undefined : `${`0x${address.toString(16)}`} is not canonical (bits 63:47 differ): #GP`;
+  return address > 0xffff_ffffn
+    ? `0x${address.toString(16)} is beyond 4G, which no address reaches while paging is off`
+    : undefined;
+}
+
+/**
+ * The host frame for a page of the access if the TLB has it with the rights that are needed, or −1: then a walk must
+ * decide.
+ */
+export function lookUp(vcpu: Vcpu, vfn: Vfn, access: PendingAccess): number {
+  const entry = vcpu.tlb.find(vfn);
+  if (entry === undefined) return -1;
+  const bits = accessBits(access);
+  if (access.kind === 'write' && !entry.dirty) return -1;
+  const need = access.kind === 'fetch' ? ACC_EXEC : access.kind === 'write' ? ACC_WRITE : ACC_USER;
+  if ((entry.secondAccess & need) === 0) return -1;
+  if (
+    vcpu.mode.paging &&
+    permissionFault(vcpu.mode.permissions, vcpu.mode, entry.access, entry.key, { bits, implicit: access.implicit }) !==
+      0
+  )
+    return -1;
+  const span = entry.level === 1 ? 1 : entry.level === 2 ? 512 : 512 * 512;
+  return entry.pfn - (entry.pfn % span) + (vfn % span);
+}
+
+/** Pages that an access touches: one, or two when it crosses a boundary. */
+export function accessPages(access: PendingAccess): Vfn[] {
+  const first = addressToFrame(access.address);
+  return pageOffset(access.address) + access.size > 4096 ? [first, (first + 1) % 2 ** 52] : [first];
+}

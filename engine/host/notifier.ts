@@ -1,0 +1,131 @@
+import type { Machine } from '../machine.ts';
+import type { Memslot } from '../memory/memslots.ts';
+import type { Gfn } from '../memory/words.ts';
+import { BLOCKED, call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
+import { flushRemoteTlbs } from '../tdp/flush.ts';
+import { tdpMmuZapLeafs, zapLeafsLocals } from '../tdp/zap.ts';
+import { invalidateBegin, invalidateEnd } from './invalidate.ts';
+
+export interface RangeLocals {
+  readonly start: Gfn;
+  readonly end: Gfn;
+}
+
+const lockForWriting = {
+  text: 'take mmu_lock for writing',
+  run: (machine: Machine, task: Task) => (machine.acquire(task, 'mmu_lock', 'write') ? NEXT : BLOCKED),
+};
+const unlock = {
+  text: 'drop mmu_lock',
+  run(machine: Machine, task: Task) {
+    machine.release(task, 'mmu_lock');
+    return NEXT;
+  },
+};
+const begin = {
+  name: 'begin',
+  text: 'kvm_mmu_invalidate_begin: count the invalidation and note its range; faults on it retry from now on',
+  run(machine: Machine, _task: Task, { start, end }: RangeLocals) {
+    invalidateBegin(machine, start, end);
+    return NEXT;
+  },
+};
+const zap = {
+  name: 'zap',
+  text: 'tdp_mmu_zap_leafs: clear the range in every root',
+  run: (machine: Machine, task: Task, { start, end }: RangeLocals) =>
+    call(task, tdpMmuZapLeafs, zapLeafsLocals(machine, start, end)),
+};
+const flush = {
+  name: 'flush',
+  text: 'kvm_flush_remote_tlbs, if anything was cleared',
+  run(machine: Machine, task: Task) {
+    if (task.result > 0) flushRemoteTlbs(machine);
+    return NEXT;
+  },
+};
+const end = {
+  name: 'end',
+  text: 'kvm_mmu_invalidate_end: the sequence moves, then the count drops',
+  run(machine: Machine) {
+    invalidateEnd(machine);
+    return NEXT;
+  },
+};
+
+/** kvm_zap_gfn_range: as when a guest’s memory type changes. */
+export const kvmZapGfnRange = defineFunction<RangeLocals>({
+  name: 'kvm_zap_gfn_range',
+  where: 'arch/x86/kvm/mmu/mmu.c',
+  about: 'Drops KVM’s translations of a gfn range; the next access faults them in again.',
+  steps: [{ name: 'lock', ...lockForWriting }, begin, zap, flush, end, { name: 'unlock', ...unlock }],
+});
+
+export const invalidateRangeStart = defineFunction<RangeLocals>({
+  name: 'kvm_mmu_notifier_invalidate_range_start',
+  where: 'virt/kvm/kvm_main.c',
+  about: 'The host is about to unmap memory: KVM drops its translations and holds faults off until the end.',
+  steps: [{ name: 'lock', ...lockForWriting }, begin, zap, flush, { name: 'unlock', ...unlock }],
+});
+
+export const invalidateRangeEnd = defineFunction<object>({
+  name: 'kvm_mmu_notifier_invalidate_range_end',
+  where: 'virt/kvm/kvm_main.c',
+  about: 'The host has unmapped the memory: faults may go on, and those that looked before it must look again.',
+  steps: [{ name: 'lock', ...lockForWriting }, end, { name: 'unlock', ...unlock }],
+});
+
+/** The host’s own part: unmapping or migrating pages between the notifier’s two calls. */
+export const unmapHostMemory = defineFunction<RangeLocals & { readonly migrate: boolean }>({
+  name: 'unmap_host_memory',
+  where: 'the host’s memory management (mm/)',
+  about: 'Reclaim or migration of the memory behind a slot, between the two notifier calls.',
+  steps: [
+    {
+      name: 'start',
+      text: 'tell the MMU notifiers that the range is going away',
+      run: (_machine, task, { start, end }) => call(task, invalidateRangeStart, { start, end }),
+    },
+    {
+      name: 'unmap',
+      text: 'unmap the pages; migration copies them to other frames and maps those',
+      run(machine, _task, locals) {
+        if (locals.migrate) migrate(machine, locals);
+        return NEXT;
+      },
+    },
+    {
+      name: 'end',
+      text: 'tell the MMU notifiers that it is done',
+      run: (_machine, task) => call(task, invalidateRangeEnd, {}),
+    },
+    { name: 'done', text: 'go on', run: (_machine, task) => returns(task, 0) },
+  ],
+});
+
+function migrate(machine: Machine, { start, end: stop }: RangeLocals): void {
+  let slots = machine.slots;
+  for (const slot of machine.slots.overlapping(start, stop)) {
+    const moved: Record<number, number> = { ...slot.backing.moved };
+    for (let gfn = Math.max(start, slot.base); gfn < Math.min(stop, slot.base + slot.pages); gfn++) {
+      const index = gfn - slot.base;
+      const from = moved[index] ?? slot.backing.pfn + index;
+      const to = machine.allocateFrame();
+      copyFrame(machine, from, to);
+      moved[index] = to;
+    }
+    const next: Memslot = { ...slot, backing: { ...slot.backing, moved } };
+    slots = slots.replaced(next);
+  }
+  machine.setSlots(slots);
+}
+
+function copyFrame(machine: Machine, from: number, to: number): void {
+  if (!machine.memory.has(from)) return;
+  const page = machine.memory.page(from);
+  for (let index = 0; index < 512; index++) {
+    const lo = page[2 * index]!;
+    const hi = page[2 * index + 1]!;
+    if (lo !== 0 || hi !== 0) machine.storeData(to, index, lo, hi);
+  }
+}

@@ -1,0 +1,589 @@
+import { flatten, type Instruction } from './code.ts';
+import { Format } from './formats/compile.ts';
+import { EPT } from './formats/ept.ts';
+import type { Feature } from './formats/format.ts';
+import { NPT } from './formats/npt.ts';
+import {
+  type GuestCpu,
+  LONG_MODE,
+  type PagingMode,
+  pagingMode,
+  REGISTERS,
+  RegisterError,
+  type RegisterName,
+  type Registers,
+  registerProblem,
+  UNPAGED,
+} from './guest/registers.ts';
+import type { SecondStage, WalkMemory } from './guest/walk.ts';
+import { KIND_COUNT, Kind, Log, type LogEntry } from './history/log.ts';
+import { backingPfn, frameRange, type Memslot, Memslots } from './memory/memslots.ts';
+import { PhysicalMemory } from './memory/physical.ts';
+import { Tlb, type TlbEntry, tlbSpan } from './memory/tlb.ts';
+import { type Gfn, highWord, lowWord, type Pfn, toBigint, type Vfn } from './memory/words.ts';
+import { LOCKS, type LockName, type Task } from './operation.ts';
+import type { MachineConfig, Program, SlotConfig } from './program.ts';
+import type { MmuPage } from './tdp/mmu-page.ts';
+import { emptyEntry } from './tdp/spte.ts';
+
+/** KVM's tables take host frames from here up; guest memory lies above. */
+const TABLE_FRAMES = 0x1000;
+const FIRST_BACKING_FRAME = 0x100000;
+/** Requests that a vCPU handles before it enters the guest (KVM_REQ_*). */
+export const REQ_MMU_FREE_OBSOLETE_ROOTS = 1;
+export const REQ_TLB_FLUSH = 2;
+
+/** Who made a change that no task made: the person at the debugger. */
+export const USER_TASK = 0xffff;
+
+export interface LockState {
+  readonly writer: number;
+  readonly readers: readonly number[];
+}
+
+/** `mmu_invalidate_seq`, `mmu_invalidate_in_progress` and the hull of the ranges being invalidated. */
+export interface InvalidationState {
+  readonly seq: number;
+  readonly inProgress: number;
+  readonly start: Gfn;
+  readonly end: Gfn;
+}
+
+export class Vcpu {
+  readonly id: number;
+  registers: Registers;
+  mode: PagingMode;
+  readonly tlb = new Tlb();
+  /** Root of the tables the processor walks; −1 while there is none. */
+  root: Pfn = -1;
+  requests = 0;
+  /** The hardware's view of the root; rebuilt when it changes. */
+  second: SecondStage | undefined;
+
+  constructor(id: number, registers: Registers, cpu: GuestCpu) {
+    this.id = id;
+    this.registers = registers;
+    this.mode = pagingMode(registers, cpu);
+  }
+}
+
+/** Things that are counted rather than logged, beside the number of log entries of each kind. */
+export const COUNTERS = [
+  'accesses',
+  'tlb.hits',
+  'tlb.misses',
+  'tlb.flushes',
+  'walks.references',
+  'exits',
+  'faults.guest',
+  'faults.second',
+  'faults.misconfig',
+  'faults.mmio',
+  'faults.fixed',
+  'faults.spurious',
+  'faults.fast',
+  'faults.retried',
+  'faults.read_only',
+  'emulated',
+  'tables.built',
+  'tables.freed',
+  'roots.built',
+  'roots.freed',
+  'sptes.changed',
+  'expects.passed',
+  'expects.failed',
+  'warnings',
+] as const;
+export type CounterName = (typeof COUNTERS)[number];
+const COUNTER_NUMBER = new Map(COUNTERS.map((name, index) => [name, index]));
+
+/** State that checkpoints copy; all else is restored by undoing the log. */
+export interface SmallState {
+  tasks: Task[];
+  counters: Float64Array;
+  /** Task whose turn it was last. */
+  current: number;
+  /** Where the guests' next tables come from. */
+  tablePools: { next: number; readonly step: 1 | -1; free: number[] }[];
+  failures: { text: string; line: number; actual: string }[];
+}
+
+export class MachineError extends Error {}
+
+/**
+ * One virtual machine: its memory, vCPUs, KVM's tables and locks, and the operations in progress. Every change of the
+ * state goes through a method here that logs it, so that it can be undone.
+ */
+export class Machine {
+  readonly config: MachineConfig;
+  readonly program: Program;
+  readonly code: readonly (readonly Instruction[])[];
+  readonly memory = new PhysicalMemory();
+  readonly log: Log;
+  readonly cpu: GuestCpu;
+  readonly secondFormat: Format;
+  readonly vcpus: Vcpu[] = [];
+  slots = new Memslots();
+  /** KVM's tables by frame. */
+  readonly pages = new Map<Pfn, MmuPage>();
+  locks: LockState[] = LOCKS.map(() => ({ writer: -1, readers: [] }));
+  invalidation: InvalidationState = { seq: 0, inProgress: 0, start: 0, end: 0 };
+  small: SmallState;
+  /** Steps run so far: the machine's clock. */
+  steps = 0;
+  readonly walkMemory: WalkMemory;
+  /** Task on whose behalf the log is written. */
+  acting = USER_TASK;
+  #nextTable: Pfn = TABLE_FRAMES;
+  readonly #freeTables: Pfn[] = [];
+  #nextBacking: Pfn = FIRST_BACKING_FRAME;
+
+  constructor(program: Program, logLimit = 1 << 20) {
+    this.program = program;
+    this.config = program.machine;
+    this.log = new Log(logLimit);
+    const { maxPhyAddr, features, second } = this.config;
+    this.cpu = { maxPhyAddr, features: new Set(features) };
+    const hostFeatures = new Set<Feature>([...features, 'nx']);
+    if (second === 'npt') hostFeatures.add('amd');
+    this.secondFormat = new Format(second === 'ept' ? EPT : NPT, { maxPhyAddr, features: hostFeatures });
+    for (const slot of this.config.slots) this.slots = this.slots.with(this.makeSlot(slot));
+    this.code = program.tasks.map(flatten);
+    this.small = { tasks: [], counters: new Float64Array(COUNTERS.length), current: 0, tablePools: [], failures: [] };
+    let vcpus = 0;
+    program.tasks.forEach((task, id) => {
+      const vcpu = task.kind === 'vcpu' ? vcpus++ : -1;
+      this.small.tasks.push({
+        id,
+        kind: task.kind,
+        name: task.kind === 'vcpu' ? `vCPU ${task.name}` : task.name,
+        vcpu,
+        pc: 0,
+        loops: [],
+        stack: [],
+        result: 0,
+        state: this.code[id]!.length === 0 ? 'done' : 'ready',
+        wants: null,
+        holds: [],
+        access: null,
+        cr2: 0n,
+      });
+      if (vcpu >= 0)
+        this.vcpus.push(new Vcpu(vcpu, task.guest === undefined ? { ...UNPAGED } : { ...LONG_MODE }, this.cpu));
+    });
+    this.walkMemory = {
+      page: (pfn) => this.memory.page(pfn),
+      setBits: (pfn, index, lo, hi) => this.storeEntry(Kind.ENTRY_BITS, pfn, index, lo, hi),
+      resolve: (gfn) => this.resolve(gfn),
+      mayUpdate: (gfn) => this.slots.find(gfn)?.readonly === false,
+    };
+  }
+
+  get tasks(): Task[] {
+    return this.small.tasks;
+  }
+
+  task(id: number): Task {
+    const task = this.small.tasks[id];
+    if (!task) throw new MachineError(`there is no task ${id}`);
+    return task;
+  }
+
+  vcpu(id: number): Vcpu {
+    const vcpu = this.vcpus[id];
+    if (!vcpu) throw new MachineError(`there is no vCPU ${id}; the machine has ${this.vcpus.length}`);
+    return vcpu;
+  }
+
+  count(name: CounterName, by = 1): void {
+    this.small.counters[COUNTER_NUMBER.get(name)!]! += by;
+  }
+
+  counter(name: CounterName): number {
+    return this.small.counters[COUNTER_NUMBER.get(name)!]!;
+  }
+
+  // ---- memory
+
+  /** A slot with fresh host memory behind it, aligned so that the largest pages are possible. */
+  makeSlot(config: SlotConfig): Memslot {
+    const slot = this.describeSlot(config);
+    const gigabyte = 512 * 512;
+    this.#nextBacking = Math.ceil((slot.backing.pfn + slot.pages) / gigabyte) * gigabyte;
+    return slot;
+  }
+
+  /** What `makeSlot` would make. @throws MemslotError, MachineError when it is misaligned or does not fit. */
+  describeSlot(config: SlotConfig): Memslot {
+    const { base, pages } = frameRange(`slot ${config.id}`, config.base, config.size);
+    const limit = this.secondFormat.span[this.secondFormat.rootLevel]! * 512;
+    if (base + pages > limit)
+      throw new MachineError(
+        `slot ${config.id} ends beyond the ${12 + Math.log2(limit)} address bits that ${this.secondFormat.spec.title} tables translate`,
+      );
+    const gigabyte = 512 * 512;
+    const pfn = this.#nextBacking + (base % gigabyte);
+    const end = Math.ceil((pfn + pages) / gigabyte) * gigabyte;
+    if (end > 2 ** (this.config.maxPhyAddr - 12))
+      throw new MachineError(
+        `slot ${config.id} does not fit into the host's memory (MAXPHYADDR ${this.config.maxPhyAddr})`,
+      );
+    return {
+      id: config.id,
+      base,
+      pages,
+      readonly: config.readonly,
+      logDirty: false,
+      invalid: false,
+      backing: { pfn, pages, pageLevel: config.pageLevel, moved: {} },
+    };
+  }
+
+  /** The host frame behind a guest frame; −1 when no slot holds it. */
+  resolve(gfn: Gfn): Pfn {
+    const slot = this.slots.find(gfn);
+    return slot ? backingPfn(slot, gfn) : -1;
+  }
+
+  /** The guest frame that a host frame backs; −1 when it backs none. */
+  gfnOf(pfn: Pfn): Gfn {
+    for (const slot of this.slots.list) {
+      for (const [index, moved] of Object.entries(slot.backing.moved))
+        if (moved === pfn) return slot.base + Number(index);
+      const index = pfn - slot.backing.pfn;
+      if (index >= 0 && index < slot.pages && slot.backing.moved[index] === undefined) return slot.base + index;
+    }
+    return -1;
+  }
+
+  /** A fresh host frame for a page that the host migrates. */
+  allocateFrame(): Pfn {
+    return this.#nextBacking++;
+  }
+
+  append(
+    kind: Kind,
+    address: number,
+    oldLo: number,
+    oldHi: number,
+    newLo: number,
+    newHi: number,
+    object?: unknown,
+  ): void {
+    this.log.append(this.acting, this.steps, kind, address, oldLo, oldHi, newLo, newHi, object);
+  }
+
+  /** Stores 8 bytes at entry `index` (0 … 511) of a frame. */
+  storeEntry(kind: Kind, pfn: Pfn, index: number, lo: number, hi: number): void {
+    const page = this.memory.writable(pfn);
+    const word = 2 * index;
+    this.append(kind, pfn * 512 + index, page[word]!, page[word + 1]!, lo, hi);
+    page[word] = lo;
+    page[word + 1] = hi;
+  }
+
+  storeData(pfn: Pfn, index: number, lo: number, hi: number): void {
+    this.storeEntry(Kind.MEMORY, pfn, index, lo, hi);
+  }
+
+  readEntry(pfn: Pfn, index: number): bigint {
+    const page = this.memory.page(pfn);
+    return toBigint(page[2 * index]!, page[2 * index + 1]!);
+  }
+
+  /** Stores 1 … 8 bytes within one frame. */
+  storeBytes(pfn: Pfn, offset: number, size: number, value: bigint): void {
+    for (let done = 0; done < size; ) {
+      const at = offset + done;
+      const within = at % 8;
+      const bytes = Math.min(8 - within, size - done);
+      const mask = ((1n << BigInt(8 * bytes)) - 1n) << BigInt(8 * within);
+      const old = this.readEntry(pfn, Math.floor(at / 8));
+      const part = ((value >> BigInt(8 * done)) << BigInt(8 * within)) & mask;
+      const next = (old & ~mask) | part;
+      this.storeEntry(Kind.MEMORY, pfn, Math.floor(at / 8), lowWord(next), highWord(next));
+      done += bytes;
+    }
+  }
+
+  readBytes(pfn: Pfn, offset: number, size: number): bigint {
+    let value = 0n;
+    for (let i = size - 1; i >= 0; i--) {
+      const at = offset + i;
+      const word = this.memory.page(pfn)[Math.floor(at / 4)]!;
+      value = (value << 8n) | BigInt((word >>> (8 * (at % 4))) & 0xff);
+    }
+    return value;
+  }
+
+  setSlots(slots: Memslots): void {
+    this.append(Kind.SLOTS, 0, 0, 0, 0, 0, { before: this.slots, after: slots });
+    this.slots = slots;
+  }
+
+  // ---- vCPUs
+
+  /** @throws RegisterError naming the register, when the new set cannot be run. */
+  setRegister(vcpu: Vcpu, name: RegisterName, value: bigint): void {
+    const registers = { ...vcpu.registers, [name]: BigInt.asUintN(64, value) };
+    const problem = registerProblem(registers, this.config.maxPhyAddr);
+    if (problem) throw new RegisterError(problem);
+    const old = vcpu.registers[name];
+    this.append(
+      Kind.REGISTER,
+      vcpu.id * 16 + REGISTERS.indexOf(name),
+      lowWord(old),
+      highWord(old),
+      lowWord(registers[name]),
+      highWord(registers[name]),
+    );
+    this.#applyRegister(vcpu, registers);
+  }
+
+  #applyRegister(vcpu: Vcpu, registers: Registers): void {
+    vcpu.registers = registers;
+    vcpu.mode = pagingMode(registers, this.cpu);
+  }
+
+  fillTlb(vcpu: Vcpu, entry: TlbEntry): void {
+    const slot = vcpu.tlb.slotOf(entry.vfn, entry.level);
+    this.append(Kind.TLB_FILL, vcpu.id, slot, 0, 0, 0, { old: vcpu.tlb.entries[slot], entry });
+    vcpu.tlb.set(slot, entry);
+  }
+
+  dropTlb(vcpu: Vcpu, slot: number): void {
+    const old = vcpu.tlb.entries[slot];
+    if (old === undefined) return;
+    this.append(Kind.TLB_DROP, vcpu.id, slot, 0, 0, 0, { old });
+    vcpu.tlb.set(slot, undefined);
+  }
+
+  /** Drops the entries for a virtual page, whatever their size, as INVLPG does. */
+  invalidatePage(vcpu: Vcpu, vfn: Vfn): void {
+    for (let level = 1; level <= 3; level++) {
+      const slot = vcpu.tlb.slotOf(vfn, level);
+      const entry = vcpu.tlb.entries[slot];
+      if (entry && Math.floor(entry.vfn / tlbSpan(level)) === Math.floor(vfn / tlbSpan(level)))
+        this.dropTlb(vcpu, slot);
+    }
+  }
+
+  /** Empties a TLB; `keepGlobal` as a CR3 write with CR4.PGE does. */
+  flushTlb(vcpu: Vcpu, keepGlobal = false): void {
+    this.count('tlb.flushes');
+    if (vcpu.tlb.count === 0) return;
+    const before = vcpu.tlb.entries;
+    this.append(Kind.TLB_FLUSH, vcpu.id, 0, 0, 0, 0, before);
+    vcpu.tlb.entries = keepGlobal
+      ? before.map((entry) => (entry?.global ? entry : undefined))
+      : new Array(before.length);
+    vcpu.tlb.count = vcpu.tlb.list().length;
+  }
+
+  setRoot(vcpu: Vcpu, root: Pfn): void {
+    this.append(Kind.ROOT, vcpu.id, vcpu.root + 1, 0, root + 1, 0);
+    this.#applyRoot(vcpu, root);
+  }
+
+  #applyRoot(vcpu: Vcpu, root: Pfn): void {
+    vcpu.root = root;
+    vcpu.second = root < 0 ? undefined : { kind: this.config.second, format: this.secondFormat, root };
+  }
+
+  setRequests(vcpu: Vcpu, requests: number): void {
+    if (requests === vcpu.requests) return;
+    this.append(Kind.REQUESTS, vcpu.id, vcpu.requests, 0, requests, 0);
+    vcpu.requests = requests;
+  }
+
+  // ---- KVM's tables
+
+  allocateTable(record: Omit<MmuPage, 'pfn'>): MmuPage {
+    const recycled = this.#freeTables.pop();
+    const pfn = recycled ?? this.#nextTable++;
+    if (pfn >= FIRST_BACKING_FRAME) throw new MachineError('KVM has no host frame left for its tables');
+    const page: MmuPage = { pfn, ...record };
+    this.memory.writable(pfn).set(emptyTable);
+    this.pages.set(pfn, page);
+    this.append(Kind.TABLE_ALLOC, pfn, recycled === undefined ? 0 : 1, 0, 0, 0, page);
+    this.count(page.parent < 0 ? 'roots.built' : 'tables.built');
+    return page;
+  }
+
+  freeTable(pfn: Pfn): void {
+    const page = this.page(pfn);
+    this.append(Kind.TABLE_FREE, pfn, 0, 0, 0, 0, { page, content: this.memory.page(pfn) });
+    this.pages.delete(pfn);
+    this.memory.drop(pfn);
+    this.#freeTables.push(pfn);
+    this.count(page.parent < 0 ? 'roots.freed' : 'tables.freed');
+  }
+
+  page(pfn: Pfn): MmuPage {
+    const page = this.pages.get(pfn);
+    if (!page) throw new MachineError(`frame 0x${pfn.toString(16)} holds none of KVM's tables`);
+    return page;
+  }
+
+  updatePage(pfn: Pfn, change: Partial<Pick<MmuPage, 'rootCount' | 'invalid'>>): void {
+    const before = this.page(pfn);
+    const after = { ...before, ...change };
+    this.append(Kind.TABLE_STATE, pfn, 0, 0, 0, 0, { before, after });
+    this.pages.set(pfn, after);
+  }
+
+  roots(): MmuPage[] {
+    return [...this.pages.values()].filter((page) => page.parent < 0);
+  }
+
+  setSpte(pfn: Pfn, index: number, lo: number, hi: number): void {
+    this.count('sptes.changed');
+    this.storeEntry(Kind.SPTE, pfn, index, lo, hi);
+  }
+
+  // ---- locks
+
+  /** Takes a lock, or says by `false` that the task has to wait; `wants` then names it. */
+  acquire(task: Task, lock: LockName, mode: 'read' | 'write'): boolean {
+    const number = LOCKS.indexOf(lock);
+    const state = this.locks[number]!;
+    if (state.writer >= 0 || (mode === 'write' && state.readers.length > 0)) {
+      task.state = 'blocked';
+      task.wants = lock;
+      return false;
+    }
+    this.#setLock(
+      Kind.LOCK,
+      number,
+      mode === 'write' ? { writer: task.id, readers: [] } : { writer: -1, readers: [...state.readers, task.id] },
+    );
+    task.holds.push({ lock, mode });
+    return true;
+  }
+
+  release(task: Task, lock: LockName): void {
+    const number = LOCKS.indexOf(lock);
+    const state = this.locks[number]!;
+    const held = task.holds.findLastIndex((candidate) => candidate.lock === lock);
+    if (held < 0) throw new MachineError(`${task.name} releases ${lock}, which it does not hold`);
+    task.holds.splice(held, 1);
+    const reader = state.readers.indexOf(task.id);
+    this.#setLock(Kind.UNLOCK, number, { writer: -1, readers: state.readers.filter((_, index) => index !== reader) });
+    for (const other of this.tasks) {
+      if (other.state === 'blocked' && other.wants === lock) {
+        other.state = 'ready';
+        other.wants = null;
+      }
+    }
+  }
+
+  #setLock(kind: Kind, number: number, after: LockState): void {
+    this.append(kind, number, 0, 0, 0, 0, { before: this.locks[number], after });
+    this.locks[number] = after;
+  }
+
+  /** Tasks that hold a lock. */
+  owners(lock: LockName): Task[] {
+    const state = this.locks[LOCKS.indexOf(lock)]!;
+    return [...(state.writer >= 0 ? [state.writer] : []), ...state.readers].map((id) => this.task(id));
+  }
+
+  setInvalidation(after: InvalidationState): void {
+    this.append(Kind.INVALIDATE, 0, 0, 0, 0, 0, { before: this.invalidation, after });
+    this.invalidation = after;
+  }
+
+  warn(text: string): void {
+    this.count('warnings');
+    this.append(Kind.WARNING, 0, 0, 0, 0, 0, text);
+  }
+
+  // ---- undo
+
+  /** Takes back every log entry from `position` on, and forgets it. Small state is the caller's to restore. */
+  undoTo(position: number): void {
+    if (position < this.log.first) throw new MachineError(`history before log position ${this.log.first} is forgotten`);
+    for (let at = this.log.length - 1; at >= position; at--) this.#undo(this.log.at(at));
+    this.log.truncate(position);
+  }
+
+  #undo(entry: LogEntry): void {
+    // Each object was appended by the method for its kind above, with the shape that is read back here.
+    switch (entry.kind) {
+      case Kind.MEMORY:
+      case Kind.ENTRY_BITS:
+      case Kind.SPTE: {
+        const page = this.memory.writable(Math.floor(entry.address / 512));
+        const word = 2 * (entry.address % 512);
+        page[word] = entry.oldLo;
+        page[word + 1] = entry.oldHi;
+        break;
+      }
+      case Kind.REGISTER: {
+        const vcpu = this.vcpu(Math.floor(entry.address / 16));
+        this.#applyRegister(vcpu, {
+          ...vcpu.registers,
+          [REGISTERS[entry.address % 16]!]: toBigint(entry.oldLo, entry.oldHi),
+        });
+        break;
+      }
+      case Kind.SLOTS:
+        this.slots = (entry.object as { before: Memslots }).before;
+        break;
+      case Kind.TLB_FILL:
+      case Kind.TLB_DROP:
+        this.vcpu(entry.address).tlb.set(entry.oldLo, (entry.object as { old: TlbEntry | undefined }).old);
+        break;
+      case Kind.TLB_FLUSH: {
+        const { tlb } = this.vcpu(entry.address);
+        tlb.entries = entry.object as (TlbEntry | undefined)[];
+        tlb.count = tlb.list().length;
+        break;
+      }
+      case Kind.LOCK:
+      case Kind.UNLOCK:
+        this.locks[entry.address] = (entry.object as { before: LockState }).before;
+        break;
+      case Kind.INVALIDATE:
+        this.invalidation = (entry.object as { before: InvalidationState }).before;
+        break;
+      case Kind.TABLE_ALLOC:
+        this.pages.delete(entry.address);
+        this.memory.drop(entry.address);
+        if (entry.oldLo === 1) this.#freeTables.push(entry.address);
+        else this.#nextTable--;
+        break;
+      case Kind.TABLE_FREE: {
+        const { page, content } = entry.object as { page: MmuPage; content: Uint32Array };
+        this.#freeTables.pop();
+        this.pages.set(entry.address, page);
+        this.memory.writable(entry.address).set(content);
+        break;
+      }
+      case Kind.TABLE_STATE:
+        this.pages.set(entry.address, (entry.object as { before: MmuPage }).before);
+        break;
+      case Kind.ROOT:
+        this.#applyRoot(this.vcpu(entry.address), entry.oldLo - 1);
+        break;
+      case Kind.REQUESTS:
+        this.vcpu(entry.address).requests = entry.oldLo;
+        break;
+      default:
+        break;
+    }
+  }
+}
+
+const emptyTable = new Uint32Array(1024);
+for (let index = 0; index < 512; index++) {
+  emptyTable[2 * index] = emptyEntry.lo;
+  emptyTable[2 * index + 1] = emptyEntry.hi;
+}
+
+/** Number of log entries of each kind from a position on. */
+export function countKinds(log: Log, from: number): number[] {
+  const counts = new Array<number>(KIND_COUNT).fill(0);
+  for (let position = Math.max(from, log.first); position < log.length; position++) counts[log.kindAt(position)]!++;
+  return counts;
+}

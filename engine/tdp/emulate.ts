@@ -1,0 +1,55 @@
+import { accessBits, accessPages, deliverPageFault } from '../guest/access.ts';
+import { finishWalk, startWalk } from '../guest/walk.ts';
+import { Kind } from '../history/log.ts';
+import { frameToAddress, pageOffset } from '../memory/words.ts';
+import { defineFunction, NEXT, returns } from '../operation.ts';
+import { describeWalkFault } from './explain-fault.ts';
+import type { FaultInfo } from './fault.ts';
+import { EMULATION_DONE, EMULATION_INJECTED } from './results.ts';
+
+interface EmulateLocals {
+  readonly info: FaultInfo;
+  /** Guest-physical address of the operand, once KVM has walked the guest's tables for it. */
+  gpa: bigint;
+}
+
+export const emulateInstruction = defineFunction<EmulateLocals>({
+  name: 'x86_emulate_instruction',
+  where: 'arch/x86/kvm/x86.c',
+  about: 'KVM executes the instruction itself: it walks the guest’s tables, then reaches memory through the memslots.',
+  steps: [
+    {
+      name: 'translate',
+      text: 'walk the guest’s tables in software for the operand; a guest fault is injected; no A/D bits in read-only slots',
+      run(machine, task, locals) {
+        machine.count('emulated');
+        const vcpu = machine.vcpu(task.vcpu);
+        const access = task.access!;
+        for (const vfn of accessPages(access)) {
+          const walk = startWalk(vcpu.mode, undefined, vfn, { bits: accessBits(access), implicit: access.implicit });
+          finishWalk(walk, vcpu.mode, undefined, machine.walkMemory);
+          if (walk.status === 'guest-fault') {
+            deliverPageFault(machine, task, describeWalkFault(vcpu.id, walk, vcpu.mode, undefined, access));
+            return returns(task, EMULATION_INJECTED);
+          }
+          if (vfn === accessPages(access)[0]) locals.gpa = frameToAddress(walk.gfn, pageOffset(access.address));
+        }
+        return NEXT;
+      },
+    },
+    {
+      name: 'access',
+      text: 'memory behind a slot is read or written; anything else leaves as KVM_EXIT_MMIO for userspace to complete',
+      run(machine, task, { info, gpa }) {
+        const access = task.access!;
+        const slot = machine.slots.find(Number(gpa >> 12n));
+        const crosses = pageOffset(gpa) + access.size > 4096;
+        if (slot && !(slot.readonly && access.kind === 'write') && !crosses) {
+          const pfn = machine.resolve(Number(gpa >> 12n));
+          if (access.kind === 'write') machine.storeBytes(pfn, pageOffset(gpa), access.size, access.value);
+        } else machine.append(Kind.MMIO, task.vcpu, 0, 0, 0, 0, { ...info, kind: 'mmio', gpa });
+        return returns(task, EMULATION_DONE);
+      },
+    },
+  ],
+});

@@ -1,0 +1,71 @@
+import { call, defineFunction, returns, type Task } from '../operation.ts';
+import type { FaultInfo } from './fault.ts';
+import { kvmMmuPageFault } from './page-fault.ts';
+import { EMULATION_DONE, EMULATION_INJECTED, EXIT_EMULATED, EXIT_INJECTED, EXIT_RESUME } from './results.ts';
+
+interface ExitLocals {
+  readonly info: FaultInfo;
+}
+
+/** `kvm_mmu_page_fault` leaves a RET_PF_*, an errno, or how emulation ended; the caller only resumes or gives up. */
+function outcome(result: number): number {
+  if (result < 0) return result;
+  if (result === EMULATION_DONE) return EXIT_EMULATED;
+  if (result === EMULATION_INJECTED) return EXIT_INJECTED;
+  return EXIT_RESUME;
+}
+
+const finish = {
+  name: 'finish',
+  text: 'back to the run loop: resume the guest, or give KVM_RUN’s caller the error',
+  run: (_machine: unknown, task: Task) => returns(task, outcome(task.result)),
+};
+
+export const handleEptViolation = defineFunction<ExitLocals>({
+  name: 'handle_ept_violation',
+  where: 'arch/x86/kvm/vmx/vmx.c',
+  about: 'VMX exit 48: an EPT entry on the way was absent or forbade the access.',
+  steps: [
+    {
+      name: 'translate',
+      text: 'turn the exit qualification into an error code: R→U, W→W, X→F, any right granted→P; final address or guest table',
+      run: (_machine, task, locals) => call(task, kvmMmuPageFault, { info: locals.info }),
+    },
+    finish,
+  ],
+});
+
+export const handleEptMisconfig = defineFunction<ExitLocals>({
+  name: 'handle_ept_misconfig',
+  where: 'arch/x86/kvm/vmx/vmx.c',
+  about: 'VMX exit 49: an EPT entry holds a combination that the processor refuses. KVM marks MMIO this way.',
+  steps: [
+    {
+      name: 'fast-mmio',
+      text: 'no in-kernel device claims the gpa: handle it as a reserved-bit fault',
+      run: (_machine, task, locals) => call(task, kvmMmuPageFault, { info: locals.info }),
+    },
+    finish,
+  ],
+});
+
+export const npfInterception = defineFunction<ExitLocals>({
+  name: 'npf_interception',
+  where: 'arch/x86/kvm/svm/svm.c',
+  about: 'SVM exit 0x400: a nested page fault. EXITINFO1 is the error code, EXITINFO2 the gpa.',
+  steps: [
+    {
+      name: 'handle',
+      text: 'hand error code and gpa to the MMU',
+      run: (_machine, task, locals) => call(task, kvmMmuPageFault, { info: locals.info }),
+    },
+    finish,
+  ],
+});
+
+/** Pushes the exit handler for a second-stage fault. */
+export function handleExit(task: Task, info: FaultInfo, kind: 'ept' | 'npt'): number {
+  const handler =
+    kind === 'npt' ? npfInterception : info.kind === 'misconfiguration' ? handleEptMisconfig : handleEptViolation;
+  return call(task, handler, { info });
+}

@@ -1,0 +1,79 @@
+import type { Gfn, Pfn } from '../memory/words.ts';
+
+/** How the handling of a second-stage fault ended (KVM: RET_PF_*). */
+export const RET_PF = {
+  CONTINUE: 0,
+  RETRY: 1,
+  EMULATE: 2,
+  WRITE_PROTECTED: 3,
+  INVALID: 4,
+  FIXED: 5,
+  SPURIOUS: 6,
+} as const;
+/** KVM_RUN fails with an errno instead. */
+export const EINVAL = -22;
+export const EFAULT = -14;
+
+export function retPfName(value: number): string {
+  const found = Object.entries(RET_PF).find(([, number]) => number === value);
+  if (found) return `RET_PF_${found[0]}`;
+  return value === EINVAL ? '-EINVAL' : value === EFAULT ? '-EFAULT' : `${value}`;
+}
+
+/** No frame behind the gfn: no slot (KVM_PFN_NOSLOT), or a write to a read-only slot (KVM_PFN_ERR_RO_FAULT). */
+export const PFN_NOSLOT = -1;
+export const PFN_RO_FAULT = -2;
+
+/** Bits of KVM's error code above the 32 of `PFERR_*`: whether the final address or a guest table was being accessed. */
+export const PFERR_GUEST_FINAL = 2 ** 32;
+export const PFERR_GUEST_PAGE = 2 ** 33;
+
+/** What made a walk fail, as it is told: to the log, to breakpoints and to people. Immutable. */
+export interface FaultInfo {
+  readonly vcpu: number;
+  readonly kind: 'guest' | 'violation' | 'misconfiguration' | 'mmio';
+  readonly access: 'read' | 'write' | 'fetch';
+  readonly cpl: number;
+  readonly implicit: boolean;
+  readonly gva: bigint;
+  /** Unknown for a guest fault. */
+  readonly gpa: bigint | undefined;
+  /** The page itself, or a guest table on the way to it. */
+  readonly target: 'page' | 'table';
+  /** Guest level at which the guest's walk stood. */
+  readonly guestLevel: number;
+  /** Level, index and value of the entry that decided, in the guest's or the second-stage tables. */
+  readonly level: number;
+  readonly index: number;
+  readonly lo: number;
+  readonly hi: number;
+  /** Table that holds it: gfn for guest tables, pfn for second-stage tables. */
+  readonly table: number;
+  /** PFERR_* bits, for a violation with GUEST_FINAL or GUEST_PAGE. */
+  readonly errorCode: number;
+  /** Exit qualification (EPT) or EXITINFO1 (NPT). */
+  readonly exitInfo: number;
+  /** Why, in words that continue "…: ". */
+  readonly reason: string;
+}
+
+/** The working state of a fault, after `struct kvm_page_fault`. Lives in the locals of the functions that handle it. */
+export interface PageFault {
+  readonly info: FaultInfo;
+  readonly vcpu: number;
+  readonly gpa: bigint;
+  readonly gfn: Gfn;
+  readonly write: boolean;
+  readonly exec: boolean;
+  readonly present: boolean;
+  readonly rsvd: boolean;
+  /** What the faulting access needs, in ACC_* bits. */
+  readonly needs: number;
+  maxLevel: number;
+  reqLevel: number;
+  goalLevel: number;
+  slot: number;
+  mmuSeq: number;
+  pfn: Pfn;
+  mapWritable: boolean;
+}

@@ -1,0 +1,158 @@
+import { LEAF, TABLE } from '../formats/compile.ts';
+import { Kind } from '../history/log.ts';
+import type { Machine } from '../machine.ts';
+import { disallowsHugePage, hostMappingLevel, type Memslot } from '../memory/memslots.ts';
+import type { Gfn } from '../memory/words.ts';
+import { defineFunction, NEXT, returns } from '../operation.ts';
+import { type PageFault, RET_PF } from './fault.ts';
+import { flushRemoteTlbs } from './flush.ts';
+import { readSpte } from './iterate.ts';
+import { freeRemovedTable } from './removed-table.ts';
+import { splitHugePage } from './split.ts';
+import { allows, isFrozen, isMmio, isPresent, makeLeaf, makeMmio, makeTable, spteFormat } from './spte.ts';
+
+interface MapLocals {
+  readonly fault: PageFault;
+  level: number;
+  table: number;
+  index: number;
+  lo: number;
+  hi: number;
+}
+
+/** kvm_mmu_max_mapping_level: the largest page that slot, host mapping and processor allow at a gfn. */
+export function maxMappingLevel(slot: Memslot, gfn: Gfn, maxLevel: number): number {
+  for (let level = Math.min(maxLevel, hostMappingLevel(slot, gfn)); level > 1; level--) {
+    if (!disallowsHugePage(slot, gfn, level)) return level;
+  }
+  return 1;
+}
+
+export const kvmTdpMmuMap = defineFunction<MapLocals>({
+  name: 'kvm_tdp_mmu_map',
+  where: 'arch/x86/kvm/mmu/tdp_mmu.c',
+  about: 'Installs a translation: chooses its level, builds the tables above it, exchanges the entry.',
+  steps: [
+    {
+      name: 'level',
+      text: 'kvm_mmu_hugepage_adjust: the largest page that slot, alignment and host mapping allow; 4K while dirty-logging',
+      run(machine, _task, { fault }) {
+        const slot = machine.slots.find(fault.gfn);
+        if (slot && fault.slot >= 0 && !slot.logDirty && fault.maxLevel > 1) {
+          fault.reqLevel = maxMappingLevel(slot, fault.gfn, fault.maxLevel);
+          fault.goalLevel = fault.reqLevel;
+          fault.pfn -= fault.pfn % machine.secondFormat.span[fault.goalLevel]!;
+        }
+        machine.append(Kind.TRACE, 0, 0, 0, 0, 0, {
+          event: 'kvm_mmu_spte_requested',
+          fields: { gfn: fault.gfn, pfn: fault.pfn, level: fault.goalLevel },
+        });
+        return NEXT;
+      },
+    },
+    {
+      name: 'root',
+      text: 'start at the root',
+      run(machine, task, locals) {
+        locals.level = machine.secondFormat.rootLevel;
+        locals.table = machine.vcpu(task.vcpu).root;
+        return NEXT;
+      },
+    },
+    {
+      name: 'visit',
+      text: 'read the entry: frozen is retried; at the goal it is set; a table is entered; else a table is needed',
+      run(machine, task, locals) {
+        const { fault } = locals;
+        const entry = readSpte(machine, locals.table, locals.level, fault.gfn);
+        locals.index = entry.index;
+        locals.lo = entry.lo;
+        locals.hi = entry.hi;
+        if (isFrozen(entry.lo, entry.hi)) return returns(task, RET_PF.RETRY);
+        if (locals.level === fault.goalLevel) return 'target';
+        if (isPresent(entry.lo) && machine.secondFormat.classify(locals.level, entry.lo) === TABLE) {
+          locals.table = machine.secondFormat.frame(locals.level, entry.lo, entry.hi);
+          locals.level--;
+          return 'visit';
+        }
+        return NEXT;
+      },
+    },
+    {
+      name: 'link',
+      text: 'allocate a table and exchange it in: empty, or holding the pieces of the large page that stood here; a lost race retries',
+      run(machine, task, locals) {
+        const { fault } = locals;
+        if (changed(machine, locals)) return returns(task, RET_PF.RETRY);
+        const span = machine.secondFormat.span[locals.level]!;
+        const first = fault.gfn - (fault.gfn % span);
+        const child = isPresent(locals.lo)
+          ? splitHugePage(machine, locals, first)
+          : machine.allocateTable({
+              gfn: first,
+              level: locals.level - 1,
+              parent: locals.table,
+              parentIndex: locals.index,
+              rootCount: 0,
+              invalid: false,
+            }).pfn;
+        const entry = makeTable(spteFormat(machine.secondFormat), locals.level, child);
+        machine.setSpte(locals.table, locals.index, entry.lo, entry.hi);
+        if (isPresent(locals.lo)) flushRemoteTlbs(machine);
+        locals.table = child;
+        locals.level--;
+        return 'visit';
+      },
+    },
+    {
+      name: 'target',
+      text: 'the entry allows the access by now: another vCPU was faster, and the fault is spurious',
+      run(machine, task, locals) {
+        const spte = spteFormat(machine.secondFormat);
+        const leaf = machine.secondFormat.classify(locals.level, locals.lo) === LEAF;
+        return isPresent(locals.lo) && leaf && allows(spte, locals.lo, locals.hi, locals.fault.needs)
+          ? returns(task, RET_PF.SPURIOUS)
+          : NEXT;
+      },
+    },
+    {
+      name: 'set',
+      text: 'make_spte and exchange it in: the frame with its rights, or the MMIO marker; a lost race retries',
+      run(machine, task, locals) {
+        const { fault } = locals;
+        const spte = spteFormat(machine.secondFormat);
+        if (changed(machine, locals)) return returns(task, RET_PF.RETRY);
+        const entry =
+          fault.slot < 0
+            ? makeMmio(spte, fault.gfn, machine.slots.generation)
+            : makeLeaf(spte, locals.level, fault.pfn, fault.mapWritable);
+        if (entry.lo === locals.lo && entry.hi === locals.hi) return returns(task, RET_PF.SPURIOUS);
+        machine.setSpte(locals.table, locals.index, entry.lo, entry.hi);
+        const wasTable = isPresent(locals.lo) && machine.secondFormat.classify(locals.level, locals.lo) === TABLE;
+        if (wasTable) {
+          freeRemovedTable(machine, machine.secondFormat.frame(locals.level, locals.lo, locals.hi));
+          flushRemoteTlbs(machine);
+        }
+        if (isMmio(spte, entry.lo, entry.hi)) {
+          machine.append(Kind.TRACE, 0, 0, 0, 0, 0, {
+            event: 'mark_mmio_spte',
+            fields: { gfn: fault.gfn, gen: machine.slots.generation },
+          });
+          machine.count('faults.mmio');
+          return returns(task, RET_PF.EMULATE);
+        }
+        machine.append(Kind.TRACE, 0, 0, 0, 0, 0, {
+          event: 'kvm_mmu_set_spte',
+          fields: { gfn: fault.gfn, spte: entry, level: locals.level, sptep: locals.table * 4096 + locals.index * 8 },
+        });
+        return returns(task, RET_PF.FIXED);
+      },
+    },
+  ],
+});
+
+/** Whether the entry is no longer what `visit` read: the compare-and-exchange fails. */
+function changed(machine: Machine, locals: MapLocals): boolean {
+  const page = machine.memory.page(locals.table);
+  return page[2 * locals.index] !== locals.lo || page[2 * locals.index + 1] !== locals.hi;
+}

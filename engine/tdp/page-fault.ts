@@ -1,0 +1,291 @@
+import { Kind } from '../history/log.ts';
+import type { Machine } from '../machine.ts';
+import { backingPfn } from '../memory/memslots.ts';
+import type { Gfn } from '../memory/words.ts';
+import { BLOCKED, call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
+import { emulateInstruction } from './emulate.ts';
+import { fastPageFault } from './fast-page-fault.ts';
+import { EINVAL, type FaultInfo, type PageFault, PFN_NOSLOT, PFN_RO_FAULT, RET_PF } from './fault.ts';
+import { findEntry } from './iterate.ts';
+import { kvmTdpMmuMap } from './map.ts';
+import { EMULATION_DONE, EMULATION_INJECTED } from './results.ts';
+import { GENERATION_MASK, isMmio, isPresent, mmioGeneration, needed, spteFormat } from './spte.ts';
+
+const PRESENT = 1;
+const WRITE = 2;
+const RSVD = 8;
+const FETCH = 16;
+
+export const kvmMmuPageFault = defineFunction<{ readonly info: FaultInfo }>({
+  name: 'kvm_mmu_page_fault',
+  where: 'arch/x86/kvm/mmu/mmu.c',
+  about: 'Every second-stage fault comes here: try to fix it, else emulate the instruction.',
+  steps: [
+    {
+      name: 'reserved',
+      text: 'a reserved bit faulted: it may be KVM’s own MMIO marker',
+      run: (_machine, task, { info }) =>
+        (info.errorCode & RSVD) !== 0 ? call(task, handleMmioPageFault, { info }) : 'fault',
+    },
+    {
+      name: 'mmio-result',
+      text: 'a valid marker is emulated, a changed table is retried; a stale marker is a plain fault',
+      run(_machine, task) {
+        if (task.result === RET_PF.EMULATE) return 'emulate';
+        return task.result === RET_PF.INVALID ? NEXT : RETURN(task);
+      },
+    },
+    {
+      name: 'fault',
+      text: 'kvm_mmu_do_page_fault: describe the fault and let the TDP MMU handle it',
+      run: (machine, task, { info }) => call(task, kvmTdpPageFault, { fault: newPageFault(machine, info) }),
+    },
+    {
+      name: 'result',
+      text: 'RET_PF_RETRY, FIXED and SPURIOUS resume the guest; EMULATE and WRITE_PROTECTED go on',
+      run(machine, task, { info }) {
+        countResult(machine, task.result, info);
+        return task.result === RET_PF.EMULATE || task.result === RET_PF.WRITE_PROTECTED ? NEXT : RETURN(task);
+      },
+    },
+    {
+      name: 'emulate',
+      text: 'emulate the instruction that faulted',
+      run: (_machine, task, { info }) => call(task, emulateInstruction, { info, gpa: 0n }),
+    },
+    {
+      name: 'emulated',
+      text: 'the instruction is over, or an exception waits for the guest',
+      run: (_machine, task) =>
+        returns(
+          task,
+          task.result === RET_PF.RETRY
+            ? RET_PF.RETRY
+            : task.result === EMULATION_INJECTED
+              ? EMULATION_INJECTED
+              : EMULATION_DONE,
+        ),
+    },
+  ],
+});
+
+/** Leaves the result of the callee as this function's. */
+const RETURN = (task: Task): number => returns(task, task.result);
+
+function countResult(machine: Machine, result: number, info: FaultInfo): void {
+  machine.append(Kind.FAULT_RESULT, info.vcpu, 0, 0, result < 0 ? 0 : result, 0, info);
+  if (result === RET_PF.FIXED) machine.count('faults.fixed');
+  else if (result === RET_PF.SPURIOUS) machine.count('faults.spurious');
+  else if (result === RET_PF.RETRY) machine.count('faults.retried');
+}
+
+function newPageFault(machine: Machine, info: FaultInfo): PageFault {
+  const gpa = info.gpa!;
+  const write = (info.errorCode & WRITE) !== 0;
+  const exec = (info.errorCode & FETCH) !== 0;
+  const large = machine.secondFormat.spec.largeLevels
+    .map(({ level }) => level)
+    .filter((level) => machine.secondFormat.isLargeLevel(level));
+  return {
+    info,
+    vcpu: info.vcpu,
+    gpa,
+    gfn: Number(gpa >> 12n),
+    write,
+    exec,
+    present: (info.errorCode & PRESENT) !== 0,
+    rsvd: (info.errorCode & RSVD) !== 0,
+    needs: needed(write, exec),
+    maxLevel: Math.max(1, ...large),
+    reqLevel: 1,
+    goalLevel: 1,
+    slot: machine.slots.find(Number(gpa >> 12n))?.id ?? -1,
+    mmuSeq: 0,
+    pfn: PFN_NOSLOT,
+    mapWritable: false,
+  };
+}
+
+export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>({
+  name: 'handle_mmio_page_fault',
+  where: 'arch/x86/kvm/mmu/mmu.c',
+  about: 'Decides whether a reserved-bit fault is KVM’s MMIO marker, and whether the marker is still valid.',
+  steps: [
+    {
+      name: 'find',
+      text: 'get_mmio_spte: read the entry again, without a lock',
+      run(machine, task, { info }) {
+        const vcpu = machine.vcpu(task.vcpu);
+        const spte = spteFormat(machine.secondFormat);
+        const entry = findEntry(machine, vcpu.root, Number(info.gpa! >> 12n));
+        if (isMmio(spte, entry.lo, entry.hi)) {
+          const current = machine.slots.generation % (GENERATION_MASK + 1);
+          const valid = mmioGeneration(entry.lo, entry.hi) === current;
+          machine.append(Kind.TRACE, 0, 0, 0, 0, 0, {
+            event: 'check_mmio_spte',
+            fields: { spte: entry, kvm_gen: current, spte_gen: mmioGeneration(entry.lo, entry.hi), valid },
+          });
+          if (!valid) return returns(task, RET_PF.INVALID);
+          machine.count('faults.mmio');
+          machine.append(Kind.TRACE, 0, 0, 0, 0, 0, {
+            event: 'handle_mmio_page_fault',
+            fields: { addr: info.gpa, gfn: info.gpa! >> 12n, access: 7 },
+          });
+          return returns(task, RET_PF.EMULATE);
+        }
+        if (isPresent(entry.lo) || machine.secondFormat.classify(entry.level, entry.lo) !== 0) {
+          machine.count('faults.misconfig');
+          if (machine.secondFormat.isMalformed(entry.level, entry.lo, entry.hi)) {
+            machine.warn(
+              `reserved bits set in the level-${entry.level} entry for gpa 0x${info.gpa!.toString(16)}, which is no MMIO marker: KVM_RUN fails with -EINVAL`,
+            );
+            return returns(task, EINVAL);
+          }
+        }
+        return returns(task, RET_PF.RETRY);
+      },
+    },
+  ],
+});
+
+interface FaultLocals {
+  readonly fault: PageFault;
+}
+
+export const kvmTdpPageFault = defineFunction<FaultLocals>({
+  name: 'kvm_tdp_mmu_page_fault',
+  where: 'arch/x86/kvm/mmu/mmu.c',
+  about: 'The TDP MMU’s fault handler: many vCPUs may be in it at once, with mmu_lock held for reading.',
+  steps: [
+    {
+      name: 'fast',
+      text: 'fast_page_fault: perhaps setting a bit without any lock is enough',
+      run: (_machine, task, { fault }) =>
+        call(task, fastPageFault, { fault, tries: 0, lo: 0, hi: 0, newLo: 0, newHi: 0, table: 0, index: 0, level: 0 }),
+    },
+    {
+      name: 'fast-result',
+      text: 'fixed or spurious: done; else the slow way',
+      run: (_machine, task) => (task.result === RET_PF.INVALID ? NEXT : RETURN(task)),
+    },
+    {
+      name: 'faultin',
+      text: 'kvm_mmu_faultin_pfn: find the host frame, remembering mmu_invalidate_seq first',
+      run: (_machine, task, { fault }) => call(task, kvmMmuFaultinPfn, { fault }),
+    },
+    {
+      name: 'faultin-result',
+      text: 'no frame: retry or emulate',
+      run: (_machine, task) => (task.result === RET_PF.CONTINUE ? NEXT : RETURN(task)),
+    },
+    {
+      name: 'lock',
+      text: 'take mmu_lock for reading',
+      run: (machine, task) => (machine.acquire(task, 'mmu_lock', 'read') ? NEXT : BLOCKED),
+    },
+    {
+      name: 'stale',
+      text: 'is_page_fault_stale: the root is obsolete, or the gfn’s memory was invalidated since the sequence was read: retry',
+      run(machine, task, { fault }) {
+        const vcpu = machine.vcpu(task.vcpu);
+        if (!machine.page(vcpu.root).invalid && !mustRetry(machine, fault.mmuSeq, fault.gfn)) return NEXT;
+        task.result = RET_PF.RETRY;
+        return 'unlock';
+      },
+    },
+    {
+      name: 'map',
+      text: 'kvm_tdp_mmu_map: install the translation',
+      run: (_machine, task, { fault }) =>
+        call(task, kvmTdpMmuMap, { fault, level: 0, table: 0, index: 0, lo: 0, hi: 0 }),
+    },
+    {
+      name: 'unlock',
+      text: 'kvm_mmu_finish_page_fault: mark the frame accessed and drop mmu_lock',
+      run(machine, task) {
+        machine.release(task, 'mmu_lock');
+        return RETURN(task);
+      },
+    },
+  ],
+});
+
+/** mmu_invalidate_retry_gfn: whether what was read about a gfn may be out of date. */
+export function mustRetry(machine: Machine, seq: number, gfn: Gfn): boolean {
+  const { invalidation } = machine;
+  if (invalidation.inProgress > 0 && gfn >= invalidation.start && gfn < invalidation.end) return true;
+  return invalidation.seq !== seq;
+}
+
+export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
+  name: 'kvm_mmu_faultin_pfn',
+  where: 'arch/x86/kvm/mmu/mmu.c',
+  about: 'From guest frame to host frame. What it finds may be stale at once, which the sequence number tells later.',
+  steps: [
+    {
+      name: 'snapshot',
+      text: 'remember mmu_invalidate_seq, before anything else is read',
+      run(machine, _task, { fault }) {
+        fault.mmuSeq = machine.invalidation.seq;
+        return NEXT;
+      },
+    },
+    {
+      name: 'slot',
+      text: 'find the memslot: none is MMIO, one being deleted or moved is retried',
+      run(machine, task, { fault }) {
+        const slot = machine.slots.find(fault.gfn);
+        if (!slot) return 'no-slot';
+        fault.slot = slot.id;
+        return slot.invalid ? returns(task, RET_PF.RETRY) : NEXT;
+      },
+    },
+    {
+      name: 'early-retry',
+      text: 'an invalidation of the gfn is under way: retry before any work is done',
+      run: (machine, task, { fault }) =>
+        mustRetry(machine, fault.mmuSeq, fault.gfn) ? returns(task, RET_PF.RETRY) : NEXT,
+    },
+    {
+      name: 'pfn',
+      text: 'ask the host for the frame behind the slot’s memory; a write to a read-only slot has none',
+      run(machine, _task, { fault }) {
+        const slot = machine.slots.find(fault.gfn);
+        if (!slot) return 'no-slot';
+        fault.mapWritable = !slot.readonly;
+        fault.pfn = fault.write && slot.readonly ? PFN_RO_FAULT : backingPfn(slot, fault.gfn);
+        return NEXT;
+      },
+    },
+    {
+      name: 'read-only',
+      text: 'kvm_handle_error_pfn: a write to a read-only slot is emulated, for userspace to see',
+      run(machine, task, { fault }) {
+        if (fault.pfn !== PFN_RO_FAULT) return NEXT;
+        machine.count('faults.read_only');
+        return returns(task, RET_PF.EMULATE);
+      },
+    },
+    {
+      name: 'late-retry',
+      text: 'invalidated while the host was asked: give the frame back and retry',
+      run: (machine, task, { fault }) =>
+        returns(task, mustRetry(machine, fault.mmuSeq, fault.gfn) ? RET_PF.RETRY : RET_PF.CONTINUE),
+    },
+    {
+      name: 'no-slot',
+      text: 'kvm_handle_noslot_fault: no memory here; go on to install an MMIO marker, or emulate at once where none can be made',
+      run(machine, task, { fault }) {
+        fault.slot = -1;
+        fault.pfn = PFN_NOSLOT;
+        fault.mapWritable = false;
+        const limit = machine.secondFormat.span[machine.secondFormat.rootLevel]! * 512;
+        const markable =
+          spteFormat(machine.secondFormat).mmio !== null &&
+          fault.gfn < 2 ** (machine.config.maxPhyAddr - 12) &&
+          fault.gfn < limit;
+        return returns(task, markable ? RET_PF.CONTINUE : RET_PF.EMULATE);
+      },
+    },
+  ],
+});

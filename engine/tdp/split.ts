@@ -1,0 +1,33 @@
+import { Kind } from '../history/log.ts';
+import type { Machine } from '../machine.ts';
+import { frameHi, frameLo, type Gfn, type Pfn } from '../memory/words.ts';
+import { leafBelow } from '../pgtable/operations.ts';
+import type { SpteRef } from './iterate.ts';
+
+/**
+ * tdp_mmu_split_huge_page: fills a new table with the 512 pieces of a large page. The caller links it. The kernel
+ * traces none of the 512 entries, only the split itself.
+ */
+export function splitHugePage(machine: Machine, entry: SpteRef, gfn: Gfn): Pfn {
+  const format = machine.secondFormat;
+  const level = entry.level - 1;
+  const child = machine.allocateTable({
+    gfn,
+    level,
+    parent: entry.table,
+    parentIndex: entry.index,
+    rootCount: 0,
+    invalid: false,
+  }).pfn;
+  const below = leafBelow(format, entry.level, entry.lo, entry.hi);
+  const base = format.frame(entry.level, entry.lo, entry.hi);
+  for (let index = 0; index < 512; index++) {
+    const frame = base + index * format.span[level]!;
+    machine.storeEntry(Kind.SPTE, child, index, (below.lo | frameLo(frame)) >>> 0, (below.hi | frameHi(frame)) >>> 0);
+  }
+  machine.append(Kind.TRACE, 0, 0, 0, 0, 0, {
+    event: 'kvm_mmu_split_huge_page',
+    fields: { gfn, spte: { lo: entry.lo, hi: entry.hi }, level: entry.level, errno: 0 },
+  });
+  return child;
+}

@@ -1,0 +1,153 @@
+import { ACC_EXEC, ACC_USER, ACC_WRITE, type Format } from '../formats/compile.ts';
+import { type Entry, encodeLeaf, encodeTable } from '../formats/encode.ts';
+import { frameHi, frameLo, type Gfn, type Pfn, toBigint } from '../memory/words.ts';
+
+/**
+ * What KVM puts into second-stage entries beyond the format: its own bits, and values that are not translations
+ * (KVM: `arch/x86/kvm/mmu/spte.h`).
+ */
+
+/** SHADOW_NONPRESENT_VALUE: bit 63 suppresses #VE under EPT and is ignored under NPT. */
+export const emptyEntry: Entry = { lo: 0, hi: 0x8000_0000 };
+/** FROZEN_SPTE: a thread is changing the entry; whoever meets it retries. */
+export const frozenEntry: Entry = { lo: 0x5a0, hi: 0x8000_0000 };
+
+const MMU_PRESENT = 1 << 11;
+/** MMIO entries keep the memslot generation: 8 bits from bit 3, 11 bits from bit 52. */
+const GENERATION_LOW_SHIFT = 3;
+const GENERATION_LOW_MASK = 0xff;
+const GENERATION_HIGH_SHIFT_HI = 20;
+export const GENERATION_MASK = 2 ** 19 - 1;
+
+/** How KVM encodes entries of one format: everything in which EPT and NPT differ. */
+export interface SpteFormat {
+  readonly format: Format;
+  readonly hostWritable: Entry;
+  readonly mmuWritable: Entry;
+  /** Value whose bits make a present-looking entry fault as reserved; null where no bit is left for it. */
+  readonly mmio: Entry | null;
+  readonly mmioMask: Entry;
+  readonly leafTemplates: readonly { readonly writable: Entry; readonly readonly: Entry }[];
+}
+
+const cache = new WeakMap<Format, SpteFormat>();
+
+export function spteFormat(format: Format): SpteFormat {
+  let found = cache.get(format);
+  if (!found) {
+    found = build(format);
+    cache.set(format, found);
+  }
+  return found;
+}
+
+const mask = (format: Format, name: string): Entry => {
+  const field = format.spec.fields.find((candidate) => candidate.name === name)!;
+  const bit = field.bits[1];
+  return bit < 32 ? { lo: (1 << bit) >>> 0, hi: 0 } : { lo: 0, hi: (1 << (bit - 32)) >>> 0 };
+};
+
+function build(format: Format): SpteFormat {
+  const ept = format.spec.roles.execute !== undefined;
+  const hostWritable = mask(format, 'host-writable');
+  const mmuWritable = mask(format, 'MMU-writable');
+  // EPT: writable and executable but not readable. NPT: present, with reserved address bit 51 (none left at 52 bits).
+  const mmio = ept ? { lo: 0b110, hi: 0 } : format.options.maxPhyAddr < 52 ? { lo: 1, hi: 1 << 19 } : null;
+  const leafTemplates = [0, 1, 2, 3].map((level) => {
+    if (level === 0 || !format.isLargeLevel(level)) return { writable: emptyEntry, readonly: emptyEntry };
+    const leaf = (write: boolean): Entry => {
+      const accessed = { [format.spec.roles.accessed!]: 1, ...(write ? { [format.spec.roles.dirty!]: 1 } : {}) };
+      const memoryType = ept ? { 'memory type': 6 } : {};
+      const entry = encodeLeaf(format, level, 0, { write, execute: true, user: true }, { ...accessed, ...memoryType });
+      const own = write ? [hostWritable, mmuWritable] : [];
+      return {
+        lo: own.reduce((lo, bits) => lo | bits.lo, entry.lo | MMU_PRESENT) >>> 0,
+        hi: own.reduce((hi, bits) => hi | bits.hi, entry.hi) >>> 0,
+      };
+    };
+    return { writable: leaf(true), readonly: leaf(false) };
+  });
+  return {
+    format,
+    hostWritable,
+    mmuWritable,
+    mmio,
+    mmioMask: ept ? { lo: 0b111, hi: 0 } : { lo: 1, hi: 1 << 19 },
+    leafTemplates,
+  };
+}
+
+/** is_shadow_present_pte */
+export function isPresent(lo: number): boolean {
+  return (lo & MMU_PRESENT) !== 0;
+}
+
+export function isFrozen(lo: number, hi: number): boolean {
+  return lo === frozenEntry.lo && hi >>> 0 === frozenEntry.hi;
+}
+
+export function isMmio(spte: SpteFormat, lo: number, hi: number): boolean {
+  return (
+    spte.mmio !== null &&
+    (lo & spte.mmioMask.lo) === spte.mmio.lo &&
+    (hi & spte.mmioMask.hi) === spte.mmio.hi &&
+    (lo & MMU_PRESENT) === 0
+  );
+}
+
+/** make_spte, for a direct map: all rights but W where the host or the slot withholds it. */
+export function makeLeaf(spte: SpteFormat, level: number, pfn: Pfn, writable: boolean): Entry {
+  const template = spte.leafTemplates[level]!;
+  const entry = writable ? template.writable : template.readonly;
+  return { lo: (entry.lo | frameLo(pfn)) >>> 0, hi: (entry.hi | frameHi(pfn)) >>> 0 };
+}
+
+/** make_nonleaf_spte */
+export function makeTable(spte: SpteFormat, level: number, child: Pfn): Entry {
+  const entry = encodeTable(spte.format, level, child);
+  return { lo: (entry.lo | MMU_PRESENT | spte.format.accessedLo) >>> 0, hi: entry.hi };
+}
+
+/** make_mmio_spte. Only where `mmio` is not null. */
+export function makeMmio(spte: SpteFormat, gfn: Gfn, generation: number): Entry {
+  const gen = generation % (GENERATION_MASK + 1);
+  const low = gen & GENERATION_LOW_MASK;
+  const high = gen >>> 8;
+  return {
+    lo: (spte.mmio!.lo | (low << GENERATION_LOW_SHIFT) | frameLo(gfn)) >>> 0,
+    hi: (spte.mmio!.hi | (high << GENERATION_HIGH_SHIFT_HI) | frameHi(gfn)) >>> 0,
+  };
+}
+
+export function mmioGeneration(lo: number, hi: number): number {
+  return ((lo >>> GENERATION_LOW_SHIFT) & GENERATION_LOW_MASK) | ((hi >>> GENERATION_HIGH_SHIFT_HI) << 8);
+}
+
+/** is_access_allowed: `needs` in ACC_* bits. */
+export function allows(spte: SpteFormat, lo: number, hi: number, needs: number): boolean {
+  return (spte.format.access(lo, hi) & needs) === needs;
+}
+
+export function isMmuWritable(spte: SpteFormat, lo: number, hi: number): boolean {
+  return (lo & spte.mmuWritable.lo) !== 0 || (hi & spte.mmuWritable.hi) !== 0;
+}
+
+/** The entry with W set or cleared; KVM's own bits stay, so that a fast fault can give W back. */
+export function withWrite(spte: SpteFormat, entry: Entry, write: boolean): Entry {
+  const { writeLo } = spte.format;
+  return { lo: (write ? entry.lo | writeLo : entry.lo & ~writeLo) >>> 0, hi: entry.hi };
+}
+
+/** What an entry of KVM's is, beyond what the format says. */
+export function spteNote(spte: SpteFormat, lo: number, hi: number): string | undefined {
+  if (isFrozen(lo, hi)) return 'frozen: a thread is changing this entry';
+  if (isMmio(spte, lo, hi))
+    return `MMIO marker, memslot generation ${mmioGeneration(lo, hi)}: KVM makes such accesses fault at once`;
+  if (toBigint(lo, hi) === toBigint(emptyEntry.lo, emptyEntry.hi)) return 'empty';
+  return undefined;
+}
+
+/** The rights that an access needs of an entry, in ACC_* bits. */
+export function needed(write: boolean, exec: boolean): number {
+  return exec ? ACC_EXEC : write ? ACC_WRITE | ACC_USER : ACC_USER;
+}

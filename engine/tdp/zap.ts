@@ -1,0 +1,217 @@
+import { TABLE } from '../formats/compile.ts';
+import { type Machine, REQ_MMU_FREE_OBSOLETE_ROOTS } from '../machine.ts';
+import type { Gfn, Pfn } from '../memory/words.ts';
+import { AGAIN, BLOCKED, call, defineFunction, NEXT, returns } from '../operation.ts';
+import { ABSENT_TOO, DONE, LEAF, READ_ONLY, TABLE_PRE, Walker } from '../pgtable/walker.ts';
+import { flushRemoteTlbs } from './flush.ts';
+import { freeRemovedTable } from './removed-table.ts';
+import { emptyEntry, isFrozen } from './spte.ts';
+
+/** Whether an entry holds anything to zap: a mapping, a table or an MMIO marker. */
+function isEmpty(lo: number, hi: number): boolean {
+  return (lo === emptyEntry.lo && hi === emptyEntry.hi) || (lo === 0 && hi === 0) || isFrozen(lo, hi);
+}
+
+/** The first leaf or MMIO marker at or after a gfn, below `end`. */
+function nextLeaf(machine: Machine, root: Pfn, from: Gfn, end: Gfn): Walker | undefined {
+  const walker = new Walker(machine.memory, machine.secondFormat, root, from, end, LEAF | ABSENT_TOO | READ_ONLY);
+  for (let visit = walker.next(); visit !== DONE; visit = walker.next()) {
+    if (!isEmpty(walker.lo, walker.hi)) return walker;
+  }
+  return undefined;
+}
+
+interface ZapLeafsLocals {
+  readonly start: Gfn;
+  readonly end: Gfn;
+  /** Roots still to be visited; the first is being zapped. */
+  readonly roots: Pfn[];
+  next: Gfn;
+  zapped: number;
+}
+
+export function zapLeafsLocals(machine: Machine, start: Gfn, end: Gfn): ZapLeafsLocals {
+  return {
+    start,
+    end,
+    roots: machine
+      .roots()
+      .filter((root) => !root.invalid)
+      .map((root) => root.pfn),
+    next: start,
+    zapped: 0,
+  };
+}
+
+/** Returns the number of leaves zapped: the caller flushes if there was any. */
+export const tdpMmuZapLeafs = defineFunction<ZapLeafsLocals>({
+  name: 'tdp_mmu_zap_leafs',
+  where: 'arch/x86/kvm/mmu/tdp_mmu.c',
+  about:
+    'Clears the leaf entries of a gfn range in every valid root; tables stay. The caller holds mmu_lock for writing and flushes.',
+  steps: [
+    {
+      name: 'leaf',
+      text: 'clear the next leaf in the range',
+      run(machine, task, locals) {
+        const root = locals.roots[0];
+        if (root === undefined) return returns(task, locals.zapped);
+        const limit = machine.secondFormat.span[machine.secondFormat.rootLevel]! * 512;
+        const walker = nextLeaf(machine, root, locals.next, Math.min(locals.end, limit));
+        if (!walker) {
+          locals.roots.shift();
+          locals.next = locals.start;
+          return AGAIN;
+        }
+        machine.setSpte(walker.table, walker.index, emptyEntry.lo, emptyEntry.hi);
+        locals.zapped++;
+        locals.next = walker.frame + machine.secondFormat.span[walker.level]!;
+        return AGAIN;
+      },
+    },
+  ],
+});
+
+interface ZapRootLocals {
+  root: Pfn;
+  level: number;
+  next: Gfn;
+}
+
+/** The next entry at exactly `level` that holds something. */
+function nextAtLevel(machine: Machine, root: Pfn, from: Gfn, level: number): Walker | undefined {
+  const format = machine.secondFormat;
+  const walker = new Walker(
+    machine.memory,
+    format,
+    root,
+    from,
+    format.span[format.rootLevel]! * 512,
+    LEAF | TABLE_PRE | ABSENT_TOO | READ_ONLY,
+  );
+  for (let visit = walker.next(); visit !== DONE; visit = walker.next()) {
+    if (walker.level === level && !isEmpty(walker.lo, walker.hi)) return walker;
+  }
+  return undefined;
+}
+
+export const zapInvalidatedRoots = defineFunction<ZapRootLocals>({
+  name: 'kvm_tdp_mmu_zap_invalidated_roots',
+  where: 'arch/x86/kvm/mmu/tdp_mmu.c',
+  about: 'Empties every invalidated root, in passes from 4K entries up, and drops the MMU’s own reference to it.',
+  steps: [
+    {
+      name: 'lock',
+      text: 'take mmu_lock for reading',
+      run: (machine, task) => (machine.acquire(task, 'mmu_lock', 'read') ? NEXT : BLOCKED),
+    },
+    {
+      name: 'root',
+      text: 'take the next invalid root',
+      run(machine, _task, locals) {
+        const root = machine.roots().find((candidate) => candidate.invalid && candidate.pfn > locals.root);
+        if (!root) return 'unlock';
+        locals.root = root.pfn;
+        locals.level = 1;
+        locals.next = 0;
+        return NEXT;
+      },
+    },
+    {
+      name: 'entry',
+      text: 'tdp_mmu_zap_root: clear the next entry of this pass’s level; a table that hung there is taken apart',
+      run(machine, _task, locals) {
+        const format = machine.secondFormat;
+        const walker = nextAtLevel(machine, locals.root, locals.next, locals.level);
+        if (!walker) {
+          locals.level++;
+          locals.next = 0;
+          return locals.level > format.rootLevel ? NEXT : AGAIN;
+        }
+        const { level, lo, hi } = walker;
+        machine.setSpte(walker.table, walker.index, emptyEntry.lo, emptyEntry.hi);
+        if (level > 1 && format.classify(level, lo) === TABLE) freeRemovedTable(machine, format.frame(level, lo, hi));
+        locals.next = walker.frame + format.span[level]!;
+        return locals.next >= format.span[format.rootLevel]! * 512 ? 'entry-end' : AGAIN;
+      },
+    },
+    {
+      name: 'entry-end',
+      text: 'the pass reached the last gfn: on with the next level',
+      run(machine, _task, locals) {
+        locals.level++;
+        locals.next = 0;
+        return locals.level > machine.secondFormat.rootLevel ? NEXT : 'entry';
+      },
+    },
+    {
+      name: 'flush',
+      text: 'flush the TLBs: the root’s translations may still be cached',
+      run(machine) {
+        flushRemoteTlbs(machine);
+        return NEXT;
+      },
+    },
+    {
+      name: 'put',
+      text: 'drop the MMU’s reference; with the last one the root is freed',
+      run(machine, _task, locals) {
+        const root = machine.page(locals.root);
+        machine.updatePage(root.pfn, { rootCount: root.rootCount - 1 });
+        if (root.rootCount === 1) machine.freeTable(root.pfn);
+        return 'root';
+      },
+    },
+    {
+      name: 'unlock',
+      text: 'drop mmu_lock',
+      run(machine, task) {
+        machine.release(task, 'mmu_lock');
+        return returns(task, 0);
+      },
+    },
+  ],
+});
+
+export const kvmMmuZapAllFast = defineFunction<object>({
+  name: 'kvm_mmu_zap_all_fast',
+  where: 'arch/x86/kvm/mmu/mmu.c',
+  about:
+    'Makes every root obsolete at once, so that vCPUs start on fresh ones, and takes the old ones apart afterwards.',
+  steps: [
+    {
+      name: 'lock',
+      text: 'take mmu_lock for writing',
+      run: (machine, task) => (machine.acquire(task, 'mmu_lock', 'write') ? NEXT : BLOCKED),
+    },
+    {
+      name: 'invalidate',
+      text: 'kvm_tdp_mmu_invalidate_roots: mark every root invalid, within the same critical section',
+      run(machine) {
+        for (const root of machine.roots()) if (!root.invalid) machine.updatePage(root.pfn, { invalid: true });
+        return NEXT;
+      },
+    },
+    {
+      name: 'request',
+      text: 'ask every vCPU to free its obsolete root before it enters the guest again',
+      run(machine) {
+        for (const vcpu of machine.vcpus) machine.setRequests(vcpu, vcpu.requests | REQ_MMU_FREE_OBSOLETE_ROOTS);
+        return NEXT;
+      },
+    },
+    {
+      name: 'unlock',
+      text: 'drop mmu_lock',
+      run(machine, task) {
+        machine.release(task, 'mmu_lock');
+        return NEXT;
+      },
+    },
+    {
+      name: 'zap',
+      text: 'kvm_tdp_mmu_zap_invalidated_roots: now take the old roots apart',
+      run: (_machine, task) => call(task, zapInvalidatedRoots, { root: -1, level: 1, next: 0 }),
+    },
+  ],
+});
