@@ -132,6 +132,8 @@ export class Machine {
   /** Steps run so far: the machine's clock. */
   steps = 0;
   readonly walkMemory: WalkMemory;
+  /** Root frames of the program's guests, by name. */
+  readonly guestRoots = new Map<string, Gfn>();
   /** Task on whose behalf the log is written. */
   acting = USER_TASK;
   #nextTable: Pfn = TABLE_FRAMES;
@@ -201,6 +203,15 @@ export class Machine {
 
   counter(name: CounterName): number {
     return this.small.counters[COUNTER_NUMBER.get(name)!]!;
+  }
+
+  counterList(): [CounterName, number][] {
+    return COUNTERS.map((name, index) => [name, this.small.counters[index]!]);
+  }
+
+  /** The guest whose tables start at a frame; the first one's pool serves tables that the program made itself. */
+  poolOf(root: Gfn): number {
+    return Math.max(0, [...this.guestRoots.values()].indexOf(root));
   }
 
   // ---- memory

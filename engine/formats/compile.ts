@@ -56,7 +56,8 @@ export class Format {
   readonly reservedHi: Int32Array;
   readonly addressLo: Int32Array;
   readonly addressHi: Int32Array;
-  readonly hasIllegal: boolean;
+  /** Per level and kind, for each value of bits 11:0: 1 where the bits are an illegal combination. */
+  readonly #illegal: (Uint8Array | undefined)[] = [];
   readonly accessedLo: number;
   readonly dirtyLo: number;
   readonly writeLo: number;
@@ -98,7 +99,6 @@ export class Format {
       }
       if (level > 1 && this.isLargeLevel(level)) this.largeLo[level] = this.#bit(roles.largePage).lo;
     }
-    this.hasIllegal = spec.illegal.length > 0 || spec.fields.some((field) => field.legal);
     this.accessedLo = this.#bit(roles.accessed).lo;
     this.dirtyLo = this.#bit(roles.dirty).lo;
     this.writeLo = this.#bit(roles.write).lo;
@@ -106,6 +106,7 @@ export class Format {
     this.globalLo = this.#bit(roles.global).lo;
     this.executeLo = this.#bit(roles.execute).lo;
     this.noExecuteHi = this.#bit(roles.noExecute).hi;
+    if (spec.illegal.length > 0 || spec.fields.some((field) => field.legal)) this.#compileIllegal();
     this.#keyMaskHi = this.#bit(roles.protectionKey).hi;
     this.#keyShiftHi = this.#keyMaskHi === 0 ? 0 : 31 - Math.clz32(this.#keyMaskHi & -this.#keyMaskHi);
   }
@@ -165,10 +166,22 @@ export class Format {
   isMalformed(level: number, lo: number, hi: number): boolean {
     const slot = 2 * level + (level === 1 || (lo & this.largeLo[level]!) !== 0 ? 1 : 0);
     if ((lo & this.reservedLo[slot]!) !== 0 || (hi & this.reservedHi[slot]!) !== 0) return true;
-    return this.hasIllegal && this.illegalWords(level, lo) !== undefined;
+    return this.#illegal[slot]?.[lo & 0xfff] === 1;
   }
 
-  /** Says which combination of legal bits the walk refuses, if any. Such rules concern low words only. */
+  #compileIllegal(): void {
+    for (const { level } of this.spec.levels) {
+      for (const kind of KINDS) {
+        const table = new Uint8Array(4096);
+        for (let low = 0; low < 4096; low++) {
+          if (this.illegalWords(level, low) !== undefined) table[low] = 1;
+        }
+        this.#illegal[2 * level + (kind === 'leaf' ? 1 : 0)] = table;
+      }
+    }
+  }
+
+  /** Says which combination of legal bits the walk refuses, if any. Such rules concern bits 11:0 only. */
   illegalWords(level: number, lo: number): string | undefined {
     for (const rule of this.spec.illegal) {
       if ((lo & rule.mask) === rule.value && !(rule.unless && this.options.features.has(rule.unless)))

@@ -90,6 +90,7 @@ export const pageWalk = defineFunction<WalkLocals>({
       text: 'exit to the hypervisor with the faulting gpa',
       run(machine, task, locals) {
         machine.count('exits');
+        machine.count('faults.second');
         machine.append(Kind.EXIT, task.vcpu, 0, 0, 0, 0, locals.fault);
         return handleExit(task, locals.fault!, machine.config.second);
       },

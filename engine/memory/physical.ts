@@ -10,6 +10,21 @@ interface Chunk {
   owned: Uint8Array;
 }
 
+/** Pages are cut from slabs: an ArrayBuffer of its own for each would cost more than the page. */
+const SLAB_PAGES = 128;
+let slab = new ArrayBuffer(0);
+let slabUsed = 0;
+
+function newPage(): Uint32Array {
+  if (slabUsed === slab.byteLength) {
+    slab = new ArrayBuffer(SLAB_PAGES * 4096);
+    slabUsed = 0;
+  }
+  const page = new Uint32Array(slab, slabUsed, 1024);
+  slabUsed += 4096;
+  return page;
+}
+
 /** An absent page reads as zeroes. Nobody may write it. */
 const ZERO_PAGE = new Uint32Array(1024);
 
@@ -49,11 +64,13 @@ export class PhysicalMemory {
     const index = pfn % FRAMES_PER_CHUNK;
     let page = chunk.pages[index];
     if (page === undefined) {
-      page = new Uint32Array(1024);
+      page = newPage();
       chunk.pages[index] = page;
       chunk.owned[index] = 1;
     } else if (chunk.owned[index] === 0) {
-      page = page.slice();
+      const copy = newPage();
+      copy.set(page);
+      page = copy;
       chunk.pages[index] = page;
       chunk.owned[index] = 1;
     }

@@ -22,19 +22,16 @@ export function describeWalkFault(
   second: SecondStage | undefined,
   access: PendingAccess,
 ): FaultInfo {
-  const common = {
-    vcpu,
-    access: access.kind,
-    cpl: access.cpl,
-    implicit: access.implicit,
-    gva: access.address,
-    guestLevel: walk.level,
-    lo: walk.lo,
-    hi: walk.hi,
-  };
   if (walk.status === 'guest-fault') {
     return {
-      ...common,
+      vcpu,
+      access: access.kind,
+      cpl: access.cpl,
+      implicit: access.implicit,
+      gva: access.address,
+      guestLevel: walk.level,
+      lo: walk.lo,
+      hi: walk.hi,
       kind: 'guest',
       gpa: undefined,
       target: 'page',
@@ -74,7 +71,14 @@ export function describeWalkFault(
     ((accessBits & QUAL_FETCH) !== 0 ? 16 : 0) |
     (allowed !== 0 ? 1 : 0);
   return {
-    ...common,
+    vcpu,
+    access: access.kind,
+    cpl: access.cpl,
+    implicit: access.implicit,
+    gva: access.address,
+    guestLevel: walk.level,
+    lo: walk.lo,
+    hi: walk.hi,
     kind: misconfigured ? 'misconfiguration' : 'violation',
     gpa: frameToAddress(walk.gfn, offset),
     target: table ? 'table' : 'page',

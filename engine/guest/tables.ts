@@ -1,0 +1,95 @@
+import type { Format } from '../formats/compile.ts';
+import { TABLE } from '../formats/compile.ts';
+import type { Machine } from '../machine.ts';
+import { addressToFrame, frameToAddress, type Gfn, hex, highWord, lowWord } from '../memory/words.ts';
+import { map, type Pgtable, protect, split, unmap } from '../pgtable/operations.ts';
+import { PgtableError, type TableStore } from '../pgtable/tables.ts';
+import type { Mapping } from '../program.ts';
+
+/** Input frames of the 48-bit half-open space that tables index: the sign extension is dropped. */
+export function tableFrame(gva: bigint): number {
+  return addressToFrame(gva & ((1n << 48n) - 1n));
+}
+
+/**
+ * A guest's own tables as the guest's kernel sees them: frames are guest frames, stores go to guest memory and so into
+ * the log.
+ */
+export function guestTables(machine: Machine, pool: number, format: Format, root: Gfn): Pgtable {
+  return { store: guestTableStore(machine, pool), format, root };
+}
+
+export function guestTableStore(machine: Machine, pool: number): TableStore {
+  const resolve = (gfn: Gfn): number => {
+    const pfn = machine.resolve(gfn);
+    if (pfn < 0) throw new PgtableError(`a guest table at gpa ${hex(frameToAddress(gfn))} lies outside memory`);
+    return pfn;
+  };
+  const state = machine.small.tablePools[pool]!;
+  return {
+    page: (gfn) => machine.memory.page(resolve(gfn)),
+    store: (gfn, index, lo, hi) => machine.storeData(resolve(gfn), index, lo, hi),
+    allocate() {
+      const gfn = state.free.pop() ?? state.next;
+      if (gfn === state.next) {
+        state.next += state.step;
+        if (gfn < 0 || machine.resolve(gfn) < 0)
+          throw new PgtableError('there is no guest memory left for page tables');
+      }
+      const pfn = resolve(gfn);
+      for (let index = 0; index < 512; index++) {
+        if (machine.readEntry(pfn, index) !== 0n) machine.storeData(pfn, index, 0, 0);
+      }
+      return gfn;
+    },
+    release: (gfn) => {
+      state.free.push(gfn);
+    },
+  };
+}
+
+export function applyMapping(tables: Pgtable, mapping: Mapping): void {
+  const frame = tableFrame(mapping.gva);
+  if (mapping.raw) {
+    storeRaw(tables, frame, mapping.raw.level, mapping.raw.value);
+    return;
+  }
+  const attributes = {
+    rights: { write: mapping.write, execute: mapping.execute, user: mapping.user },
+    fields: mapping.fields,
+  };
+  map(tables, frame, Number(mapping.size >> 12n), Number(mapping.gpa >> 12n), attributes, mapping.pageLevel);
+}
+
+/** Overwrites one entry as it is; tables above it are made where there are none. */
+function storeRaw(tables: Pgtable, frame: number, wanted: number, value: bigint): void {
+  const { store, format } = tables;
+  let table = tables.root;
+  for (let level = format.rootLevel; level > wanted; level--) {
+    const index = format.indexOf(frame, level);
+    const page = store.page(table);
+    if (format.classify(level, page[2 * index]!) !== TABLE) {
+      // Mapping and unmapping one page leaves the tables that lead to it.
+      const span = format.span[wanted]!;
+      const start = frame - (frame % span);
+      if (format.classify(level, page[2 * index]!) !== 0) split(tables, start, span, wanted);
+      else map(tables, start, 1, 0, { rights: { write: false, execute: true, user: false } }, 1);
+    }
+    const after = store.page(table);
+    table = format.frame(level, after[2 * index]!, after[2 * index + 1]!);
+  }
+  store.store(table, format.indexOf(frame, wanted), lowWord(value), highWord(value));
+}
+
+export function unmapRange(tables: Pgtable, gva: bigint, size: bigint): void {
+  unmap(tables, tableFrame(gva), Number(size >> 12n));
+}
+
+export function protectRange(
+  tables: Pgtable,
+  gva: bigint,
+  size: bigint,
+  rights: { write: boolean; execute: boolean; user: boolean },
+): void {
+  protect(tables, tableFrame(gva), Number(size >> 12n), rights);
+}

@@ -1,0 +1,266 @@
+import { evaluate, truthy } from './expression.ts';
+import type { RegisterName } from './guest/registers.ts';
+import { guestFormat } from './guest/registers.ts';
+import { applyMapping, guestTableStore, guestTables } from './guest/tables.ts';
+import { type CounterName, Machine, MachineError, type SmallState, USER_TASK } from './machine.ts';
+import { runTopStep, type Task } from './operation.ts';
+import type { Program } from './program.ts';
+import { programScope } from './queries/scope.ts';
+import { checkExpectation, runInstruction, writeRegister } from './statements.ts';
+
+/** Makes a machine from a program: its memory, its guests' tables, its vCPUs at their first statement. */
+export function createMachine(program: Program, logLimit?: number): Machine {
+  const machine = new Machine(program, logLimit);
+  const format = guestFormat(machine.cpu, true);
+  program.guests.forEach((guest, pool) => {
+    const first = machine.slots.list[0];
+    if (!first && guest.tablesAt === undefined)
+      throw new MachineError(`guest ${guest.name} has no memory to keep its tables in`);
+    const next =
+      guest.tablesAt === undefined ? first!.base + first!.pages - 1 - pool * 1024 : Number(guest.tablesAt >> 12n);
+    machine.small.tablePools.push({ next, step: guest.tablesAt === undefined ? -1 : 1, free: [] });
+    const root = guestTableStore(machine, pool).allocate();
+    machine.guestRoots.set(guest.name, root);
+    const tables = guestTables(machine, pool, format, root);
+    for (const mapping of guest.mappings) {
+      try {
+        applyMapping(tables, mapping);
+      } catch (error) {
+        throw new MachineError(`guest ${guest.name}, line ${mapping.span.line}: ${(error as Error).message}`);
+      }
+    }
+  });
+  for (const task of machine.tasks) {
+    const name = program.tasks[task.id]!.guest;
+    if (name === undefined || task.vcpu < 0) continue;
+    const root = machine.guestRoots.get(name);
+    if (root === undefined) throw new MachineError(`${task.name} runs in guest ${name}, which does not exist`);
+    machine.setRegister(machine.vcpu(task.vcpu), 'cr3', BigInt(root) << 12n);
+  }
+  machine.log.truncate(0);
+  return machine;
+}
+
+/** What a person changed: part of the schedule, so that a replay repeats it. */
+export type Edit =
+  | { readonly kind: 'register'; readonly vcpu: number; readonly register: RegisterName; readonly value: bigint }
+  | { readonly kind: 'memory'; readonly pfn: number; readonly offset: number; readonly bytes: readonly number[] };
+
+interface Checkpoint {
+  readonly step: number;
+  readonly logPosition: number;
+  readonly small: SmallState;
+}
+
+/** Steps between checkpoints: a step back replays at most this many, about a millisecond's work. */
+const CHECKPOINT_STEPS = 2000;
+
+function cloneSmall(small: SmallState): SmallState {
+  return structuredClone(small);
+}
+
+/**
+ * A machine in time. State and schedule decide everything, so that going back is undoing the log to a checkpoint and
+ * running the same schedule again from there.
+ */
+export class Run {
+  readonly machine: Machine;
+  #checkpoints: Checkpoint[] = [];
+  /** Who ran: task `#scheduleTask[i]` from step `#scheduleStart[i]` on. */
+  #scheduleTask: number[] = [];
+  #scheduleStart: number[] = [];
+  #edits: { step: number; edit: Edit }[] = [];
+  #finished = false;
+
+  constructor(program: Program, logLimit?: number) {
+    this.machine = createMachine(program, logLimit);
+    this.#checkpoint();
+  }
+
+  /** Oldest step that can be gone back to. */
+  get firstStep(): number {
+    return this.#checkpoints[0]!.step;
+  }
+
+  /** The task that runs next by default: the one in the middle of something, else the next in turn. */
+  pick(): Task | undefined {
+    const { machine } = this;
+    const { tasks } = machine;
+    const current = tasks[machine.small.current];
+    if (current && current.state === 'ready' && (current.stack.length > 0 || current.access)) return current;
+    for (let offset = 1; offset <= tasks.length; offset++) {
+      const task = tasks[(machine.small.current + offset) % tasks.length]!;
+      if (this.canRun(task)) return task;
+    }
+    return undefined;
+  }
+
+  /** Whether a task can make a step: one that waits for a condition can as soon as it holds. */
+  canRun(task: Task): boolean {
+    if (task.state === 'ready') return true;
+    if (task.state !== 'waiting') return false;
+    const instruction = this.machine.code[task.id]![task.pc];
+    if (instruction?.kind !== 'statement' || instruction.statement.kind !== 'wait') return false;
+    return truthy(evaluate(instruction.statement.condition, programScope(this.machine, task)));
+  }
+
+  /** Runs one step of a task. */
+  step(task: Task): void {
+    const { machine } = this;
+    const { steps } = machine;
+    if (steps - this.#checkpoints.at(-1)!.step >= CHECKPOINT_STEPS) this.#checkpoint();
+    if (this.#scheduleTask.at(-1) !== task.id) {
+      this.#scheduleTask.push(task.id);
+      this.#scheduleStart.push(steps);
+    }
+    this.#runStep(task);
+  }
+
+  #runStep(task: Task): void {
+    const { machine } = this;
+    machine.acting = task.id;
+    machine.small.current = task.id;
+    machine.steps++;
+    if (task.state === 'waiting') task.state = 'ready';
+    if (task.stack.length > 0) runTopStep(machine, task);
+    else runInstruction(machine, task, machine.code[task.id]![task.pc]!);
+    if (task.stack.length === 0 && task.state === 'ready' && task.pc >= machine.code[task.id]!.length)
+      task.state = 'done';
+    machine.acting = USER_TASK;
+  }
+
+  /** Every task has ended. */
+  get ended(): boolean {
+    return this.machine.tasks.every((task) => task.state === 'done');
+  }
+
+  /** Why nothing can run although not everything has ended; undefined when something can. */
+  stuck(): string | undefined {
+    if (this.ended || this.pick()) return undefined;
+    const words = this.machine.tasks
+      .filter((task) => task.state !== 'done')
+      .map((task) => {
+        if (task.state === 'waiting') return `${task.name} waits for a condition that nobody can make true any more`;
+        const owners = task.wants ? this.machine.owners(task.wants).map((owner) => owner.name) : [];
+        return `${task.name} waits for ${task.wants}, held by ${owners.join(' and ') || 'nobody'}`;
+      });
+    return words.join('; ');
+  }
+
+  /** Checks the program's final expectations, once, when every task has ended. */
+  finish(): void {
+    if (this.#finished) return;
+    this.#finished = true;
+    for (const expectation of this.machine.program.expects) {
+      try {
+        checkExpectation(this.machine, expectation);
+      } catch (error) {
+        this.machine.count('expects.failed');
+        this.machine.small.failures.push({
+          text: `expect ${expectation.text}`,
+          line: expectation.span.line,
+          actual: (error as Error).message,
+        });
+      }
+    }
+  }
+
+  /** Runs the default schedule to the end, or for a number of steps. Returns whether it came to an end. */
+  runToEnd(limit = Number.POSITIVE_INFINITY): boolean {
+    for (let done = 0; done < limit; done++) {
+      const task = this.pick();
+      if (!task) {
+        if (this.ended) this.finish();
+        return true;
+      }
+      this.step(task);
+    }
+    return false;
+  }
+
+  /** Changes state from outside, as an entry of the schedule. */
+  edit(edit: Edit): void {
+    this.#apply(edit);
+    this.#edits.push({ step: this.machine.steps, edit });
+  }
+
+  #apply(edit: Edit): void {
+    const { machine } = this;
+    if (edit.kind === 'register') {
+      writeRegister(machine, machine.vcpu(edit.vcpu), edit.register, edit.value);
+      return;
+    }
+    edit.bytes.forEach((byte, index) => {
+      machine.storeBytes(edit.pfn, edit.offset + index, 1, BigInt(byte));
+    });
+  }
+
+  #checkpoint(): void {
+    const { machine } = this;
+    while (this.#checkpoints.length > 0 && this.#checkpoints[0]!.logPosition < machine.log.first)
+      this.#checkpoints.shift();
+    this.#checkpoints.push({ step: machine.steps, logPosition: machine.log.length, small: cloneSmall(machine.small) });
+  }
+
+  /** Who made the step after `step` steps. */
+  taskAt(step: number): number {
+    let low = 0;
+    let high = this.#scheduleStart.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.#scheduleStart[middle]! <= step) low = middle + 1;
+      else high = middle;
+    }
+    return this.#scheduleTask[low - 1] ?? 0;
+  }
+
+  /**
+   * Puts the machine where it was after `target` steps. `onStep` sees each replayed state, before its step is made.
+   * @throws MachineError when that is before the history that is kept.
+   */
+  goTo(target: number, onStep?: (machine: Machine, task: Task) => void): void {
+    const { machine } = this;
+    if (target < this.firstStep)
+      throw new MachineError(`history begins at step ${this.firstStep}; step ${target} is forgotten`);
+    if (target < machine.steps) this.#restore(target);
+    while (machine.steps < target) {
+      this.#replayEdits(machine.steps);
+      const task = machine.task(this.taskAt(machine.steps));
+      onStep?.(machine, task);
+      this.#runStep(task);
+    }
+  }
+
+  #restore(target: number): void {
+    const { machine } = this;
+    while (this.#checkpoints.length > 1 && this.#checkpoints.at(-1)!.step > target) this.#checkpoints.pop();
+    const checkpoint = this.#checkpoints.at(-1)!;
+    machine.undoTo(checkpoint.logPosition);
+    machine.small = cloneSmall(checkpoint.small);
+    machine.steps = checkpoint.step;
+    this.#finished = false;
+  }
+
+  #replayEdits(step: number): void {
+    for (const entry of this.#edits) if (entry.step === step) this.#apply(entry.edit);
+  }
+
+  /** Forgets the schedule after now: what comes next is a new future. */
+  cutFuture(): void {
+    const { steps } = this.machine;
+    while (this.#scheduleStart.length > 0 && this.#scheduleStart.at(-1)! >= steps) {
+      this.#scheduleStart.pop();
+      this.#scheduleTask.pop();
+    }
+    this.#edits = this.#edits.filter((entry) => entry.step <= steps);
+  }
+
+  /** Starts of the stretches that history is kept in, oldest first. */
+  checkpointSteps(): number[] {
+    return this.#checkpoints.map((checkpoint) => checkpoint.step);
+  }
+
+  counters(): Record<CounterName, number> {
+    return Object.fromEntries(this.machine.counterList()) as Record<CounterName, number>;
+  }
+}

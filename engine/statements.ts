@@ -1,0 +1,272 @@
+import type { Instruction } from './code.ts';
+import { ExpressionError, evaluate, evaluateInteger, truthy } from './expression.ts';
+import { accessPages, EMULATED, FAILED, FAULTED, isUntranslatable, lookUp, pageWalk } from './guest/access.ts';
+import { REGISTER_BITS, RegisterError } from './guest/registers.ts';
+import { applyMapping, guestTables, protectRange, unmapRange } from './guest/tables.ts';
+import { Kind } from './history/log.ts';
+import { kvmSetMemoryRegion } from './host/memory-region.ts';
+import { kvmZapGfnRange, unmapHostMemory } from './host/notifier.ts';
+import type { Machine, Vcpu } from './machine.ts';
+import { frameRange, MemslotError } from './memory/memslots.ts';
+import { addressToFrame, hex, highWord, lowWord, pageOffset } from './memory/words.ts';
+import { call, type Task } from './operation.ts';
+import { PgtableError } from './pgtable/tables.ts';
+import type { AccessStatement, Expectation, RegisterStatement, Statement } from './program.ts';
+import { programScope } from './queries/scope.ts';
+import { findEntry } from './tdp/iterate.ts';
+import { mustEnter, vcpuEnterGuest } from './tdp/vcpu.ts';
+import { kvmMmuZapAllFast } from './tdp/zap.ts';
+
+/** Runs the instruction at a task's `pc`; its stack is empty. */
+export function runInstruction(machine: Machine, task: Task, instruction: Instruction): void {
+  try {
+    switch (instruction.kind) {
+      case 'enter-loop': {
+        const { count } = instruction.statement;
+        const rounds = count ? evaluateInteger(count, programScope(machine, task), 'repeat') : -1n;
+        if (rounds === 0n) task.pc = instruction.exit;
+        else {
+          task.loops.push({ remaining: Number(rounds), index: 0 });
+          task.pc++;
+        }
+        return;
+      }
+      case 'end-loop': {
+        const loop = task.loops.at(-1)!;
+        loop.index++;
+        if (loop.remaining < 0 || loop.index < loop.remaining) task.pc = instruction.start;
+        else {
+          task.loops.pop();
+          task.pc++;
+        }
+        return;
+      }
+      case 'statement':
+        runStatement(machine, task, instruction.statement);
+    }
+  } catch (error) {
+    // What a program asks for and cannot have is told where it stands; a fault of the debugger itself is not.
+    if (
+      !(
+        error instanceof ExpressionError ||
+        error instanceof RegisterError ||
+        error instanceof MemslotError ||
+        error instanceof PgtableError ||
+        error instanceof RangeError
+      )
+    )
+      throw error;
+    fail(machine, task, error.message, instruction.statement);
+  }
+}
+
+/** Ends a task whose program cannot go on, and keeps the reason. */
+function fail(machine: Machine, task: Task, text: string, statement: Statement): void {
+  machine.warn(`line ${statement.span.line}: ${text}`);
+  machine.small.failures.push({ text, line: statement.span.line, actual: 'the task ends here' });
+  task.access = null;
+  task.loops = [];
+  task.pc = machine.code[task.id]!.length;
+}
+
+function runStatement(machine: Machine, task: Task, statement: Exclude<Statement, { kind: 'repeat' }>): void {
+  switch (statement.kind) {
+    case 'access':
+      runAccess(machine, task, statement);
+      return;
+    case 'register':
+      setRegister(machine, task, statement);
+      break;
+    case 'invlpg': {
+      const address = evaluateInteger(statement.address, programScope(machine, task), 'invlpg');
+      const vcpu = machine.vcpu(task.vcpu);
+      if (isUntranslatable(vcpu, address) === undefined) machine.invalidatePage(vcpu, addressToFrame(address));
+      break;
+    }
+    case 'map':
+      applyMapping(ownTables(machine, task), statement.mapping);
+      break;
+    case 'unmap':
+      unmapRange(ownTables(machine, task), statement.gva, statement.size);
+      break;
+    case 'protect':
+      protectRange(ownTables(machine, task), statement.gva, statement.size, statement);
+      break;
+    case 'expect':
+      checkExpectation(machine, statement.expectation, task);
+      break;
+    case 'wait':
+      if (!truthy(evaluate(statement.condition, programScope(machine, task)))) {
+        task.state = 'waiting';
+        return;
+      }
+      break;
+    case 'slot-add':
+      call(task, kvmSetMemoryRegion, { change: { kind: 'create', config: statement.slot } });
+      break;
+    case 'slot-delete':
+      call(task, kvmSetMemoryRegion, { change: { kind: 'delete', id: statement.id } });
+      break;
+    case 'slot-move': {
+      const { base } = frameRange(`slot ${statement.id}`, statement.base, 4096n);
+      call(task, kvmSetMemoryRegion, { change: { kind: 'move', id: statement.id, base } });
+      break;
+    }
+    case 'slot-log':
+      call(task, kvmSetMemoryRegion, { change: { kind: 'log', id: statement.id, enable: statement.enable } });
+      break;
+    case 'zap':
+      if (statement.range) {
+        const { base, pages } = frameRange('zap', statement.range.base, statement.range.size);
+        call(task, kvmZapGfnRange, { start: base, end: base + pages });
+      } else call(task, kvmMmuZapAllFast, {});
+      break;
+    case 'notifier': {
+      const { base, pages } = frameRange('unmap', statement.base, statement.size);
+      call(task, unmapHostMemory, { start: base, end: base + pages, migrate: statement.migrate });
+      break;
+    }
+    case 'poke':
+      poke(machine, task, statement);
+      break;
+  }
+  task.pc++;
+}
+
+function poke(machine: Machine, task: Task, statement: Extract<Statement, { kind: 'poke' }>): void {
+  const root = machine.roots().find((candidate) => !candidate.invalid);
+  if (!root) throw new RangeError('poke: KVM has no tables yet; wait until a vCPU has run');
+  const entry = findEntry(machine, root.pfn, addressToFrame(statement.gpa), statement.level);
+  if (entry.level !== statement.level)
+    throw new RangeError(
+      `poke: KVM’s tables for gpa ${hex(statement.gpa)} end at level ${entry.level}, above level ${statement.level}`,
+    );
+  const value = evaluateInteger(statement.value, programScope(machine, task), 'poke');
+  machine.setSpte(entry.table, entry.index, lowWord(value), highWord(value));
+}
+
+/** The tables in the task's CR3, with the pool of the guest that they were made for. */
+function ownTables(machine: Machine, task: Task) {
+  const { mode } = machine.vcpu(task.vcpu);
+  if (!mode.paging) throw new RangeError('the guest has no tables to edit while paging is off');
+  const pool = machine.poolOf(mode.rootGfn);
+  return guestTables(machine, pool, mode.format, mode.rootGfn);
+}
+
+function setRegister(machine: Machine, task: Task, statement: RegisterStatement): void {
+  const vcpu = machine.vcpu(task.vcpu);
+  const value = evaluateInteger(statement.value, programScope(machine, task), statement.register);
+  const old = vcpu.registers[statement.register];
+  if (statement.bit === undefined) writeRegister(machine, vcpu, statement.register, value);
+  else {
+    const mask = 1n << BigInt(REGISTER_BITS[statement.register]![statement.bit]!);
+    writeRegister(machine, vcpu, statement.register, value === 0n ? old & ~mask : old | mask);
+  }
+}
+
+const CR4_FLUSHES = ['pge', 'pae', 'smep'] as const;
+
+/** A register write with what the processor does to its TLB (SDM vol. 3, 4.10.4.1). */
+export function writeRegister(
+  machine: Machine,
+  vcpu: Vcpu,
+  register: RegisterStatement['register'],
+  value: bigint,
+): void {
+  const before = vcpu.registers;
+  machine.setRegister(vcpu, register, value);
+  const changed = before[register] ^ vcpu.registers[register];
+  if (register === 'cr3') machine.flushTlb(vcpu, vcpu.mode.pge);
+  else if (register === 'cr0' && (changed & (1n << 31n)) !== 0n) machine.flushTlb(vcpu);
+  else if (
+    register === 'cr4' &&
+    CR4_FLUSHES.some((name) => (changed & (1n << BigInt(REGISTER_BITS.cr4![name]!))) !== 0n)
+  )
+    machine.flushTlb(vcpu);
+  // NXE decides whether bit 63 is reserved: cached rights would be judged by the old meaning.
+  else if (register === 'efer' && changed !== 0n) machine.flushTlb(vcpu);
+}
+
+export function checkExpectation(machine: Machine, expectation: Expectation, task?: Task): boolean {
+  const scope = programScope(machine, task);
+  if (truthy(evaluate(expectation.condition, scope))) {
+    machine.count('expects.passed');
+    return true;
+  }
+  machine.count('expects.failed');
+  const actual = actualValues(expectation, scope);
+  machine.append(Kind.EXPECT_FAILED, expectation.span.line, 0, 0, 0, 0, { text: expectation.text, actual });
+  machine.small.failures.push({ text: `expect ${expectation.text}`, line: expectation.span.line, actual });
+  return false;
+}
+
+/** `faults.second = 3`: the two sides of a comparison that failed. */
+function actualValues({ condition }: Expectation, scope: ReturnType<typeof programScope>): string {
+  if (condition.kind !== 'binary') return 'it is false';
+  const words = (value: ReturnType<typeof evaluate>): string =>
+    typeof value === 'bigint' ? (value < 65536n ? `${value}` : hex(value)) : `${value}`;
+  return `left is ${words(evaluate(condition.left, scope))}, right is ${words(evaluate(condition.right, scope))}`;
+}
+
+/** One attempt at an access: through the TLB, or by starting the walk that will fill it. */
+function runAccess(machine: Machine, task: Task, statement: AccessStatement): void {
+  const vcpu = machine.vcpu(task.vcpu);
+  if (task.access === null) {
+    const scope = programScope(machine, task);
+    task.access = {
+      kind: statement.access,
+      address: evaluateInteger(statement.address, scope, statement.access),
+      size: statement.size,
+      value: statement.value
+        ? BigInt.asUintN(8 * statement.size, evaluateInteger(statement.value, scope, 'write'))
+        : BigInt(machine.steps),
+      cpl: statement.cpl ?? vcpu.mode.cpl,
+      implicit: statement.implicit,
+    };
+    task.result = 0;
+    machine.count('accesses');
+  } else if (task.result === FAULTED || task.result === EMULATED) {
+    finishAccess(task);
+    return;
+  } else if (task.result === FAILED) {
+    fail(machine, task, 'KVM_RUN failed: the vCPU cannot go on', statement);
+    return;
+  }
+  const { access } = task;
+  const problem = isUntranslatable(vcpu, access.address);
+  if (problem !== undefined) {
+    machine.warn(`${task.name}: ${problem}`);
+    finishAccess(task);
+    return;
+  }
+  if (mustEnter(vcpu)) {
+    call(task, vcpuEnterGuest, {});
+    return;
+  }
+  const pages = accessPages(access);
+  const frames: number[] = [];
+  for (const vfn of pages) {
+    const pfn = lookUp(vcpu, vfn, access);
+    if (pfn < 0) {
+      call(task, pageWalk, { vfn, access, walk: null, fault: null });
+      return;
+    }
+    frames.push(pfn);
+  }
+  machine.count('tlb.hits', pages.length);
+  if (access.kind === 'write') store(machine, frames, access);
+  finishAccess(task);
+}
+
+function store(machine: Machine, frames: readonly number[], access: NonNullable<Task['access']>): void {
+  const offset = pageOffset(access.address);
+  const first = Math.min(access.size, 4096 - offset);
+  machine.storeBytes(frames[0]!, offset, first, access.value);
+  if (frames.length > 1) machine.storeBytes(frames[1]!, 0, access.size - first, access.value >> BigInt(8 * first));
+}
+
+function finishAccess(task: Task): void {
+  task.access = null;
+  task.result = 0;
+  task.pc++;
+}
