@@ -1,0 +1,221 @@
+import type { DecodedEntry } from '../formats/decode.ts';
+
+/**
+ * Questions about a machine and their answers, as plain JSON: what views, hovers, variables and the command line show.
+ * 64-bit values are `0x…` strings. `certainty` says how far a value can be trusted: the emulator's are all exact.
+ */
+export type Certainty = 'exact' | 'inferred' | 'stale' | 'unknown';
+
+export type Query =
+  /** How an address is translated; without `access`, as a supervisor read. */
+  | {
+      readonly kind: 'walk';
+      readonly vcpu: number;
+      readonly space: 'gva' | 'gpa';
+      readonly address: string;
+      readonly access?: 'read' | 'write' | 'fetch';
+      readonly cpl?: 0 | 3;
+      readonly implicit?: boolean;
+    }
+  /** One table, its entries joined into runs. */
+  | TableQuery
+  /** The trees of tables that there are. */
+  | { readonly kind: 'roots' }
+  /** Guest memory: slots and what backs them. */
+  | { readonly kind: 'slots' }
+  | { readonly kind: 'costs' }
+  /** Changes of entries and memory in a guest-physical or host-physical range, newest first. */
+  | { readonly kind: 'history'; readonly space: 'gpa' | 'hpa'; readonly address: string; readonly size: string };
+
+export interface TableQuery {
+  readonly kind: 'table';
+  readonly space: 'guest' | 'second';
+  /** Whose format: a vCPU for guest tables. */
+  readonly vcpu: number;
+  /** Where the table lies: gpa of a guest table, hpa of a second-stage table. */
+  readonly table: string;
+  readonly level: number;
+  /** First input address that the table covers. */
+  readonly base: string;
+}
+
+export interface ErrorAnswer {
+  readonly kind: 'error';
+  readonly message: string;
+}
+
+export interface AddressField {
+  /** E.g. `PML4E`; `offset` for the rest. */
+  readonly name: string;
+  readonly level: number;
+  readonly bits: readonly [high: number, low: number];
+  readonly value: number;
+}
+
+export interface ReferenceAnswer {
+  readonly number: number;
+  readonly stage: 'guest' | 'second';
+  readonly level: number;
+  /** What this reference is for: `PML4 (level 4)`, or `page`. */
+  readonly purpose: string;
+  /** Guest level being located or read; 0: the page itself. */
+  readonly forLevel: number;
+  readonly table: string;
+  readonly index: number;
+  /** hpa of the entry. */
+  readonly address: string;
+  readonly entry: DecodedEntry;
+  readonly note?: string;
+  /** The walk ended here, for good or bad. */
+  readonly decides: boolean;
+}
+
+export interface WalkAnswer {
+  readonly kind: 'walk';
+  readonly certainty: Certainty;
+  readonly vcpu: number;
+  readonly space: 'gva' | 'gpa';
+  readonly address: string;
+  readonly access: 'read' | 'write' | 'fetch';
+  readonly cpl: number;
+  readonly implicit: boolean;
+  /** Whether the guest's paging is on: else there is no guest stage. */
+  readonly paging: boolean;
+  readonly second: 'ept' | 'npt' | 'none';
+  readonly fields: readonly AddressField[];
+  readonly registers: readonly { readonly name: string; readonly value: string }[];
+  readonly references: readonly ReferenceAnswer[];
+  readonly outcome: WalkOutcome;
+  /** The outcome in one sentence. */
+  readonly sentence: string;
+}
+
+export interface WalkOutcome {
+  readonly status: 'done' | 'guest-fault' | 'violation' | 'misconfiguration' | 'untranslatable' | 'no-root';
+  readonly gpa?: string;
+  readonly hpa?: string;
+  /** Size of the page in the guest's tables and in the second stage, bytes. */
+  readonly guestSize?: number;
+  readonly secondSize?: number;
+  /** Rights of all guest entries together, `rwxu`. */
+  readonly rights?: string;
+  readonly errorCode?: string;
+  readonly exitInfo?: string;
+  readonly reason: string;
+}
+
+export interface EntryRun {
+  readonly index: number;
+  readonly count: number;
+  /** First input address, and bytes per entry. */
+  readonly input: string;
+  readonly size: number;
+  /** The first entry of the run. */
+  readonly entry: DecodedEntry;
+  readonly note?: string;
+  /** The table that the entry points to. */
+  readonly child?: TableQuery;
+  /** The child lies on the way here: the tables contain themselves. */
+  readonly recursive?: true;
+  /** Set since the last stop; the first entry's value before. */
+  readonly was?: string;
+  /** The stop's fault ended here. */
+  readonly faulting: boolean;
+}
+
+export interface TableAnswer {
+  readonly kind: 'table';
+  readonly certainty: Certainty;
+  readonly query: TableQuery;
+  /** `page directory (level 2)` */
+  readonly name: string;
+  readonly format: string;
+  readonly present: number;
+  readonly runs: readonly EntryRun[];
+}
+
+export interface RootAnswer {
+  readonly id: string;
+  /** `vCPU 0: guest tables of kernel (CR3)` */
+  readonly title: string;
+  readonly space: 'guest' | 'second';
+  readonly vcpus: readonly number[];
+  readonly table: TableQuery;
+  readonly format: string;
+  /** Entries that are present in the root table. */
+  readonly present: number;
+  readonly invalid: boolean;
+}
+
+export interface RootsAnswer {
+  readonly kind: 'roots';
+  readonly certainty: Certainty;
+  readonly roots: readonly RootAnswer[];
+}
+
+export interface SlotsAnswer {
+  readonly kind: 'slots';
+  readonly certainty: Certainty;
+  readonly generation: number;
+  readonly slots: readonly {
+    readonly id: number;
+    readonly gpa: string;
+    readonly size: number;
+    readonly hpa: string;
+    readonly pageSize: number;
+    readonly readonly: boolean;
+    readonly logDirty: boolean;
+    readonly invalid: boolean;
+  }[];
+}
+
+export interface CostsAnswer {
+  readonly kind: 'costs';
+  readonly certainty: Certainty;
+  readonly steps: number;
+  readonly counters: Readonly<Record<string, number>>;
+}
+
+export interface HistoryAnswer {
+  readonly kind: 'history';
+  readonly certainty: Certainty;
+  readonly changes: readonly {
+    readonly step: number;
+    readonly task: string;
+    readonly what: string;
+    readonly address: string;
+    readonly old: string;
+    readonly new: string;
+  }[];
+  /** More changes than are listed. */
+  readonly more: boolean;
+  /** First step that is remembered. */
+  readonly since: number;
+}
+
+export type Answer = WalkAnswer | TableAnswer | RootsAnswer | SlotsAnswer | CostsAnswer | HistoryAnswer | ErrorAnswer;
+
+/** Why and where a session stopped, in the words that every place shows. */
+export interface StopAnswer {
+  readonly reason: 'entry' | 'step' | 'breakpoint' | 'exception' | 'pause' | 'data' | 'end' | 'stuck';
+  readonly sentence: string;
+  readonly task: number;
+  readonly taskName: string;
+  readonly step: number;
+  /** The walk that failed, for a fault. */
+  readonly walk?: Extract<Query, { kind: 'walk' }>;
+  readonly fault?: FaultAnswer;
+}
+
+export interface FaultAnswer {
+  readonly kind: 'guest' | 'violation' | 'misconfiguration' | 'mmio';
+  readonly vcpu: number;
+  readonly access: 'read' | 'write' | 'fetch';
+  readonly gva: string;
+  readonly gpa?: string;
+  readonly level: number;
+  readonly index: number;
+  readonly errorCode: string;
+  readonly errorWords: string;
+  readonly reason: string;
+}

@@ -1,0 +1,109 @@
+import type { Answer, Query, StopAnswer } from './answers.ts';
+
+/** What a view asks and hears. The extension relays it unread; the adapter checks requests with `parseRequest`. */
+export type ViewRequest =
+  /** Keeps the answer current: it comes now and whenever it changes. A `watch` with the same id replaces the query. */
+  | { readonly type: 'watch'; readonly id: string; readonly query: Query }
+  | { readonly type: 'unwatch'; readonly id: string };
+
+export type ViewEvent =
+  /** Answers that are new or have changed. */
+  | { readonly type: 'changed'; readonly answers: readonly { readonly id: string; readonly answer: Answer }[] }
+  /** The session stopped, here and so. */
+  | { readonly type: 'stopped'; readonly stop: StopAnswer }
+  /** It runs: what is shown is the last stop. */
+  | { readonly type: 'running' }
+  | { readonly type: 'ended' };
+
+const MAX_ID = 200;
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+class Invalid extends Error {}
+
+function text(value: unknown, what: string): string {
+  if (typeof value !== 'string') throw new Invalid(`${what} must be a string, not ${describe(value)}`);
+  if (value.length > MAX_ID) throw new Invalid(`${what} is longer than ${MAX_ID} characters`);
+  return value;
+}
+
+function describe(value: unknown): string {
+  return value === null
+    ? 'null'
+    : Array.isArray(value)
+      ? 'a list'
+      : typeof value === 'number' || typeof value === 'string'
+        ? JSON.stringify(value).slice(0, 40)
+        : typeof value;
+}
+
+function address(value: unknown, what: string): string {
+  const written = text(value, what);
+  if (!/^0x[0-9a-f]{1,16}$/i.test(written))
+    throw new Invalid(`${what} must be a 64-bit 0x… number, not ${describe(value)}`);
+  return written.toLowerCase();
+}
+
+function integer(value: unknown, what: string, low: number, high: number): number {
+  if (typeof value !== 'number' || !Number.isInteger(value) || value < low || value > high)
+    throw new Invalid(`${what} must be a whole number from ${low} to ${high}, not ${describe(value)}`);
+  return value;
+}
+
+function oneOf<T extends string>(value: unknown, what: string, accepted: readonly T[]): T {
+  const found = accepted.find((candidate) => candidate === value);
+  if (found === undefined) throw new Invalid(`${what} must be one of ${accepted.join(', ')}, not ${describe(value)}`);
+  return found;
+}
+
+function query(value: unknown): Query {
+  if (!isRecord(value)) throw new Invalid(`query must be an object, not ${describe(value)}`);
+  const kind = oneOf(value.kind, 'query.kind', ['walk', 'table', 'roots', 'slots', 'costs', 'history']);
+  switch (kind) {
+    case 'walk':
+      return {
+        kind,
+        vcpu: integer(value.vcpu, 'query.vcpu', 0, 65535),
+        space: oneOf(value.space, 'query.space', ['gva', 'gpa']),
+        address: address(value.address, 'query.address'),
+        ...(value.access === undefined
+          ? {}
+          : { access: oneOf(value.access, 'query.access', ['read', 'write', 'fetch']) }),
+        ...(value.cpl === undefined ? {} : { cpl: integer(value.cpl, 'query.cpl', 0, 3) === 3 ? 3 : 0 }),
+        ...(value.implicit === true ? { implicit: true } : {}),
+      };
+    case 'table':
+      return {
+        kind,
+        space: oneOf(value.space, 'query.space', ['guest', 'second']),
+        vcpu: integer(value.vcpu, 'query.vcpu', 0, 65535),
+        table: address(value.table, 'query.table'),
+        level: integer(value.level, 'query.level', 1, 5),
+        base: address(value.base, 'query.base'),
+      };
+    case 'history':
+      return {
+        kind,
+        space: oneOf(value.space, 'query.space', ['gpa', 'hpa']),
+        address: address(value.address, 'query.address'),
+        size: address(value.size, 'query.size'),
+      };
+    default:
+      return { kind };
+  }
+}
+
+/** Checks what came from outside. Answers with the request, or with a message that names what is wrong. */
+export function parseRequest(value: unknown): { readonly request: ViewRequest } | { readonly error: string } {
+  try {
+    if (!isRecord(value)) throw new Invalid(`a request must be an object, not ${describe(value)}`);
+    const type = oneOf(value.type, 'type', ['watch', 'unwatch']);
+    const id = text(value.id, 'id');
+    return { request: type === 'unwatch' ? { type, id } : { type, id, query: query(value.query) } };
+  } catch (error) {
+    if (error instanceof Invalid) return { error: error.message };
+    throw error;
+  }
+}

@@ -1,0 +1,40 @@
+import { errorCodeWords } from '../guest/permission.ts';
+import { hex } from '../memory/words.ts';
+import { type FaultInfo, PFERR_GUEST_FINAL, PFERR_GUEST_PAGE } from '../tdp/fault.ts';
+import type { FaultAnswer } from './answers.ts';
+
+const DID = { read: 'read', write: 'wrote', fetch: 'fetched from' } as const;
+
+/** `vCPU 0 wrote gpa 0x200000: EPT level-2 entry 1 is not present` */
+export function faultSentence(fault: FaultInfo): string {
+  const who = `vCPU ${fault.vcpu}`;
+  const how = fault.cpl === 3 && !fault.implicit ? ' at CPL 3' : fault.implicit ? ' implicitly' : '';
+  if (fault.kind === 'guest') return `${who} ${DID[fault.access]} gva ${hex(fault.gva)}${how}: ${fault.reason}`;
+  const gpa = hex(fault.gpa ?? 0n);
+  if (fault.target === 'table')
+    return `${who} needed its level-${fault.guestLevel} table at gpa ${gpa} to ${fault.access === 'fetch' ? 'fetch from' : fault.access} gva ${hex(fault.gva)}: ${fault.reason}`;
+  return `${who} ${DID[fault.access]} gpa ${gpa}${how}: ${fault.reason}`;
+}
+
+/** `0x100000006 W|U, final address`: KVM's error code in words. */
+export function kvmErrorWords(code: number): string {
+  const low = code % 2 ** 32;
+  const where = code >= PFERR_GUEST_PAGE ? ', guest table' : code >= PFERR_GUEST_FINAL ? ', final address' : '';
+  const words = errorCodeWords(low).split(' ')[1] ?? 'none';
+  return `${hex(code)} ${words}${where}`;
+}
+
+export function faultAnswer(fault: FaultInfo): FaultAnswer {
+  return {
+    kind: fault.kind,
+    vcpu: fault.vcpu,
+    access: fault.access,
+    gva: hex(fault.gva),
+    ...(fault.gpa === undefined ? {} : { gpa: hex(fault.gpa) }),
+    level: fault.level,
+    index: fault.index,
+    errorCode: hex(fault.errorCode),
+    errorWords: kvmErrorWords(fault.errorCode),
+    reason: fault.reason,
+  };
+}
