@@ -12,7 +12,8 @@ export function generateParser() {
   const output = 'scenario/generated/grammar.ts';
   if (!existsSync(grammar)) return;
   if (existsSync(output) && statSync(output).mtimeMs > statSync(grammar).mtimeMs) return;
-  execFileSync(process.execPath, ['node_modules/langium-cli/bin/langium.js', 'generate'], { stdio: 'inherit' });
+  const generator = ['--import', './scripts/group-by.mjs', 'node_modules/langium-cli/bin/langium.js', 'generate'];
+  execFileSync(process.execPath, generator, { stdio: 'inherit' });
 }
 
 const present = (entries) => Object.fromEntries(Object.entries(entries).filter(([, path]) => existsSync(path)));

@@ -1,0 +1,217 @@
+import { REGISTERS } from '../../engine/guest/registers.ts';
+import { hex } from '../../engine/memory/words.ts';
+import { STATEMENT_OWNER, type Statement } from '../../engine/program.ts';
+import { didYouMean, headerSpan, type Problems, spanOf } from '../diagnostics.ts';
+import type * as Ast from '../generated/ast.ts';
+import { isRegister, registerBits } from '../names.ts';
+import { constant, lowerExpression, type Names, unknownBit } from './expression.ts';
+import { lowerSlot, slotId } from './machine.ts';
+import { lowerAttributes, lowerEntry, lowerLevel, lowerMap, type Surroundings } from './mapping.ts';
+import { aligned, canonical, lowerRange } from './ranges.ts';
+
+export interface StatementContext extends Surroundings {
+  readonly owner: 'vcpu' | 'host';
+  readonly names: Names;
+  /** Slots that the machine has or that some host task adds. */
+  readonly slots: ReadonlySet<number>;
+}
+
+/** How a statement begins, for messages. */
+export const STATEMENT_WORDS: Readonly<Record<Ast.Statement['$type'], string>> = {
+  Access: 'read, write and fetch',
+  Assignment: 'setting a register',
+  Invlpg: 'invlpg',
+  Repeat: 'repeat',
+  MapRange: 'map',
+  RawEntry: 'entry',
+  Unmap: 'unmap',
+  Protect: 'protect',
+  Expect: 'expect',
+  Wait: 'wait until',
+  AddSlot: 'add slot',
+  DeleteSlot: 'delete slot',
+  MoveSlot: 'move slot',
+  LogDirty: 'log dirty',
+  Zap: 'zap',
+  Migrate: 'migrate',
+  Poke: 'poke',
+};
+
+export function lowerStatements(
+  body: readonly Ast.Statement[],
+  context: StatementContext,
+  problems: Problems,
+): Statement[] {
+  const statements: Statement[] = [];
+  for (const node of body) {
+    const statement = lowerStatement(node, context, problems);
+    if (!statement) continue;
+    const owner = STATEMENT_OWNER[statement.kind];
+    if (owner === undefined || owner === context.owner) statements.push(statement);
+    else {
+      const [who, where] = owner === 'vcpu' ? ['a vCPU', 'a vcpu block'] : ['the host', 'a host block'];
+      problems.error(node, `${STATEMENT_WORDS[node.$type]}: only ${who} can do this; it belongs in ${where}`);
+    }
+  }
+  return statements;
+}
+
+function lowerStatement(node: Ast.Statement, context: StatementContext, problems: Problems): Statement | undefined {
+  const { names } = context;
+  const span = spanOf(node);
+  switch (node.$type) {
+    case 'Access':
+      return lowerAccess(node, names, problems);
+    case 'Assignment':
+      return lowerAssignment(node, names, problems);
+    case 'Invlpg': {
+      const address = lowerExpression(node.address, problems, names);
+      return address && { kind: 'invlpg', address, span };
+    }
+    case 'Repeat':
+      return lowerRepeat(node, context, problems);
+    case 'MapRange': {
+      const mapping = lowerMap(node, context, problems);
+      return mapping && { kind: 'map', mapping, span };
+    }
+    case 'RawEntry': {
+      const mapping = lowerEntry(node, problems);
+      return mapping && { kind: 'map', mapping, span };
+    }
+    case 'Unmap': {
+      const range = lowerRange(node.base, node.size, context.owner === 'host' ? 'gpa' : 'gva', problems);
+      if (!range) return undefined;
+      // For the host, `unmap` is what an MMU notifier announces.
+      if (context.owner === 'host') return { kind: 'notifier', ...range, migrate: false, span };
+      return canonical(node.base, range, problems)
+        ? { kind: 'unmap', gva: range.base, size: range.size, span }
+        : undefined;
+    }
+    case 'Protect': {
+      const attributes = lowerAttributes(node, node.attributes, problems);
+      const range = lowerRange(node.base, node.size, 'gva', problems);
+      if (!attributes || !range || !canonical(node.base, range, problems)) return undefined;
+      return { kind: 'protect', gva: range.base, size: range.size, ...attributes.rights, span };
+    }
+    case 'Expect': {
+      const condition = lowerExpression(node.condition, problems, names);
+      const text = expressionText(node.condition);
+      return condition && { kind: 'expect', expectation: { condition, text, span }, span };
+    }
+    case 'Wait': {
+      const condition = lowerExpression(node.condition, problems, names);
+      return condition && { kind: 'wait', condition, span };
+    }
+    case 'AddSlot': {
+      const slot = lowerSlot(node, 0, problems);
+      if (!slot || !lowerRange(node.base, node.size, 'gpa', problems)) return undefined;
+      return { kind: 'slot-add', slot, span };
+    }
+    case 'DeleteSlot': {
+      const id = knownSlot(node.id, context, problems);
+      return id === undefined ? undefined : { kind: 'slot-delete', id, span };
+    }
+    case 'MoveSlot': {
+      const id = knownSlot(node.id, context, problems);
+      const base = constant(node.base, 'gpa', problems);
+      if (id === undefined || base === undefined || !aligned(node.base, 'gpa', base, problems)) return undefined;
+      return { kind: 'slot-move', id, base, span };
+    }
+    case 'LogDirty': {
+      const id = knownSlot(node.id, context, problems);
+      return id === undefined ? undefined : { kind: 'slot-log', id, enable: node.state === 'on', span };
+    }
+    case 'Zap': {
+      if (!node.base || !node.size) return { kind: 'zap', span };
+      const range = lowerRange(node.base, node.size, 'gpa', problems);
+      return range && { kind: 'zap', range, span };
+    }
+    case 'Migrate': {
+      const range = lowerRange(node.base, node.size, 'gpa', problems);
+      return range && { kind: 'notifier', ...range, migrate: true, span };
+    }
+    case 'Poke': {
+      const gpa = constant(node.gpa, 'gpa', problems);
+      const level = lowerLevel(node.level, problems);
+      const value = lowerExpression(node.value, problems, names);
+      if (gpa === undefined || level === undefined || value === undefined) return undefined;
+      if (gpa >> 48n !== 0n) return problems.error(node.gpa, `gpa ${hex(gpa)} is beyond the 48 bits of 4-level tables`);
+      return { kind: 'poke', gpa, level, value, span };
+    }
+  }
+}
+
+export function expressionText(node: Ast.Expression): string {
+  // As written, on one line.
+  return (node.$cstNode?.text ?? '').replace(/\s*(#[^\n]*)?\n\s*/g, ' ');
+}
+
+const SIZES: ReadonlyMap<string, 1 | 2 | 4 | 8> = new Map([
+  ['1', 1],
+  ['2', 2],
+  ['4', 4],
+  ['8', 8],
+]);
+
+function lowerAccess(node: Ast.Access, names: Names, problems: Problems): Statement | undefined {
+  const size = node.size === undefined ? 8 : SIZES.get(node.size);
+  if (size === undefined) problems.error(node, `${node.access}.${node.size}: an access has 1, 2, 4 or 8 bytes`);
+  const address = lowerExpression(node.address, problems, names);
+  const value = node.value && lowerExpression(node.value, problems, names);
+  if (node.value && node.access !== 'write')
+    return problems.error(node.value, `a ${node.access} stores nothing: only write takes = VALUE`);
+  if (!size || !address || (node.value && !value)) return undefined;
+  return {
+    kind: 'access',
+    access: node.access,
+    address,
+    size,
+    ...(value ? { value } : {}),
+    // An implicit access, as to a descriptor table, is the supervisor's at any CPL.
+    ...(node.modifier === undefined || node.modifier === 'implicit' ? {} : { cpl: node.modifier === 'user' ? 3 : 0 }),
+    implicit: node.modifier === 'implicit',
+    span: spanOf(node),
+  };
+}
+
+function lowerAssignment(node: Ast.Assignment, names: Names, problems: Problems): Statement | undefined {
+  const { register, bit } = node;
+  const value = lowerExpression(node.value, problems, names);
+  if (!isRegister(register))
+    return problems.error(
+      node,
+      `unknown register ${register}${didYouMean(register, REGISTERS)}: ${REGISTERS.join(', ')}`,
+    );
+  if (bit !== undefined) {
+    const bits = registerBits(register);
+    if (!bits.includes(bit)) return problems.error(node, unknownBit(register, bit, bits));
+    if (value?.kind === 'number' && value.value > 1n)
+      return problems.error(node.value, `${register}.${bit} is one bit: 0 or 1`);
+  }
+  return value && { kind: 'register', register, ...(bit === undefined ? {} : { bit }), value, span: spanOf(node) };
+}
+
+function lowerRepeat(node: Ast.Repeat, context: StatementContext, problems: Problems): Statement | undefined {
+  const { names } = context;
+  const variable = node.variable?.name;
+  if (variable !== undefined && (isRegister(variable) || variable === 'vcpu'))
+    problems.error(node.variable, `${variable} is a register’s name: call the loop variable something else`);
+  const inner = variable === undefined ? names : { ...names, variables: [variable, ...names.variables] };
+  const body = lowerStatements(node.body, { ...context, names: inner }, problems);
+  const count = node.count && lowerExpression(node.count, problems, names);
+  if (node.count && !count) return undefined;
+  if (count?.kind === 'unary' && count.operator === '-')
+    return problems.error(node.count, `repeat ${expressionText(node.count!)}: a count is 0 or more`);
+  if (!count && body.length === 0 && node.body.length === 0)
+    problems.warning(node, 'a loop without statements never ends and does nothing');
+  const span = headerSpan(node, node.endless ? 'loop' : 'repeat', node.count, node.variable);
+  return { kind: 'repeat', ...(count ? { count } : {}), ...(variable === undefined ? {} : { variable }), body, span };
+}
+
+function knownSlot(node: Ast.Expression, { slots }: StatementContext, problems: Problems): number | undefined {
+  const id = slotId(node, problems);
+  if (id === undefined || slots.has(id)) return id;
+  const known = [...slots].sort((a, b) => a - b);
+  const words = known.length > 16 ? `${known.slice(0, 16).join(', ')}, …` : known.join(', ');
+  return problems.error(node, `there is no slot ${id}; slots: ${words || 'none'}`);
+}

@@ -1,0 +1,159 @@
+import type { ILexingError, IRecognitionException, IToken, TokenType } from 'chevrotain';
+import { AbstractParserErrorMessageProvider } from 'langium';
+import { REGISTERS } from '../engine/guest/registers.ts';
+import type { Span } from '../engine/program.ts';
+import { type Diagnostic, didYouMean } from './diagnostics.ts';
+import { isRegister } from './names.ts';
+import { clip } from './number.ts';
+
+/** Words that begin something, by the rule in whose block they stand. */
+export const BLOCK_WORDS: Readonly<Record<'Scenario' | 'Machine' | 'Guest' | 'Vcpu' | 'Host', readonly string[]>> = {
+  Scenario: ['machine', 'guest', 'vcpu', 'host', 'expect'],
+  Machine: ['memory', 'second-stage', 'maxphyaddr', 'cpu'],
+  Guest: ['map', 'entry', 'tables'],
+  Vcpu: [
+    ...['read', 'write', 'fetch', 'user', 'supervisor', 'implicit', 'invlpg', 'repeat', 'loop', 'map', 'unmap'],
+    ...['protect', 'entry', 'expect', 'wait'],
+  ],
+  Host: ['wait', 'add', 'delete', 'move', 'log', 'zap', 'unmap', 'migrate', 'poke', 'repeat', 'loop', 'expect'],
+};
+const STATEMENTS = [...new Set([...BLOCK_WORDS.Vcpu, ...BLOCK_WORDS.Host])];
+const WORDS_BY_RULE: Readonly<Record<string, readonly string[]>> = { ...BLOCK_WORDS, Repeat: STATEMENTS };
+
+/** What a rule begins with, where the list of its tokens would be long. */
+const BEGINNINGS: Readonly<Record<string, string>> = {
+  Binary: 'a number, a name or ‘(’',
+  Prefix: 'a number, a name or ‘(’',
+  Primary: 'a number, a name or ‘(’',
+  Atom: 'a number, or a calculation in parentheses',
+  Word: 'a name',
+  AnyWord: 'a name',
+  Dashed: 'a word',
+  Access: 'read, write or fetch',
+  Zap: 'all, or a start and a size such as 0 +2M',
+  LogDirty: 'on or off',
+  Repeat: 'repeat or loop',
+};
+
+const found = (token: IToken | undefined): string =>
+  token === undefined || token.tokenType.name === 'EOF' ? 'the text ends' : `there is ‘${clip(token.image)}’`;
+
+function tokenWords(type: TokenType): string {
+  switch (type.name) {
+    case 'ID':
+      return 'a name';
+    case 'NUMBER':
+      return 'a number';
+    case 'PERMISSION':
+      return 'permissions';
+    default:
+      return `‘${type.name}’`;
+  }
+}
+
+/** Rule names end in an invisible character, with which Langium marks its own. */
+const plain = (ruleName: string): string => ruleName.replace('\u200B', '');
+
+/** Syntax errors in the language's words rather than in the parser's. */
+export class MmuSyntaxErrors extends AbstractParserErrorMessageProvider {
+  override buildMismatchTokenMessage(options: {
+    expected: TokenType;
+    actual: IToken;
+    previous: IToken;
+    ruleName: string;
+  }): string {
+    const { expected, actual, previous } = options;
+    const rule = plain(options.ruleName);
+    const block = WORDS_BY_RULE[rule];
+    if (expected.name === '}' && block) {
+      if (actual.tokenType.name === 'EOF') return 'a block is not closed: ‘}’ is missing';
+      return `‘${clip(actual.image)}’ begins nothing here${didYouMean(actual.image, block)}; ${blockWords(rule)}`;
+    }
+    if (
+      rule === 'Assignment' &&
+      expected.name === '=' &&
+      previous.tokenType.name === 'ID' &&
+      !isRegister(previous.image)
+    ) {
+      if (/^[rwx-]{1,3}$/.test(previous.image)) return 'permissions are written r--, rw-, r-x or rwx';
+      return `‘${clip(previous.image)}’ begins no statement${didYouMean(previous.image, [...STATEMENTS, ...REGISTERS])}`;
+    }
+    return `${BEGINNINGS[rule] && expected.name !== '=' ? BEGINNINGS[rule] : tokenWords(expected)} is missing: ${found(actual)}`;
+  }
+
+  override buildNotAllInputParsedMessage({
+    firstRedundant,
+    ruleName,
+  }: {
+    firstRedundant: IToken;
+    ruleName: string;
+  }): string {
+    const image = clip(firstRedundant.image);
+    if (plain(ruleName) !== 'Scenario') return `‘${image}’ is too much: the expression ends before it`;
+    if (image === '}') return '‘}’ closes nothing: no block is open';
+    const belongs = (Object.keys(BLOCK_WORDS) as (keyof typeof BLOCK_WORDS)[]).find((name) =>
+      BLOCK_WORDS[name].includes(firstRedundant.image),
+    );
+    if (belongs || isRegister(firstRedundant.image))
+      return `‘${image}’ belongs in a ${(belongs ?? 'vcpu').toLowerCase()} block`;
+    return `‘${image}’ begins nothing${didYouMean(image, BLOCK_WORDS.Scenario)}; ${blockWords('Scenario')}`;
+  }
+
+  override buildNoViableAltMessage(options: {
+    expectedPathsPerAlt: TokenType[][][];
+    actual: IToken[];
+    previous: IToken;
+    ruleName: string;
+  }): string {
+    const rule = plain(options.ruleName);
+    if (BEGINNINGS[rule]) return `${BEGINNINGS[rule]} is missing: ${found(options.actual[0])}`;
+    const words = new Set(options.expectedPathsPerAlt.flat().flatMap((path) => (path[0] ? [tokenWords(path[0])] : [])));
+    return `${[...words].slice(0, 12).join(', ')} is missing: ${found(options.actual[0])}`;
+  }
+
+  override buildEarlyExitMessage(options: { actual: IToken[]; ruleName: string }): string {
+    return `${BEGINNINGS[plain(options.ruleName)] ?? 'a word'} is missing: ${found(options.actual[0])}`;
+  }
+}
+
+function blockWords(rule: string): string {
+  switch (rule) {
+    case 'Scenario':
+      return `there are ${BLOCK_WORDS.Scenario.join(', ')}`;
+    case 'Machine':
+    case 'Guest':
+    case 'Host':
+    case 'Vcpu':
+      return `a ${rule.toLowerCase()} block has ${BLOCK_WORDS[rule].join(', ')}${rule === 'Vcpu' ? ', and registers' : ''}`;
+    default:
+      return 'a loop has the statements of the block around it';
+  }
+}
+
+const pointSpan = (line: number, column: number, length = 1): Span => ({
+  line,
+  column,
+  endLine: line,
+  endColumn: column + length,
+});
+
+export function lexingDiagnostic(error: ILexingError): Diagnostic {
+  return {
+    severity: 'error',
+    message: error.message,
+    span: pointSpan(error.line ?? 1, error.column ?? 1, error.length),
+  };
+}
+
+export function parsingDiagnostic(error: IRecognitionException): Diagnostic {
+  return { severity: 'error', message: error.message, span: errorSpan(error) };
+}
+
+/** The offending token's place; behind the previous one when the text ends too early. */
+function errorSpan(error: IRecognitionException & { readonly previousToken?: IToken }): Span {
+  const { token, previousToken } = error;
+  if (token.startLine && token.startColumn) return pointSpan(token.startLine, token.startColumn, token.image.length);
+  if (previousToken?.endLine && previousToken.endColumn)
+    return pointSpan(previousToken.endLine, previousToken.endColumn + 1, 0);
+  return pointSpan(1, 1, 0);
+}
