@@ -1,7 +1,14 @@
-import * as vscode from 'vscode';
+import type * as vscode from 'vscode';
+import { registerDebugger } from './debugger.ts';
+import { registerDecode } from './decode.ts';
+import { registerHovers } from './hovers.ts';
+import { startLanguageClient } from './language.ts';
+import { Views } from './views.ts';
 
 export function activate(context: vscode.ExtensionContext): void {
-  context.subscriptions.push(
-    vscode.commands.registerCommand('kvm-mmu.version', () => context.extension.packageJSON.version),
-  );
+  context.subscriptions.push(new Views(context.extensionUri));
+  registerDebugger(context);
+  registerHovers(context);
+  registerDecode(context);
+  startLanguageClient(context);
 }

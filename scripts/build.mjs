@@ -41,6 +41,7 @@ export async function buildAll() {
       entryPoints: present({ worker: 'adapter/worker.ts' }),
       platform: 'browser',
       format: 'iife',
+      alias: { url: './adapter/worker-shims/url.ts' },
     }),
     build({
       ...common,

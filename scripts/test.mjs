@@ -44,8 +44,12 @@ await build({
   logLevel: 'warning',
 });
 const outputs = files.map((file) => join(outdir, file.replace(/\.ts$/, '.js')));
-const { status } = spawnSync(process.execPath, ['--enable-source-maps', '--test', '--test-reporter=spec', ...options, ...outputs], {
-  stdio: 'inherit',
-});
+const { status } = spawnSync(
+  process.execPath,
+  ['--enable-source-maps', '--test', '--test-reporter=spec', ...options, ...outputs],
+  {
+    stdio: 'inherit',
+  },
+);
 rmSync(outdir, { recursive: true, force: true });
 process.exit(status ?? 1);

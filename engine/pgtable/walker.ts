@@ -131,7 +131,7 @@ export class Walker {
     this.level--;
     this.table = child;
     this.#page = this.#tables.page(child);
-    const first = this.frame < this.#start ? this.#start : this.frame;
+    const first = Math.max(this.frame, this.#start);
     this.index = this.#format.indexOf(first, this.level);
     const span = this.#format.span[this.level]!;
     this.frame = first - (first % span);

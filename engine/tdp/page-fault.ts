@@ -73,7 +73,7 @@ export const kvmMmuPageFault = defineFunction<{ readonly info: FaultInfo }>({
 const RETURN = (task: Task): number => returns(task, task.result);
 
 function countResult(machine: Machine, result: number, info: FaultInfo): void {
-  machine.append(Kind.FAULT_RESULT, info.vcpu, 0, 0, result < 0 ? 0 : result, 0, info);
+  machine.append(Kind.FAULT_RESULT, info.vcpu, 0, 0, Math.max(result, 0), 0, info);
   if (result === RET_PF.FIXED) machine.count('faults.fixed');
   else if (result === RET_PF.SPURIOUS) machine.count('faults.spurious');
   else if (result === RET_PF.RETRY) machine.count('faults.retried');

@@ -1,0 +1,18 @@
+import { readFile } from 'node:fs/promises';
+import { KvmMmuSession } from './session.ts';
+
+// The adapter as a process of its own: the debug adapter protocol on standard input and output.
+const session = new KvmMmuSession({
+  async readText(path) {
+    try {
+      return await readFile(path, 'utf8');
+    } catch (error) {
+      throw new Error(
+        `cannot read "program" ${path}: ${(error as NodeJS.ErrnoException).code === 'ENOENT' ? 'there is no such file' : (error as Error).message}`,
+      );
+    }
+  },
+  yieldToLoop: () => new Promise((resolve) => setImmediate(resolve)),
+});
+process.on('SIGTERM', () => session.shutdown());
+session.start(process.stdin, process.stdout);

@@ -1,0 +1,996 @@
+import {
+  ContinuedEvent,
+  DebugSession,
+  Event,
+  ExitedEvent,
+  Handles,
+  InitializedEvent,
+  OutputEvent,
+  StoppedEvent,
+  TerminatedEvent,
+  Thread,
+} from '@vscode/debugadapter';
+import type { DebugProtocol } from '@vscode/debugprotocol';
+import { ExpressionError, evaluate, evaluateInteger, truthy } from '../engine/expression.ts';
+import { REGISTER_BITS, RegisterError } from '../engine/guest/registers.ts';
+import type { Machine } from '../engine/machine.ts';
+import { hex } from '../engine/memory/words.ts';
+import { functionSpec, type Task } from '../engine/operation.ts';
+import { answer } from '../engine/queries/answer.ts';
+import type { StopAnswer } from '../engine/queries/answers.ts';
+import { listing, listings } from '../engine/queries/listing.ts';
+import { parseRequest, type ViewEvent } from '../engine/queries/protocol.ts';
+import type { FaultInfo } from '../engine/tdp/fault.ts';
+import { parseExpression, parseScenario } from '../scenario/index.ts';
+import { describeAddress, parseAddress, toHost } from './addresses.ts';
+import {
+  Breakpoints,
+  Condition,
+  ConditionError,
+  currentFault,
+  FILTERS,
+  type FilterName,
+  hitCondition,
+  taskScope,
+} from './breakpoints.ts';
+import { type LaunchArguments, parseLaunch } from './launch.ts';
+import { describeStop, taskLine, taskTitle } from './stops.ts';
+import { EmulatorTarget } from './targets/emulator.ts';
+import type { Halt, Motion, Target } from './targets/target.ts';
+import { frameScopes, type Node } from './variables.ts';
+import { Watches } from './watches.ts';
+
+/** What a session needs of the place it runs in: Node, or a browser's Worker. */
+export interface SessionHost {
+  /** @throws with a message for people when the file cannot be read. */
+  readText(path: string): Promise<string>;
+  /** Resolves once waiting messages have been handled. */
+  yieldToLoop(): Promise<void>;
+}
+
+const LISTING_SUFFIX = '.kvmfn';
+
+interface FrameRef {
+  readonly task: number;
+  /** Index in the task's stack; −1: the statement below it. */
+  readonly depth: number;
+}
+
+/** A session could not do what was asked; the message is for people. */
+class RequestError extends Error {}
+
+const stopReasons: Record<StopAnswer['reason'], string> = {
+  entry: 'entry',
+  step: 'step',
+  breakpoint: 'breakpoint',
+  exception: 'exception',
+  pause: 'pause',
+  data: 'data breakpoint',
+  end: 'pause',
+  stuck: 'pause',
+};
+
+export class KvmMmuSession extends DebugSession {
+  readonly #host: SessionHost;
+  readonly #breakpoints = new Breakpoints((text) => this.#print(text));
+  readonly #watches = new Watches();
+  readonly #variables = new Handles<() => Node[]>();
+  readonly #frames = new Handles<FrameRef>();
+  #target: Target | undefined;
+  #launch: LaunchArguments | undefined;
+  #running = false;
+  #stop: StopAnswer | undefined;
+  #stopFault: FaultInfo | undefined;
+  /** Log position of the stop before this one: changes since then are marked. */
+  #since = 0;
+  #here = 0;
+  #nextBreakpoint = 1;
+  #generation = 0;
+
+  constructor(host: SessionHost) {
+    super();
+    this.#host = host;
+    this.setDebuggerLinesStartAt1(true);
+    this.setDebuggerColumnsStartAt1(true);
+  }
+
+  // ---- beginning and end
+
+  protected override initializeRequest(response: DebugProtocol.InitializeResponse): void {
+    response.body = {
+      supportsConfigurationDoneRequest: true,
+      supportsConditionalBreakpoints: true,
+      supportsHitConditionalBreakpoints: true,
+      supportsLogPoints: true,
+      supportsEvaluateForHovers: true,
+      supportsClipboardContext: true,
+      supportsExceptionFilterOptions: true,
+      supportsExceptionInfoRequest: true,
+      supportsSetVariable: true,
+      supportsReadMemoryRequest: true,
+      supportsWriteMemoryRequest: true,
+      supportsRestartRequest: true,
+      supportsTerminateRequest: true,
+      supportsLoadedSourcesRequest: true,
+      supportsBreakpointLocationsRequest: true,
+      supportsDataBreakpoints: true,
+      supportsCompletionsRequest: false,
+      exceptionBreakpointFilters: FILTERS.map((filter) => ({
+        filter: filter.filter,
+        label: filter.label,
+        description: filter.description,
+        default: filter.default,
+        supportsCondition: true,
+        conditionDescription: 'e.g. gpa in 0x100000..0x200000 && write && level == 1 && hits >= 3',
+      })),
+    };
+    this.sendResponse(response);
+  }
+
+  protected override launchRequest(
+    response: DebugProtocol.LaunchResponse,
+    args: DebugProtocol.LaunchRequestArguments,
+  ): void {
+    this.#answer(response, async () => {
+      const launch = parseLaunch(args);
+      if ('error' in launch) throw new RequestError(launch.error);
+      this.#launch = launch;
+      await this.#load();
+      this.sendEvent(
+        new Event('capabilities', { capabilities: { supportsStepBack: this.#need().capabilities.stepBack } }),
+      );
+      this.sendEvent(new InitializedEvent());
+    });
+  }
+
+  protected override attachRequest(response: DebugProtocol.AttachResponse): void {
+    this.#answer(response, () => {
+      throw new RequestError('there is nothing to attach to yet: use "request": "launch" with a "program"');
+    });
+  }
+
+  async #load(): Promise<void> {
+    const { program: path, history } = this.#launch!;
+    const text = await this.#host.readText(path);
+    const { program, diagnostics } = parseScenario(text);
+    for (const { severity, message, span } of diagnostics) {
+      this.#print(
+        `${path}:${span.line}:${span.column}: ${severity}: ${message}\n`,
+        severity === 'error' ? 'stderr' : 'console',
+        span.line,
+      );
+    }
+    if (!program) {
+      const errors = diagnostics.filter((diagnostic) => diagnostic.severity === 'error');
+      const first = errors[0]!;
+      const more = errors.length > 1 ? ` (and ${errors.length - 1} more)` : '';
+      throw new RequestError(`${path}:${first.span.line}: ${first.message}${more}`);
+    }
+    this.#target?.dispose();
+    this.#target = new EmulatorTarget(program, history, () => this.#host.yieldToLoop());
+    this.#since = 0;
+    this.#here = 0;
+    this.#stop = undefined;
+    this.#stopFault = undefined;
+  }
+
+  protected override configurationDoneRequest(response: DebugProtocol.ConfigurationDoneResponse): void {
+    this.#answer(response, () => this.#begin());
+  }
+
+  #begin(): void {
+    const { machine } = this.#need();
+    if (this.#launch!.stopOnEntry) this.#stopped(describeStop(machine, machine.task(0), { kind: 'entry' }), undefined);
+    else this.#go({ kind: 'continue' });
+  }
+
+  protected override restartRequest(response: DebugProtocol.RestartResponse): void {
+    this.#answer(response, async () => {
+      this.#generation++;
+      this.#running = false;
+      await this.#load();
+      this.#begin();
+    });
+  }
+
+  protected override terminateRequest(response: DebugProtocol.TerminateResponse): void {
+    this.#answer(response, () => this.#end());
+  }
+
+  protected override disconnectRequest(response: DebugProtocol.DisconnectResponse): void {
+    this.#generation++;
+    this.#target?.dispose();
+    this.sendResponse(response);
+    this.shutdown();
+  }
+
+  #end(exitCode?: number): void {
+    this.#generation++;
+    this.#target?.dispose();
+    this.#running = false;
+    this.#view({ type: 'ended' });
+    if (exitCode !== undefined) this.sendEvent(new ExitedEvent(exitCode));
+    this.sendEvent(new TerminatedEvent());
+  }
+
+  // ---- helpers
+
+  #need(): Target {
+    if (!this.#target) throw new RequestError('no machine is running: launch a scenario first');
+    return this.#target;
+  }
+
+  /** The target, stopped. */
+  #stoppedTarget(): Target {
+    const target = this.#need();
+    if (this.#running) throw new RequestError('the machine is running: pause it first');
+    return target;
+  }
+
+  /** Answers a request with what `work` makes of it, or with its error in words. */
+  async #answer(response: DebugProtocol.Response, work: () => void | Promise<void>): Promise<void> {
+    try {
+      await work();
+      this.sendResponse(response);
+    } catch (error) {
+      const text = error instanceof Error ? error.message : String(error);
+      this.sendErrorResponse(response, { id: 1, format: '{text}', variables: { text }, showUser: true });
+    }
+  }
+
+  #print(text: string, category: 'console' | 'stderr' | 'important' = 'console', line?: number): void {
+    const event: DebugProtocol.OutputEvent = new OutputEvent(text, category);
+    if (line !== undefined) Object.assign(event.body, { source: this.#programSource(), line });
+    this.sendEvent(event);
+  }
+
+  #programSource(): DebugProtocol.Source {
+    const { program } = this.#launch!;
+    return { name: program.replace(/^.*[/\\]/, ''), path: program };
+  }
+
+  #view(event: ViewEvent): void {
+    this.sendEvent(new Event('mmu/changed', event));
+  }
+
+  #task(threadId: number): Task {
+    return this.#need().machine.task(threadId - 1);
+  }
+
+  // ---- moving
+
+  #go(motion: Motion): void {
+    const target = this.#stoppedTarget();
+    const generation = this.#generation;
+    this.#running = true;
+    this.#variables.reset();
+    this.#frames.reset();
+    this.#since = this.#here;
+    this.#view({ type: 'running' });
+    target.move(motion, this.#breakpoints).then(
+      (halt) => {
+        if (generation === this.#generation) this.#halted(halt, motion);
+      },
+      (error: unknown) => {
+        if (generation !== this.#generation) return;
+        this.#running = false;
+        this.#print(
+          `the emulator failed: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`,
+          'stderr',
+        );
+        this.#end(70);
+      },
+    );
+  }
+
+  #halted(halt: Halt, motion: Motion): void {
+    const { machine } = this.#need();
+    this.#running = false;
+    const asked = 'task' in motion ? motion.task : machine.small.current;
+    const task = machine.task(halt.kind === 'matched' ? halt.match.task : 'task' in halt ? halt.task : asked);
+    const fault = halt.kind === 'matched' ? halt.match.object : undefined;
+    if (halt.kind === 'ended' && !this.#launch!.stopAtEnd) {
+      this.#summary(machine);
+      this.#end(machine.small.failures.length > 0 ? 1 : 0);
+      return;
+    }
+    if (halt.kind === 'ended') this.#summary(machine);
+    const stop = describeStop(machine, task, halt);
+    if (halt.kind === 'blocked')
+      this.sendEvent(
+        new Event('mmu/blocked', {
+          task: task.id,
+          name: task.name,
+          lock: halt.lock,
+          owners: halt.owners.map((owner) => machine.task(owner).name),
+        }),
+      );
+    this.#stopped(stop, isFaultInfo(fault) ? fault : currentFault(task), halt.kind === 'matched' ? halt.match.ids : []);
+  }
+
+  #stopped(stop: StopAnswer, fault: FaultInfo | undefined, hit: readonly number[] = []): void {
+    const { machine } = this.#need();
+    this.#stop = stop;
+    this.#stopFault = fault;
+    if (this.#since > machine.log.length) this.#since = machine.log.length;
+    this.#here = machine.log.length;
+    const event: DebugProtocol.StoppedEvent = new StoppedEvent(stopReasons[stop.reason], stop.task + 1, stop.sentence);
+    event.body.description = stop.sentence;
+    event.body.allThreadsStopped = true;
+    if (hit.length > 0) event.body.hitBreakpointIds = [...hit];
+    this.sendEvent(event);
+    this.#view({ type: 'stopped', stop });
+    this.#view({ type: 'changed', answers: this.#watches.changed(machine, this.#moment()) });
+  }
+
+  #moment() {
+    return { since: this.#since, fault: this.#stopFault };
+  }
+
+  #summary(machine: Machine): void {
+    for (const failure of machine.small.failures)
+      this.#print(`line ${failure.line}: ${failure.text}: ${failure.actual}\n`, 'stderr', failure.line);
+    const counters = machine.counterList().filter(([, value]) => value > 0);
+    this.#print(`${machine.steps} steps; ${counters.map(([name, value]) => `${name} ${value}`).join(', ')}\n`);
+  }
+
+  #motion(response: DebugProtocol.Response, motion: () => Motion): void {
+    this.#answer(response, () => {
+      const wanted = motion();
+      // The response must be on its way before the first stopped event.
+      queueMicrotask(() => {
+        try {
+          this.#go(wanted);
+        } catch (error) {
+          this.#print(`${(error as Error).message}\n`, 'stderr');
+        }
+      });
+      this.#stoppedTarget();
+    });
+  }
+
+  protected override continueRequest(response: DebugProtocol.ContinueResponse): void {
+    response.body = { allThreadsContinued: true };
+    this.#motion(response, () => ({ kind: 'continue' }));
+  }
+  protected override nextRequest(response: DebugProtocol.NextResponse, args: DebugProtocol.NextArguments): void {
+    this.#motion(response, () => ({ kind: 'step-over', task: this.#task(args.threadId).id }));
+  }
+  protected override stepInRequest(response: DebugProtocol.StepInResponse, args: DebugProtocol.StepInArguments): void {
+    this.#motion(response, () => ({ kind: 'step-in', task: this.#task(args.threadId).id }));
+  }
+  protected override stepOutRequest(
+    response: DebugProtocol.StepOutResponse,
+    args: DebugProtocol.StepOutArguments,
+  ): void {
+    this.#motion(response, () => ({ kind: 'step-out', task: this.#task(args.threadId).id }));
+  }
+  protected override stepBackRequest(
+    response: DebugProtocol.StepBackResponse,
+    args: DebugProtocol.StepBackArguments,
+  ): void {
+    this.#motion(response, () => ({ kind: 'step-back', task: this.#task(args.threadId).id }));
+  }
+  protected override reverseContinueRequest(
+    response: DebugProtocol.ReverseContinueResponse,
+    args: DebugProtocol.ReverseContinueArguments,
+  ): void {
+    this.#motion(response, () => ({ kind: 'reverse-continue', task: this.#task(args.threadId).id }));
+  }
+  protected override pauseRequest(response: DebugProtocol.PauseResponse): void {
+    this.#answer(response, () => this.#need().pause());
+  }
+
+  // ---- breakpoints
+
+  #condition(condition: string | undefined, hits: string | undefined): Condition | undefined {
+    const parts = [condition?.trim(), hits?.trim() ? hitCondition(hits) : undefined].filter(
+      (part) => part !== undefined && part !== '',
+    );
+    return parts.length === 0
+      ? undefined
+      : new Condition(parts.length === 1 ? parts[0]! : parts.map((part) => `(${part})`).join(' && '));
+  }
+
+  protected override setBreakPointsRequest(
+    response: DebugProtocol.SetBreakpointsResponse,
+    args: DebugProtocol.SetBreakpointsArguments,
+  ): void {
+    this.#answer(response, () => {
+      const fn = listingName(args.source);
+      const wanted = args.breakpoints ?? [];
+      response.body = {
+        breakpoints: fn === undefined ? this.#setLines(args.source, wanted) : this.#setSteps(fn, wanted),
+      };
+    });
+  }
+
+  #compile(wanted: DebugProtocol.SourceBreakpoint): Condition | undefined | string {
+    try {
+      return this.#condition(wanted.condition, wanted.hitCondition);
+    } catch (error) {
+      if (error instanceof ConditionError) return error.message;
+      throw error;
+    }
+  }
+
+  #setLines(
+    source: DebugProtocol.Source,
+    wanted: readonly DebugProtocol.SourceBreakpoint[],
+  ): DebugProtocol.Breakpoint[] {
+    const { machine } = this.#need();
+    if (source.path !== this.#launch!.program)
+      return wanted.map(() => ({ verified: false, message: `this session debugs ${this.#launch!.program}` }));
+    const lines = breakableLines(machine);
+    const compiled = wanted.map((point) => {
+      const id = this.#nextBreakpoint++;
+      const line = lines.find((candidate) => candidate >= point.line);
+      const condition = this.#compile(point);
+      if (line === undefined) return { answer: { id, verified: false, message: 'no statement stands here or below' } };
+      if (typeof condition === 'string')
+        return { answer: { id, verified: false, line: point.line, message: condition } };
+      return { answer: { id, verified: true, line }, point: { id, line, condition, logMessage: point.logMessage } };
+    });
+    this.#breakpoints.lines = compiled.flatMap(({ point }) => (point ? [point] : []));
+    return compiled.map((entry) => entry.answer);
+  }
+
+  #setSteps(fn: string, wanted: readonly DebugProtocol.SourceBreakpoint[]): DebugProtocol.Breakpoint[] {
+    const { stepLines } = listing(fn);
+    const compiled = wanted.map((point) => {
+      const id = this.#nextBreakpoint++;
+      const step = stepLines.findIndex((line) => line >= point.line);
+      const condition = this.#compile(point);
+      if (step < 0) return { answer: { id, verified: false, message: 'no step stands here or below' } };
+      if (typeof condition === 'string')
+        return { answer: { id, verified: false, line: point.line, message: condition } };
+      return {
+        answer: { id, verified: true, line: stepLines[step]! },
+        point: { id, fn, step, condition, logMessage: point.logMessage },
+      };
+    });
+    this.#breakpoints.steps = [
+      ...this.#breakpoints.steps.filter((point) => point.fn !== fn),
+      ...compiled.flatMap(({ point }) => (point ? [point] : [])),
+    ];
+    return compiled.map((entry) => entry.answer);
+  }
+
+  protected override breakpointLocationsRequest(
+    response: DebugProtocol.BreakpointLocationsResponse,
+    args: DebugProtocol.BreakpointLocationsArguments,
+  ): void {
+    this.#answer(response, () => {
+      const fn = listingName(args.source);
+      const lines = fn === undefined ? breakableLines(this.#need().machine) : listing(fn).stepLines;
+      const end = args.endLine ?? args.line;
+      response.body = {
+        breakpoints: lines.filter((line) => line >= args.line && line <= end).map((line) => ({ line })),
+      };
+    });
+  }
+
+  protected override setExceptionBreakPointsRequest(
+    response: DebugProtocol.SetExceptionBreakpointsResponse,
+    args: DebugProtocol.SetExceptionBreakpointsArguments,
+  ): void {
+    this.#answer(response, () => {
+      this.#breakpoints.filters.clear();
+      const options = [
+        ...args.filters.map((filterId) => ({ filterId, condition: undefined })),
+        ...(args.filterOptions ?? []),
+      ];
+      response.body = {
+        breakpoints: options.map((option): DebugProtocol.Breakpoint => {
+          const known = FILTERS.find((candidate) => candidate.filter === option.filterId);
+          if (!known)
+            return {
+              verified: false,
+              message: `unknown filter ${option.filterId}; there are ${FILTERS.map((filter) => filter.filter).join(', ')}`,
+            };
+          try {
+            this.#breakpoints.filters.set(known.filter as FilterName, this.#condition(option.condition, undefined));
+            return { verified: true };
+          } catch (error) {
+            return { verified: false, message: (error as Error).message };
+          }
+        }),
+      };
+    });
+  }
+
+  protected override dataBreakpointInfoRequest(
+    response: DebugProtocol.DataBreakpointInfoResponse,
+    args: DebugProtocol.DataBreakpointInfoArguments,
+  ): void {
+    this.#answer(response, () => {
+      const nodes = args.variablesReference ? (this.#variables.get(args.variablesReference)?.() ?? []) : [];
+      const text =
+        nodes.find((node) => node.name === args.name)?.memoryReference ??
+        (args.variablesReference ? undefined : args.name);
+      const { machine } = this.#need();
+      const located = text === undefined ? undefined : parseAddress(text, 'gva', this.#focusedVcpu());
+      const host = located && toHost(machine, located);
+      response.body = host
+        ? {
+            dataId: `${host.pfn * 512 + (host.offset >> 3)}`,
+            description: `8 bytes at ${text}`,
+            accessTypes: ['write'],
+          }
+        : { dataId: null, description: `${args.name} has no place in memory` };
+    });
+  }
+
+  protected override setDataBreakpointsRequest(
+    response: DebugProtocol.SetDataBreakpointsResponse,
+    args: DebugProtocol.SetDataBreakpointsArguments,
+  ): void {
+    this.#answer(response, () => {
+      const compiled = args.breakpoints.map((point) => {
+        const id = this.#nextBreakpoint++;
+        if (!/^\d{1,16}$/.test(point.dataId))
+          return { answer: { id, verified: false, message: `unknown place ${point.dataId}` } };
+        try {
+          const from = Number(point.dataId);
+          return {
+            answer: { id, verified: true },
+            point: { id, from, to: from + 1, condition: this.#condition(point.condition, point.hitCondition) },
+          };
+        } catch (error) {
+          return { answer: { id, verified: false, message: (error as Error).message } };
+        }
+      });
+      this.#breakpoints.data = compiled.flatMap(({ point }) => (point ? [point] : []));
+      response.body = { breakpoints: compiled.map((entry) => entry.answer) };
+    });
+  }
+
+  protected override exceptionInfoRequest(response: DebugProtocol.ExceptionInfoResponse): void {
+    this.#answer(response, () => {
+      const stop = this.#stop;
+      if (!stop) throw new RequestError('the session has not stopped');
+      const { fault } = stop;
+      response.body = {
+        exceptionId: fault
+          ? {
+              guest: 'Guest #PF',
+              violation: this.#need().machine.config.second === 'ept' ? 'EPT violation' : 'NPT fault',
+              misconfiguration: 'EPT misconfiguration',
+              mmio: 'MMIO',
+            }[fault.kind]
+          : stop.reason,
+        description: stop.sentence,
+        breakMode: 'always',
+        details: {
+          message: stop.sentence,
+          ...(fault
+            ? {
+                typeName: fault.kind,
+                evaluateName: fault.gpa === undefined ? `gva:${fault.gva}` : `gpa:${fault.gpa}`,
+                stackTrace: `error code ${fault.errorWords}`,
+              }
+            : {}),
+        },
+      };
+    });
+  }
+
+  // ---- looking
+
+  protected override threadsRequest(response: DebugProtocol.ThreadsResponse): void {
+    this.#answer(response, () => {
+      const { machine } = this.#need();
+      response.body = { threads: machine.tasks.map((task) => new Thread(task.id + 1, taskTitle(machine, task))) };
+    });
+  }
+
+  protected override stackTraceRequest(
+    response: DebugProtocol.StackTraceResponse,
+    args: DebugProtocol.StackTraceArguments,
+  ): void {
+    this.#answer(response, () => {
+      const { machine } = this.#stoppedTarget();
+      const task = this.#task(args.threadId);
+      const frames: DebugProtocol.StackFrame[] = task.stack.map((frame, depth) => {
+        const top = depth === task.stack.length - 1;
+        const { stepLines } = listing(frame.fn);
+        // A caller has moved past the step that called; it is shown there until the callee returns.
+        const step = Math.min(top ? frame.step : frame.step - 1, stepLines.length - 1);
+        return {
+          id: this.#frames.create({ task: task.id, depth }),
+          name: frame.fn,
+          line: stepLines[step]!,
+          column: 3,
+          source: listingSource(frame.fn),
+        };
+      });
+      frames.reverse();
+      const line = taskLine(machine, task);
+      const code = machine.code[task.id]!;
+      const instruction = code[Math.min(task.pc, code.length - 1)];
+      frames.push({
+        id: this.#frames.create({ task: task.id, depth: -1 }),
+        name: task.state === 'done' ? `${task.name} has ended` : task.name,
+        line: line ?? instruction?.statement.span.endLine ?? 1,
+        column: instruction?.statement.span.column ?? 1,
+        source: this.#programSource(),
+      });
+      const start = args.startFrame ?? 0;
+      response.body = {
+        stackFrames: frames.slice(start, args.levels ? start + args.levels : undefined),
+        totalFrames: frames.length,
+      };
+    });
+  }
+
+  protected override scopesRequest(response: DebugProtocol.ScopesResponse, args: DebugProtocol.ScopesArguments): void {
+    this.#answer(response, () => {
+      const { machine } = this.#stoppedTarget();
+      const ref = this.#frames.get(args.frameId);
+      if (!ref) throw new RequestError('this frame belongs to an earlier stop');
+      const task = machine.task(ref.task);
+      response.body = {
+        scopes: frameScopes(machine, task, task.stack[ref.depth]).map((scope) => ({
+          name: scope.name,
+          variablesReference: this.#variables.create(scope.nodes),
+          expensive: false,
+          ...(scope.hint ? { presentationHint: scope.hint } : {}),
+        })),
+      };
+    });
+  }
+
+  protected override variablesRequest(
+    response: DebugProtocol.VariablesResponse,
+    args: DebugProtocol.VariablesArguments,
+  ): void {
+    this.#answer(response, () => {
+      const nodes = this.#variables.get(args.variablesReference);
+      if (!nodes) throw new RequestError('these variables belong to an earlier stop');
+      const all = nodes();
+      const start = args.start ?? 0;
+      response.body = {
+        variables: all.slice(start, args.count ? start + args.count : undefined).map((node) => this.#variable(node)),
+      };
+    });
+  }
+
+  #variable(node: Node): DebugProtocol.Variable {
+    return {
+      name: node.name,
+      value: node.value,
+      ...(node.type ? { type: node.type } : {}),
+      variablesReference: node.children ? this.#variables.create(node.children) : 0,
+      ...(node.evaluateName ? { evaluateName: node.evaluateName } : {}),
+      ...(node.memoryReference ? { memoryReference: node.memoryReference } : {}),
+      ...(node.register ? {} : { presentationHint: { attributes: ['readOnly'] } }),
+    };
+  }
+
+  protected override setVariableRequest(
+    response: DebugProtocol.SetVariableResponse,
+    args: DebugProtocol.SetVariableArguments,
+  ): void {
+    this.#answer(response, () => {
+      const target = this.#stoppedTarget();
+      const node = this.#variables
+        .get(args.variablesReference)?.()
+        .find((candidate) => candidate.name === args.name);
+      if (!node?.register) throw new RequestError(`${args.name} cannot be set; registers and their bits can`);
+      const { expression, error } = parseExpression(args.value);
+      if (!expression) throw new RequestError(error ?? `cannot read ${args.value}`);
+      const { vcpu, name, bit } = node.register;
+      const value = evaluateInteger(expression, this.#scope(undefined), args.name);
+      const old = target.machine.vcpu(vcpu).registers[name];
+      const mask = bit === undefined ? 0n : 1n << BigInt(REGISTER_BITS[name]![bit]!);
+      const next = bit === undefined ? value : truthy(value) ? old | mask : old & ~mask;
+      try {
+        target.edit({ kind: 'register', vcpu, register: name, value: next });
+      } catch (failure) {
+        if (failure instanceof RegisterError) throw new RequestError(failure.message);
+        throw failure;
+      }
+      response.body = { value: bit === undefined ? hex(next) : truthy(value) ? '1' : '0' };
+      this.#refresh();
+    });
+  }
+
+  /** Tells the views what an edit changed. */
+  #refresh(): void {
+    const { machine } = this.#need();
+    this.#here = machine.log.length;
+    this.#view({ type: 'changed', answers: this.#watches.changed(machine, this.#moment()) });
+  }
+
+  protected override sourceRequest(response: DebugProtocol.SourceResponse, args: DebugProtocol.SourceArguments): void {
+    this.#answer(response, () => {
+      const fn = listingName(args.source ?? { sourceReference: args.sourceReference });
+      if (fn === undefined) throw new RequestError('there is no such source');
+      response.body = { content: listing(fn).text, mimeType: 'text/x-kvmfn' };
+    });
+  }
+
+  protected override loadedSourcesRequest(response: DebugProtocol.LoadedSourcesResponse): void {
+    this.#answer(response, () => {
+      response.body = { sources: [this.#programSource(), ...listings().map(listingSource)] };
+    });
+  }
+
+  // ---- evaluating
+
+  #focusedTask(frameId: number | undefined): Task {
+    const { machine } = this.#need();
+    const ref = frameId === undefined ? undefined : this.#frames.get(frameId);
+    return machine.task(ref?.task ?? this.#stop?.task ?? 0);
+  }
+
+  #focusedVcpu(frameId?: number): number {
+    return Math.max(0, this.#focusedTask(frameId).vcpu);
+  }
+
+  #scope(frameId: number | undefined) {
+    const task = this.#focusedTask(frameId);
+    return taskScope(this.#need().machine, task);
+  }
+
+  protected override evaluateRequest(
+    response: DebugProtocol.EvaluateResponse,
+    args: DebugProtocol.EvaluateArguments,
+  ): void {
+    this.#answer(response, () => {
+      const { machine } = this.#stoppedTarget();
+      const text = args.expression.trim();
+      const command = args.context === 'repl' ? this.#command(text, args.frameId) : undefined;
+      if (command !== undefined) {
+        response.body = { result: command, variablesReference: 0 };
+        return;
+      }
+      const vcpu = this.#focusedVcpu(args.frameId);
+      const located = parseAddress(text, 'gpa', vcpu);
+      // A number alone is an address in hovers and in the console; elsewhere it needs a prefix to be one.
+      if (located && (/^[a-z]/i.test(text) || args.context === 'hover' || args.context === 'repl')) {
+        const lines = describeAddress(machine, located);
+        response.body = {
+          result: args.context === 'watch' ? lines[0]! : lines.join('\n'),
+          variablesReference: 0,
+          memoryReference: /^[a-z]/i.test(text) ? text : `gpa:${text}`,
+        };
+        return;
+      }
+      const { expression, error } = parseExpression(text);
+      if (!expression) throw new RequestError(error ?? `cannot read ${text}`);
+      let value: ReturnType<typeof evaluate>;
+      try {
+        value = evaluate(expression, this.#scope(args.frameId));
+      } catch (failure) {
+        if (failure instanceof ExpressionError) throw new RequestError(failure.message);
+        throw failure;
+      }
+      const shown = typeof value === 'bigint' ? (value < 10n ? `${value}` : `${hex(value)} (${value})`) : `${value}`;
+      response.body = {
+        result: args.context === 'hover' ? `${text} = ${shown}` : shown,
+        variablesReference: 0,
+        type: typeof value,
+      };
+    });
+  }
+
+  /** The console's own commands; undefined for anything else. */
+  #command(text: string, frameId: number | undefined): string | undefined {
+    const { machine } = this.#need();
+    const [name, ...rest] = text.split(/\s+/);
+    const vcpu = this.#focusedVcpu(frameId);
+    switch (name) {
+      case 'help':
+        return 'walk ADDRESS — how an address is translated\nhistory ADDRESS — what changed there\ncosts — what has been counted\nAn address is 0x… (gpa), gva:0x…, gpa:0x…, hpa:0x…; anything else is an expression.';
+      case 'costs':
+        return machine
+          .counterList()
+          .map(([counter, value]) => `${counter.padEnd(20)} ${value}`)
+          .join('\n');
+      case 'walk':
+      case 'history': {
+        const located = parseAddress(rest.join(' '), 'gva', vcpu);
+        if (!located) throw new RequestError(`${name} needs an address, such as 0x400000 or gpa:0x200000`);
+        if (name === 'walk') return this.#walkText(located);
+        const host = toHost(machine, located);
+        if (!host) throw new RequestError(`nothing is mapped at ${rest.join(' ')}`);
+        const { answer: result } = answer(
+          machine,
+          {
+            kind: 'history',
+            space: 'hpa',
+            address: hex((BigInt(host.pfn) << 12n) + BigInt(host.offset & ~7)),
+            size: '0x8',
+          },
+          this.#moment(),
+        );
+        if (result.kind !== 'history') return '';
+        return (
+          result.changes
+            .map((change) => `step ${change.step}: ${change.task}: ${change.old} → ${change.new} (${change.what})`)
+            .join('\n') || `nothing changed since step ${result.since}`
+        );
+      }
+      default:
+        return undefined;
+    }
+  }
+
+  #walkText(located: { space: 'gva' | 'gpa' | 'hpa'; vcpu: number; address: bigint }): string {
+    if (located.space === 'hpa') return describeAddress(this.#need().machine, located).join('\n');
+    const { answer: walk } = answer(
+      this.#need().machine,
+      { kind: 'walk', vcpu: located.vcpu, space: located.space, address: hex(located.address) },
+      this.#moment(),
+    );
+    if (walk.kind !== 'walk') return walk.kind === 'error' ? walk.message : '';
+    const lines = walk.references.map(
+      (reference) =>
+        `${String(reference.number).padStart(2)} ${reference.stage.padEnd(6)} ${reference.entry.name} ${reference.index} at ${reference.address} = ${reference.entry.value} ${reference.note ?? reference.entry.state} (${reference.purpose})`,
+    );
+    return [...lines, walk.sentence].join('\n');
+  }
+
+  // ---- memory
+
+  #locate(reference: string): { space: 'gva' | 'gpa' | 'hpa'; vcpu: number; address: bigint } {
+    const located = parseAddress(reference, 'gva', this.#focusedVcpu());
+    if (!located)
+      throw new RequestError(`${reference} is no memory reference: use 0x…, gva:VCPU:0x…, gpa:0x… or hpa:0x…`);
+    return located;
+  }
+
+  protected override readMemoryRequest(
+    response: DebugProtocol.ReadMemoryResponse,
+    args: DebugProtocol.ReadMemoryArguments,
+  ): void {
+    this.#answer(response, () => {
+      const { machine } = this.#stoppedTarget();
+      const located = this.#locate(args.memoryReference);
+      const start = BigInt.asUintN(64, located.address + BigInt(args.offset ?? 0));
+      const count = Math.min(args.count, 1 << 20);
+      const bytes: number[] = [];
+      while (bytes.length < count) {
+        const host = toHost(machine, { ...located, address: BigInt.asUintN(64, start + BigInt(bytes.length)) });
+        if (!host) break;
+        const size = Math.min(count - bytes.length, 4096 - host.offset);
+        for (let i = 0; i < size; i++) bytes.push(Number(machine.readBytes(host.pfn, host.offset + i, 1)));
+      }
+      response.body = {
+        address: hex(start),
+        data: toBase64(bytes),
+        ...(bytes.length < args.count ? { unreadableBytes: args.count - bytes.length } : {}),
+      };
+    });
+  }
+
+  protected override writeMemoryRequest(
+    response: DebugProtocol.WriteMemoryResponse,
+    args: DebugProtocol.WriteMemoryArguments,
+  ): void {
+    this.#answer(response, () => {
+      const target = this.#stoppedTarget();
+      const located = this.#locate(args.memoryReference);
+      const bytes = fromBase64(args.data);
+      const start = located.address + BigInt(args.offset ?? 0);
+      for (let done = 0; done < bytes.length; ) {
+        const host = toHost(target.machine, { ...located, address: BigInt.asUintN(64, start + BigInt(done)) });
+        if (!host) {
+          if (args.allowPartial && done > 0) {
+            response.body = { bytesWritten: done };
+            this.#refresh();
+            return;
+          }
+          throw new RequestError(`nothing is mapped at ${hex(start + BigInt(done))}`);
+        }
+        const size = Math.min(bytes.length - done, 4096 - host.offset);
+        target.edit({ kind: 'memory', pfn: host.pfn, offset: host.offset, bytes: bytes.slice(done, done + size) });
+        done += size;
+      }
+      response.body = { bytesWritten: bytes.length };
+      this.#refresh();
+    });
+  }
+
+  // ---- views
+
+  protected override customRequest(command: string, response: DebugProtocol.Response, args: unknown): void {
+    this.#answer(response, () => {
+      switch (command) {
+        case 'mmu/watch':
+          response.body = this.#watch(args);
+          return;
+        case 'mmu/hover':
+          response.body = this.#hover(args);
+          return;
+        case 'mmu/letOwnerRun':
+          this.#letOwnerRun(args);
+          return;
+        default:
+          throw new RequestError(`unknown request ${command}`);
+      }
+    });
+  }
+
+  #watch(args: unknown): unknown {
+    const parsed = parseRequest(args);
+    if ('error' in parsed) throw new RequestError(`a view asked for something that cannot be: ${parsed.error}`);
+    const { request } = parsed;
+    if (request.type === 'unwatch') {
+      this.#watches.delete(request.id);
+      return {};
+    }
+    this.#watches.set(request.id, request.query);
+    if (!this.#stop || this.#running) return { running: true };
+    return { answer: this.#watches.ask(this.#need().machine, request.id, this.#moment()), stop: this.#stop };
+  }
+
+  #hover(args: unknown): unknown {
+    const { machine } = this.#stoppedTarget();
+    const text = typeof args === 'object' && args !== null && 'text' in args ? args.text : undefined;
+    if (typeof text !== 'string') throw new RequestError('mmu/hover needs a text');
+    const located = parseAddress(text, 'gpa', this.#focusedVcpu());
+    return { lines: located ? describeAddress(machine, located) : [] };
+  }
+
+  #letOwnerRun(args: unknown): void {
+    const { machine } = this.#stoppedTarget();
+    const id =
+      typeof args === 'object' && args !== null && 'task' in args && typeof args.task === 'number' ? args.task : -1;
+    const waiting = machine.task(id);
+    if (!waiting.wants) throw new RequestError(`${waiting.name} waits for no lock`);
+    const owner = machine.owners(waiting.wants)[0];
+    if (!owner) throw new RequestError(`nobody holds ${waiting.wants}`);
+    const lock = waiting.wants;
+    queueMicrotask(() => {
+      this.sendEvent(new ContinuedEvent(owner.id + 1, true));
+      this.#go({ kind: 'release', lock, task: owner.id });
+    });
+  }
+}
+
+function isFaultInfo(value: unknown): value is FaultInfo {
+  return typeof value === 'object' && value !== null && 'errorCode' in value;
+}
+
+/** Lines on which a statement begins, ascending. */
+function breakableLines(machine: Machine): number[] {
+  const lines = new Set<number>();
+  for (const code of machine.code)
+    for (const instruction of code) if (instruction.kind !== 'end-loop') lines.add(instruction.statement.span.line);
+  return [...lines].sort((a, b) => a - b);
+}
+
+function listingSource(fn: string): DebugProtocol.Source {
+  return {
+    name: `${fn}${LISTING_SUFFIX}`,
+    path: `${fn}${LISTING_SUFFIX}`,
+    sourceReference: listings().indexOf(fn) + 1,
+    origin: functionSpec(fn).where,
+  };
+}
+
+/** The function that a source lists, if it is a listing. */
+function listingName(source: DebugProtocol.Source): string | undefined {
+  const named = (source.path ?? source.name)?.replace(/^.*[/\\]/, '');
+  if (named?.endsWith(LISTING_SUFFIX)) {
+    const fn = named.slice(0, -LISTING_SUFFIX.length);
+    return listings().includes(fn) ? fn : undefined;
+  }
+  return source.sourceReference ? listings()[source.sourceReference - 1] : undefined;
+}
+
+function toBase64(bytes: readonly number[]): string {
+  let text = '';
+  for (const byte of bytes) text += String.fromCharCode(byte);
+  return btoa(text);
+}
+
+function fromBase64(data: string): number[] {
+  try {
+    return [...atob(data)].map((char) => char.charCodeAt(0));
+  } catch {
+    throw new RequestError('the data is not base64');
+  }
+}

@@ -1,0 +1,62 @@
+import type { Machine } from '../../engine/machine.ts';
+import type { LockName } from '../../engine/operation.ts';
+import type { Edit } from '../../engine/run.ts';
+
+/** What a target can do. Where it cannot, `why` says so in words that a person can act on. */
+export interface TargetCapabilities {
+  readonly stepBack: boolean;
+  readonly writeMemory: boolean;
+  readonly setRegisters: boolean;
+  /** Reasons by capability, for those that are false. */
+  readonly why: Readonly<Record<string, string>>;
+}
+
+/** How far to go. A step concerns one task; `continue` runs the default schedule. */
+export type Motion =
+  | { readonly kind: 'continue' }
+  | { readonly kind: 'step-in' | 'step-over' | 'step-out'; readonly task: number }
+  | { readonly kind: 'step-back' | 'reverse-continue'; readonly task: number }
+  /** Runs a lock's owner until the lock is free. */
+  | { readonly kind: 'release'; readonly lock: LockName; readonly task: number };
+
+/** Why a motion came to its end. */
+export type Halt =
+  | { readonly kind: 'matched'; readonly match: Match }
+  | { readonly kind: 'step'; readonly task: number }
+  | { readonly kind: 'pause' }
+  | { readonly kind: 'blocked'; readonly task: number; readonly lock: string; readonly owners: readonly number[] }
+  | { readonly kind: 'ended' }
+  | { readonly kind: 'stuck'; readonly words: string }
+  /** Going back reached the oldest state that is kept. */
+  | { readonly kind: 'history-start' };
+
+/** Something that a person asked to be stopped at. */
+export interface Match {
+  readonly kind: 'breakpoint' | 'exception' | 'data';
+  readonly task: number;
+  /** DAP ids of breakpoints hit; the filter of an exception. */
+  readonly ids: readonly number[];
+  readonly filter?: string;
+  readonly object?: unknown;
+}
+
+/** Looks at the machine after every step. */
+export interface Watcher {
+  /** Called before the first step of a motion, to forget what was matched before. */
+  begin(machine: Machine): void;
+  /** What is matched now, if anything. `task` made the last step. */
+  check(machine: Machine, task: number): Match | undefined;
+}
+
+/** What a session drives: control, memory, events, and a machine that mirrors it. */
+export interface Target {
+  readonly name: string;
+  readonly machine: Machine;
+  readonly capabilities: TargetCapabilities;
+  /** Moves until something halts it. Control returns to the event loop every few milliseconds. */
+  move(motion: Motion, watcher: Watcher): Promise<Halt>;
+  /** Ends the current motion soon. */
+  pause(): void;
+  edit(edit: Edit): void;
+  dispose(): void;
+}
