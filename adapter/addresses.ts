@@ -1,6 +1,8 @@
+import { type DecodedEntry, decodeEntry } from '../engine/formats/decode.ts';
 import { isUntranslatable } from '../engine/guest/access.ts';
+import type { Reference } from '../engine/guest/walk.ts';
 import type { Machine } from '../engine/machine.ts';
-import { addressToFrame, hex, pageOffset } from '../engine/memory/words.ts';
+import { addressToFrame, formatSize, frameToAddress, hex, pageOffset } from '../engine/memory/words.ts';
 import { answer } from '../engine/queries/answer.ts';
 import { softTranslate } from '../engine/queries/translate.ts';
 
@@ -55,48 +57,59 @@ const groups = (value: bigint): string => {
 };
 
 /**
- * What an address means, in lines: the first names the space and the translation, the rest the entries that decide it.
- * The last line names the other spaces that one may ask for.
+ * What an address means, in lines. The first names the space, gives the translation as far as it goes, and offers the
+ * other spaces; the rest are the entries that decide it.
  */
 export function describeAddress(machine: Machine, located: Located): string[] {
-  const { space, address } = located;
+  const { space, address, vcpu } = located;
   if (space === 'hpa') return describeHost(machine, address);
+  const others = space === 'gva' ? '[also gpa:, hpa:]' : '[also gva:, hpa:]';
+  if (space === 'gpa') {
+    const { end, lines } = describeGuestPhysical(machine, vcpu, address);
+    return [`gpa ${groups(address)} ${end} ${others}`, ...lines];
+  }
+  const title = `gva ${groups(address)} (vCPU ${vcpu})`;
+  const problem = isUntranslatable(machine.vcpu(vcpu), address);
+  if (problem !== undefined) return [`${title}: ${problem} ${others}`];
+  const trace: Reference[] = [];
+  const walk = softTranslate(machine, vcpu, address, trace);
+  const { format } = machine.vcpu(vcpu).mode;
+  const lines = trace.map(({ level, index, lo, hi }) => entryLine(decodeEntry(format, level, lo, hi), index));
+  if (walk.status !== 'done') return [`${title}: not mapped by the guest ${others}`, ...lines];
+  const gpa = frameToAddress(walk.gfn, pageOffset(address));
+  const second = describeGuestPhysical(machine, vcpu, gpa);
+  return [`${title} → gpa ${groups(gpa)} ${second.end} ${others}`, ...lines, ...second.lines];
+}
+
+function entryLine(entry: DecodedEntry, index: number, note?: string): string {
+  const what =
+    note ??
+    (entry.state === 'absent'
+      ? 'not present'
+      : entry.state === 'malformed'
+        ? `refused: ${entry.problems.join(', ')}`
+        : `${entry.rights} ${entry.state}${entry.size ? ` ${formatSize(entry.size)}` : ''}`);
+  return `${entry.name} ${index} = ${groups(BigInt(entry.value))} ${what}`;
+}
+
+/** The second stage and the slot of a guest-physical address: the end of the first line, and the lines below it. */
+function describeGuestPhysical(machine: Machine, vcpu: number, gpa: bigint): { end: string; lines: string[] } {
   const { answer: walk } = answer(
     machine,
-    { kind: 'walk', vcpu: located.vcpu, space, address: hex(address) },
+    { kind: 'walk', vcpu, space: 'gpa', address: hex(gpa) },
     { since: machine.log.length, fault: undefined },
   );
-  if (walk.kind !== 'walk') return [walk.kind === 'error' ? walk.message : ''];
-  const title = space === 'gva' ? `gva ${groups(address)} (vCPU ${located.vcpu})` : `gpa ${groups(address)}`;
-  const lines: string[] = [];
+  if (walk.kind !== 'walk') return { end: '', lines: walk.kind === 'error' ? [walk.message] : [] };
+  const slot = machine.slots.find(addressToFrame(gpa));
+  const place = slot
+    ? `slot ${slot.id}: gpa ${groups(BigInt(slot.base) << 12n)} + ${formatSize(slot.pages * 4096)}${slot.readonly ? ', read-only' : ''}`
+    : 'no memslot holds it: an access is MMIO';
+  const lines = walk.references.map((reference) => entryLine(reference.entry, reference.index, reference.note));
   const { outcome } = walk;
-  if (outcome.status === 'done') {
-    const gpa = space === 'gva' ? ` → gpa ${groups(BigInt(outcome.gpa!))}` : '';
-    lines.push(`${title}${gpa} → hpa ${groups(BigInt(outcome.hpa!))}`);
-  } else if (outcome.status === 'no-root')
-    lines.push(`${title}${space === 'gva' ? ` → gpa ${groups(BigInt(outcome.gpa!))}` : ''}: ${outcome.reason}`);
-  else lines.push(`${title}: ${outcome.reason}`);
-  if (space === 'gpa') {
-    const slot = machine.slots.find(addressToFrame(address));
-    lines.push(
-      slot
-        ? `slot ${slot.id}, gpa ${groups(BigInt(slot.base) << 12n)} + ${groups(BigInt(slot.pages) << 12n)}${slot.readonly ? ', read-only' : ''}`
-        : 'no memslot holds it',
-    );
-  }
-  for (const reference of walk.references) {
-    // A guest walk names the guest's entries; the second stage is shown for the page itself.
-    if (reference.stage === 'second' && reference.forLevel > 0) continue;
-    lines.push(
-      `${reference.entry.name} ${reference.index} = ${groups(BigInt(reference.entry.value))} ${reference.note ?? (reference.entry.state === 'absent' ? 'not present' : `${reference.entry.rights} ${reference.entry.state}`)}`,
-    );
-  }
-  lines.push(
-    space === 'gva'
-      ? 'also: gpa:… hpa:… for this number in another space'
-      : 'also: gva:… hpa:… for this number in another space',
-  );
-  return lines;
+  return {
+    end: outcome.status === 'done' ? `→ hpa ${groups(BigInt(outcome.hpa!))}` : `: ${outcome.reason}`,
+    lines: [...lines, place],
+  };
 }
 
 function describeHost(machine: Machine, address: bigint): string[] {

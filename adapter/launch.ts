@@ -7,6 +7,8 @@ export interface LaunchArguments {
   readonly stopAtEnd: boolean;
   /** Log entries kept to go back: each takes about 50 bytes. */
   readonly history: number;
+  /** Run without stopping at anything. */
+  readonly noDebug: boolean;
 }
 
 export const DEFAULT_HISTORY = 1 << 20;
@@ -57,5 +59,5 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
     return {
       error: `"history" must be a whole number of log entries from 65536 to ${MAX_HISTORY}, not ${shown(history)}`,
     };
-  return { program, stopOnEntry, stopAtEnd, history };
+  return { program, stopOnEntry, stopAtEnd, history, noDebug: given.noDebug === true };
 }

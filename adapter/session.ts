@@ -36,7 +36,7 @@ import {
 import { type LaunchArguments, parseLaunch } from './launch.ts';
 import { describeStop, taskLine, taskTitle } from './stops.ts';
 import { EmulatorTarget } from './targets/emulator.ts';
-import type { Halt, Motion, Target } from './targets/target.ts';
+import type { Halt, Motion, Target, Watcher } from './targets/target.ts';
 import { frameScopes, type Node } from './variables.ts';
 import { Watches } from './watches.ts';
 
@@ -55,6 +55,9 @@ interface FrameRef {
   /** Index in the task's stack; −1: the statement below it. */
   readonly depth: number;
 }
+
+/** What a run without debugging stops at. */
+const NOTHING: Watcher = { begin() {}, check: () => undefined };
 
 /** A session could not do what was asked; the message is for people. */
 class RequestError extends Error {}
@@ -180,7 +183,8 @@ export class KvmMmuSession extends DebugSession {
 
   #begin(): void {
     const { machine } = this.#need();
-    if (this.#launch!.stopOnEntry) this.#stopped(describeStop(machine, machine.task(0), { kind: 'entry' }), undefined);
+    if (this.#launch!.stopOnEntry && !this.#launch!.noDebug)
+      this.#stopped(describeStop(machine, machine.task(0), { kind: 'entry' }), undefined);
     else this.#go({ kind: 'continue' });
   }
 
@@ -267,7 +271,7 @@ export class KvmMmuSession extends DebugSession {
     this.#frames.reset();
     this.#since = this.#here;
     this.#view({ type: 'running' });
-    target.move(motion, this.#breakpoints).then(
+    target.move(motion, this.#launch!.noDebug ? NOTHING : this.#breakpoints).then(
       (halt) => {
         if (generation === this.#generation) this.#halted(halt, motion);
       },

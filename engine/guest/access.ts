@@ -98,7 +98,8 @@ export const pageWalk = defineFunction<WalkLocals>({
     {
       name: 'resume',
       text: 'look at what the handler returned: an error ends KVM_RUN, an emulated instruction is over',
-      run(_machine, task) {
+      run(_machine, task, locals) {
+        locals.fault = null;
         if (task.result < 0) return returns(task, FAILED);
         if (task.result === EXIT_EMULATED) return returns(task, EMULATED);
         if (task.result === EXIT_INJECTED) return returns(task, FAULTED);
