@@ -23,8 +23,8 @@ const WORDS_BY_RULE: Readonly<Record<string, readonly string[]>> = { ...BLOCK_WO
 /** What a rule begins with, where the list of its tokens would be long. */
 const BEGINNINGS: Readonly<Record<string, string>> = {
   Binary: 'a number, a name or ‘(’',
-  Prefix: 'a number, a name or ‘(’',
-  Primary: 'a number, a name or ‘(’',
+  Expression: 'a number, a name or ‘(’',
+  Operand: 'a number, a name or ‘(’',
   Atom: 'a number, or a calculation in parentheses',
   Word: 'a name',
   AnyWord: 'a name',
@@ -64,6 +64,7 @@ export class MmuSyntaxErrors extends AbstractParserErrorMessageProvider {
   }): string {
     const { expected, actual, previous } = options;
     const rule = plain(options.ruleName);
+    if (expected.name === 'EOF') return this.buildNotAllInputParsedMessage({ firstRedundant: actual, ruleName: rule });
     const block = WORDS_BY_RULE[rule];
     if (expected.name === '}' && block) {
       if (actual.tokenType.name === 'EOF') return 'a block is not closed: ‘}’ is missing';
@@ -152,8 +153,9 @@ export function parsingDiagnostic(error: IRecognitionException): Diagnostic {
 /** The offending token's place; behind the previous one when the text ends too early. */
 function errorSpan(error: IRecognitionException & { readonly previousToken?: IToken }): Span {
   const { token, previousToken } = error;
-  if (token.startLine && token.startColumn) return pointSpan(token.startLine, token.startColumn, token.image.length);
-  if (previousToken?.endLine && previousToken.endColumn)
+  if (token.startLine && token.startLine > 0 && token.startColumn)
+    return pointSpan(token.startLine, token.startColumn, token.image.length);
+  if (previousToken?.endLine && previousToken.endLine > 0 && previousToken.endColumn)
     return pointSpan(previousToken.endLine, previousToken.endColumn + 1, 0);
   return pointSpan(1, 1, 0);
 }

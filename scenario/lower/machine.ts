@@ -51,7 +51,7 @@ export function lowerMachine(machines: readonly Ast.Machine[], problems: Problem
       continue;
     }
     if (item.$type === 'Policy') {
-      problems.error(item, `no policies yet: ${item.name}${item.value ? ` = ${item.value}` : ''} cannot be chosen`);
+      problems.error(item, `no policies yet: ${item.subject}${item.value ? ` = ${item.value}` : ''} cannot be chosen`);
       continue;
     }
     const before = seen.get(item.$type);
@@ -90,15 +90,13 @@ function lowerMaxPhyAddr(item: Ast.MaxPhyAddr, problems: Problems): number | und
 function lowerFeatures(item: Ast.Cpu, problems: Problems): readonly Feature[] {
   const features = new Set<Feature>();
   const known = Object.keys(FEATURES);
-  for (const { name, ...feature } of item.features) {
+  for (const node of item.features) {
+    const { feature: name } = node;
     if (name === '1g-pages' || name === 'execute-only') features.add(name);
     else if (name === 'none') {
-      if (item.features.length > 1) problems.error(feature, 'none stands alone: cpu none');
+      if (item.features.length > 1) problems.error(node, 'none stands alone: cpu none');
     } else
-      problems.error(
-        feature,
-        `unknown processor feature ${name}${didYouMean(name, known)}: ${known.join(', ')}, or none`,
-      );
+      problems.error(node, `unknown processor feature ${name}${didYouMean(name, known)}: ${known.join(', ')}, or none`);
   }
   return [...features];
 }

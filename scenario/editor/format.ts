@@ -1,0 +1,162 @@
+import type { IToken } from 'chevrotain';
+import type { LangiumDocument } from 'langium';
+import type { Formatter, LangiumServices } from 'langium/lsp';
+import type { DocumentRangeFormattingParams } from 'vscode-languageserver-protocol';
+import type { TextEdit } from 'vscode-languageserver-types';
+import { endOf, isComment, tokensOf } from './tokens.ts';
+
+/** Words that begin something, and so decide what `+` and `-` mean behind them. */
+const BEGINNINGS = new Set(
+  (
+    'machine memory second-stage cpu policy guest vcpu host expect map unmap protect zap migrate add read write fetch ' +
+    'invlpg repeat loop wait entry poke delete move log tables maxphyaddr'
+  ).split(' '),
+);
+/** In these a `+` outside parentheses announces a size. */
+const SIZED = new Set(['memory', 'map', 'unmap', 'protect', 'zap', 'migrate', 'add']);
+/** In these a `-` joins the parts of a word: 4-level. */
+const DASHED = new Set(['machine', 'second-stage', 'cpu', 'policy']);
+/** Keywords after which an operand begins, so that a `-` is its sign. */
+const BEFORE_OPERAND = new Set(
+  'read write fetch invlpg repeat expect until in huge slot at to key memory maxphyaddr level vcpu'.split(' '),
+);
+/** Operators and signs after which a line goes on. */
+const CONTINUES = new Set('( [ , -> = * / % + - << >> & ^ | .. < <= > >= == != && || ! ~'.split(' '));
+
+interface Line {
+  code: string;
+  comment?: string;
+  indent: number;
+}
+
+/**
+ * Lays out a text that has no syntax errors: two spaces for each block, one between words, comments in a column, at
+ * most one empty line. Where lines end is the writer's choice.
+ */
+export function formatText(text: string, tokens: readonly IToken[]): string {
+  const byLine = new Map<number, IToken[]>();
+  for (const token of tokens) {
+    const line = byLine.get(token.startLine!);
+    if (line) line.push(token);
+    else byLine.set(token.startLine!, [token]);
+  }
+  const lines: Line[] = [];
+  let depth = 0;
+  let parentheses = 0;
+  let statement = '';
+  let previous: IToken | undefined;
+  let unary = false;
+  const last = tokens.at(-1)?.startLine ?? 0;
+  for (let number = 1; number <= last; number++) {
+    const here = byLine.get(number) ?? [];
+    const code = here.filter((token) => !isComment(token));
+    const comment = here.find(isComment)?.image.trimEnd();
+    const closing = code.findIndex(({ image }) => image !== '}');
+    const closers = closing < 0 ? code.length : closing;
+    const continued =
+      previous !== undefined &&
+      code[0] !== undefined &&
+      (parentheses > 0 ||
+        CONTINUES.has(previous.image) ||
+        (CONTINUES.has(code[0].image) && !/^[(!~]$/.test(code[0].image)));
+    const indent = Math.max(0, depth - closers) + (continued ? 1 : 0);
+    let output = '';
+    for (const token of code) {
+      const { image } = token;
+      const name = token.tokenType.name;
+      const operand = previous !== undefined && isOperandEnd(previous);
+      const sized = image === '+' && parentheses === 0 && SIZED.has(statement);
+      const sign = image === '!' || image === '~' || (image === '-' && !operand) || sized;
+      const dash = DASHED.has(statement) && (image === '-' || previous?.image === '-');
+      if (output !== '' && previous && !dash && !unary && spaceBetween(previous, token)) output += ' ';
+      output += image;
+      unary = sign;
+      if (image === '(' || image === '[') parentheses++;
+      else if (image === ')' || image === ']') parentheses = Math.max(0, parentheses - 1);
+      else if (image === '{') depth++;
+      else if (image === '}') depth = Math.max(0, depth - 1);
+      if (image === '{' || image === '}' || image === '=') statement = '';
+      else if (parentheses === 0 && BEGINNINGS.has(name) && previous?.image !== '.') statement = name;
+      previous = token;
+    }
+    lines.push({ code: output, indent, ...(comment === undefined ? {} : { comment }) });
+  }
+  return layOut(lines, /\r\n/.test(text) ? '\r\n' : '\n');
+}
+
+function isOperandEnd(token: IToken): boolean {
+  const { name } = token.tokenType;
+  if (name === ')' || name === ']') return true;
+  return /^\w/.test(token.image) && !BEFORE_OPERAND.has(name);
+}
+
+function spaceBetween(previous: IToken, token: IToken): boolean {
+  const before = previous.image;
+  const { image } = token;
+  if (before === '(' || before === '[' || before === '.' || before === '..') return false;
+  if (image === ')' || image === ']' || image === '[' || image === ',' || image === '.' || image === '..') return false;
+  if (image === '(' && previous.tokenType.name === 'ID') return false;
+  // level(x) is a call, level (x) is not.
+  if (image === '(' && /^\w/.test(before)) return token.startOffset > endOf(previous);
+  return true;
+}
+
+function layOut(lines: Line[], newline: string): string {
+  const result: string[] = [];
+  for (let at = 0; at < lines.length; at++) {
+    const { code, comment, indent } = lines[at]!;
+    if (code === '' && comment === undefined) {
+      const next = lines[at + 1];
+      const pointless =
+        result.length === 0 || result.at(-1) === '' || result.at(-1)!.endsWith('{') || next?.code.startsWith('}');
+      if (!pointless) result.push('');
+      continue;
+    }
+    const start = '  '.repeat(indent) + code;
+    if (comment === undefined) result.push(start);
+    else if (code === '') result.push('  '.repeat(indent) + comment);
+    else result.push(`${start.padEnd(commentColumn(lines, at))} ${comment}`);
+  }
+  while (result.at(-1) === '') result.pop();
+  return result.length === 0 ? '' : result.join(newline) + newline;
+}
+
+/** Where the comments of neighbouring lines begin: behind the longest of these. */
+function commentColumn(lines: readonly Line[], at: number): number {
+  const shared = (line: Line | undefined): boolean => line?.comment !== undefined && line.code !== '';
+  let from = at;
+  while (shared(lines[from - 1])) from--;
+  let width = 0;
+  for (let line = from; shared(lines[line]); line++)
+    width = Math.max(width, 2 * lines[line]!.indent + lines[line]!.code.length);
+  return width;
+}
+
+export class MmuFormatter implements Formatter {
+  readonly formatOnTypeOptions = undefined;
+  readonly #services: LangiumServices;
+
+  constructor(services: LangiumServices) {
+    this.#services = services;
+  }
+
+  formatDocument(document: LangiumDocument): TextEdit[] {
+    const { lexerErrors, parserErrors } = document.parseResult;
+    // What is broken is better left as it is.
+    if (lexerErrors.length > 0 || parserErrors.length > 0) return [];
+    const { textDocument } = document;
+    const text = textDocument.getText();
+    const newText = formatText(text, tokensOf(this.#services, document));
+    if (newText === text) return [];
+    return [{ range: { start: { line: 0, character: 0 }, end: textDocument.positionAt(text.length) }, newText }];
+  }
+
+  /** Lines are laid out by what is around them, so a part is laid out with the whole. */
+  formatDocumentRange(document: LangiumDocument, _params: DocumentRangeFormattingParams): TextEdit[] {
+    return this.formatDocument(document);
+  }
+
+  formatDocumentOnType(): TextEdit[] {
+    return [];
+  }
+}

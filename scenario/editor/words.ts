@@ -1,0 +1,128 @@
+import { REGISTERS, type RegisterName } from '../../engine/guest/registers.ts';
+import type { CounterName } from '../../engine/machine.ts';
+
+// What hovers and completions say, in one or two sentences.
+
+export const KEYWORDS: Readonly<Record<string, string>> = {
+  machine: 'The virtual machine: its memory, KVM’s second stage, and what its processor offers.',
+  memory:
+    'A memory slot: `memory START +SIZE`. `huge 2M` or `huge 1G`: the size of the host’s pages behind it. `read-only`: writes exit. `slot N`: its number.',
+  huge: 'The host backs the slot with pages of this size, so that KVM can map it with them.',
+  'read-only': 'KVM_MEM_READONLY: reads work, writes exit to userspace as MMIO.',
+  slot: 'A number by which KVM knows a range of guest memory.',
+  'second-stage':
+    'Which tables translate guest-physical to host-physical: `tdp ept 4-level` (Intel) or `tdp npt 4-level` (AMD).',
+  maxphyaddr: 'MAXPHYADDR: bits of a physical address, 32 … 52. Address bits above are reserved in table entries.',
+  cpu: 'What the processor offers: `1g-pages`, `execute-only`, or `none`. Without the line it has both.',
+  guest:
+    'Page tables of the guest that exist before the vCPUs start. The name stands for the address of the root, as in `cr3 = NAME`.',
+  tables:
+    '`tables at GPA`: where the guest’s table pages are taken from, upwards. Without it: downwards from the end of the first slot.',
+  map: '`map GVA -> GPA 2M` maps one page; `+8M` a range in the largest pages that fit; `+8M 4K` in pages of at most 4K. Then r--, rw-, r-x or rwx (the default), user or supervisor (the default), global, accessed, dirty, key N.',
+  entry: '`entry GVA level N = VALUE` stores a raw table entry, malformed if you like.',
+  level:
+    'A level of the tables: 1 PTE (4K), 2 PDE (2M), 3 PDPTE (1G), 4 PML4E. `level(gpa)` is the level at which KVM’s tables map an address, 0 when they do not.',
+  user: 'Of a page: accessible at CPL 3. Before an access: made at CPL 3.',
+  supervisor: 'Of a page: accessible at CPL 0 to 2 only. Before an access: made at CPL 0.',
+  implicit:
+    'Before an access: the supervisor’s at any CPL, as to a descriptor table; SMAP stops it whatever RFLAGS.AC says.',
+  global: 'The translation survives a write to CR3 while CR4.PGE is set.',
+  accessed: 'The accessed bit is set from the start.',
+  dirty: 'Of a page: the dirty bit is set from the start. `log dirty slot N on`: KVM notes which pages are written.',
+  key: 'Protection key of a user page, 0 … 15: selects two bits of PKRU while CR4.PKE is set.',
+  vcpu: '`vcpu N in GUEST { … }`: a virtual processor with paging on and CR3 at that guest’s tables. Without `in`, paging is off. In an expression: `vcpu[0].cr0.wp`.',
+  host: 'A task of the host: what userspace and the rest of the kernel do to the machine meanwhile.',
+  read: 'Loads 8 bytes, or `read.1`, `.2`, `.4`.',
+  write:
+    'Stores 8 bytes, or `write.1`, `.2`, `.4`: `write ADDRESS = VALUE`. Without a value it stores the step’s number.',
+  fetch: 'Fetches an instruction.',
+  invlpg: 'Drops the TLB’s entries for the page of an address.',
+  repeat: '`repeat N as i { … }` runs its statements N times; i counts from 0.',
+  loop: 'Runs its statements for ever.',
+  unmap:
+    'In a vcpu block the guest clears entries of its own tables; the TLB keeps what it has until invlpg. In a host block the host unmaps the memory behind a range: an MMU notifier.',
+  protect: '`protect GVA +SIZE r-- user`: the guest changes the rights in its own tables.',
+  expect: 'Must be true: in a block, at that point; outside, when every task has ended. `kvm-mmu run` fails otherwise.',
+  wait: '`wait until CONDITION`: the task goes on once it holds.',
+  until: '`wait until CONDITION`: the task goes on once it holds.',
+  add: '`add slot N at GPA +SIZE`: userspace adds a memory slot.',
+  delete: '`delete slot N`: userspace takes a memory slot away; KVM zaps what maps it.',
+  move: '`move slot N to GPA`: the slot’s memory appears elsewhere; KVM zaps what maps it.',
+  log: '`log dirty slot N on` or `off`: KVM write-protects the slot or uses dirty bits, and maps it in pages of 4K.',
+  zap: '`zap GPA +SIZE`: kvm_zap_gfn_range. `zap all`: kvm_mmu_zap_all_fast, which makes every root obsolete.',
+  migrate:
+    '`migrate GPA +SIZE`: the host moves the pages behind a range to other frames. KVM unmaps them by its MMU notifier.',
+  poke: '`poke GPA level N = VALUE`: overwrites an entry of KVM’s tables behind its back, as a bug would.',
+  'execute-only': 'EPT entries may allow fetches and neither reads nor writes.',
+  '1g-pages': 'Entries at level 3 may map pages of 1G, in the guest’s tables and in KVM’s.',
+  ept: 'Intel’s extended page tables.',
+  npt: 'AMD’s nested page tables: the x86-64 format, walked as user accesses.',
+  tdp: 'Two-dimensional paging: the processor walks the guest’s tables and KVM’s.',
+};
+
+export const REGISTER_WORDS: Readonly<Record<RegisterName, string>> = {
+  cr0: 'Control register 0: paging and write protection.',
+  cr3: 'Address of the guest’s root table. Writing it flushes the TLB’s entries that are not global.',
+  cr4: 'Control register 4: extensions of paging.',
+  efer: 'Extended feature enable register: long mode and no-execute.',
+  rflags: 'Flags; AC decides over SMAP.',
+  pkru: 'Two bits for each protection key: bit 2k forbids access, bit 2k + 1 forbids writes.',
+  cpl: 'Current privilege level: 3 is user mode, 0 the kernel.',
+};
+
+export const BIT_WORDS: Readonly<Record<string, string>> = {
+  'cr0.pe': 'protected mode.',
+  'cr0.wp': 'write protect: the supervisor, too, may not write to read-only pages.',
+  'cr0.pg': 'paging.',
+  'cr4.pse': 'pages of 4M in 32-bit paging.',
+  'cr4.pae': 'entries of 64 bits; long mode needs it.',
+  'cr4.pge': 'global pages.',
+  'cr4.la57': '5-level paging; not modelled yet.',
+  'cr4.pcide': 'process-context identifiers; not modelled yet.',
+  'cr4.smep': 'the supervisor may not execute user pages.',
+  'cr4.smap': 'the supervisor may not read or write user pages, unless RFLAGS.AC is set.',
+  'cr4.pke': 'protection keys of user pages, through PKRU.',
+  'cr4.cet': 'shadow stacks; not modelled yet.',
+  'cr4.pks': 'protection keys of supervisor pages; not modelled yet.',
+  'efer.lme': 'long mode enable.',
+  'efer.lma': 'long mode active.',
+  'efer.nxe': 'bit 63 of an entry forbids execution; without it that bit is reserved.',
+  'rflags.ac': 'allows the supervisor’s accesses to user pages in spite of SMAP.',
+};
+
+export const VALUE_WORDS: Readonly<
+  Record<CounterName | 'step' | 'cr2' | 'mmu_invalidate_seq' | 'slots.generation' | 'tlb.entries', string>
+> = {
+  accesses: 'Loads, stores and fetches that were started.',
+  'tlb.hits': 'Pages found in a TLB.',
+  'tlb.misses': 'Pages that a TLB did not have.',
+  'tlb.flushes': 'Times that a whole TLB was emptied.',
+  'walks.references': 'Table entries that walks read, the guest’s and KVM’s.',
+  exits: 'VM exits.',
+  'faults.guest': 'Page faults delivered to the guest (#PF).',
+  'faults.second': 'EPT violations or NPT faults.',
+  'faults.misconfig': 'EPT misconfigurations.',
+  'faults.mmio': 'Faults on addresses that no slot holds.',
+  'faults.fixed': 'Second-stage faults that KVM fixed by mapping (RET_PF_FIXED).',
+  'faults.spurious': 'Second-stage faults that something else had fixed already (RET_PF_SPURIOUS).',
+  'faults.fast': 'Second-stage faults that fast_page_fault fixed without mmu_lock.',
+  'faults.retried': 'Second-stage faults that had to be tried again (RET_PF_RETRY).',
+  'faults.read_only': 'Writes to read-only slots.',
+  emulated: 'Accesses that userspace completed.',
+  'tables.built': 'Table pages of KVM’s that were made, roots aside.',
+  'tables.freed': 'Table pages of KVM’s that were freed, roots aside.',
+  'roots.built': 'Root tables that KVM made.',
+  'roots.freed': 'Root tables that KVM freed.',
+  'sptes.changed': 'Entries of KVM’s tables that changed.',
+  'expects.passed': 'Expectations that held.',
+  'expects.failed': 'Expectations that did not hold.',
+  warnings: 'Warnings, as the kernel would print them.',
+  step: 'Steps made so far: the machine’s clock.',
+  cr2: 'The address of the vCPU’s last page fault.',
+  mmu_invalidate_seq: 'kvm->mmu_invalidate_seq: grows with each invalidation; a fault that began before retries.',
+  'slots.generation': 'Grows with each change of the memory slots.',
+  'tlb.entries': 'Entries in the vCPU’s TLB now.',
+};
+
+export const registerWord = (name: string): string | undefined =>
+  REGISTER_WORDS[REGISTERS.find((known) => known === name)!];
