@@ -30,8 +30,8 @@ import {
   currentFault,
   FILTERS,
   type FilterName,
+  faultScope,
   hitCondition,
-  taskScope,
 } from './breakpoints.ts';
 import { type LaunchArguments, parseLaunch } from './launch.ts';
 import { describeStop, taskLine, taskTitle } from './stops.ts';
@@ -734,7 +734,11 @@ export class KvmMmuSession extends DebugSession {
 
   #scope(frameId: number | undefined) {
     const task = this.#focusedTask(frameId);
-    return taskScope(this.#need().machine, task);
+    return faultScope(
+      this.#need().machine,
+      task,
+      currentFault(task) ?? (task.id === this.#stop?.task ? this.#stopFault : undefined),
+    );
   }
 
   protected override evaluateRequest(

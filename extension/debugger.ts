@@ -9,6 +9,7 @@ function configurationFor(uri: vscode.Uri): vscode.DebugConfiguration {
 
 class ConfigurationProvider implements vscode.DebugConfigurationProvider {
   provideDebugConfigurations(): vscode.DebugConfiguration[] {
+    // biome-ignore lint/suspicious/noTemplateCurlyInString: VS Code puts the open file's path there.
     return [{ type: DEBUG_TYPE, request: 'launch', name: 'Debug the current scenario', program: '${file}' }];
   }
 

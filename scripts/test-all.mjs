@@ -1,0 +1,24 @@
+// npm test: everything that a change must pass, in under fifteen minutes on two cores.
+// npm run test:long: the same with fuzzing and oracles that run for longer.
+import { fileURLToPath } from 'node:url';
+import { check, run } from './check.mjs';
+
+process.chdir(fileURLToPath(new URL('..', import.meta.url)));
+const long = process.argv.includes('--long');
+const node = process.execPath;
+
+if (!(await check())) process.exit(1);
+const { buildAll } = await import('./build.mjs');
+await buildAll();
+const env = long ? { FUZZ_RUNS: '60000' } : {};
+const steps = [
+  [
+    'sessions, oracles and fuzzing',
+    ['scripts/test.mjs', 'test/adapter', 'test/engine', 'test/oracle', 'test/cli'],
+    { env },
+  ],
+  ['inside VS Code', ['test/vscode/run.mjs'], {}],
+];
+let good = true;
+for (const [name, args, options] of steps) good = (await run(name, node, args, { loud: true, ...options })) && good;
+process.exit(good ? 0 : 1);
