@@ -37,7 +37,7 @@ export function analyse(result: ParseResult<Scenario>): ParsedScenario {
   problems.list.push(...syntaxDiagnostics(result));
   if (problems.list.length > 0) return { diagnostics: problems.list };
   const program = lowerScenario(result.value, problems);
-  const diagnostics = problems.list.sort((a, b) => a.span.line - b.span.line || a.span.column - b.span.column);
+  const diagnostics = problems.list.sort(byPlace);
   return diagnostics.some(({ severity }) => severity === 'error') ? { diagnostics } : { program, diagnostics };
 }
 
@@ -59,9 +59,14 @@ export function parseExpression(text: string): ParsedExpression {
   return expression ? { expression } : { error: 'column 1: an expression is missing' };
 }
 
+const byPlace = (a: Diagnostic, b: Diagnostic): number => a.span.line - b.span.line || a.span.column - b.span.column;
+
 const place = ({ span }: Diagnostic): string =>
   span.line === 1 ? `column ${span.column}` : `line ${span.line}, column ${span.column}`;
 
 function syntaxDiagnostics(result: ParseResult): Diagnostic[] {
-  return [...result.lexerErrors.map(lexingDiagnostic), ...result.parserErrors.map(parsingDiagnostic)];
+  const found = [...result.lexerErrors.map(lexingDiagnostic), ...result.parserErrors.map(parsingDiagnostic)];
+  found.sort(byPlace);
+  // What follows on the same line is mostly the parser finding its way back.
+  return found.filter(({ span }, index) => span.line !== found[index - 1]?.span.line);
 }

@@ -18,7 +18,12 @@ export const BLOCK_WORDS: Readonly<Record<'Scenario' | 'Machine' | 'Guest' | 'Vc
   Host: ['wait', 'add', 'delete', 'move', 'log', 'zap', 'unmap', 'migrate', 'poke', 'repeat', 'loop', 'expect'],
 };
 const STATEMENTS = [...new Set([...BLOCK_WORDS.Vcpu, ...BLOCK_WORDS.Host])];
-const WORDS_BY_RULE: Readonly<Record<string, readonly string[]>> = { ...BLOCK_WORDS, Repeat: STATEMENTS };
+const WORDS_BY_RULE: Readonly<Record<string, readonly string[]>> = {
+  Machine: BLOCK_WORDS.Machine,
+  Guest: BLOCK_WORDS.Guest,
+  // Of a vCPU, a host task or a loop.
+  Block: [...STATEMENTS, ...REGISTERS],
+};
 
 /** What a rule begins with, where the list of its tokens would be long. */
 const BEGINNINGS: Readonly<Record<string, string>> = {
@@ -34,6 +39,8 @@ const BEGINNINGS: Readonly<Record<string, string>> = {
   LogDirty: 'on or off',
   Repeat: 'repeat or loop',
 };
+
+const WRONG_PERMISSIONS = 'permissions are written r--, rw-, r-x or rwx';
 
 const found = (token: IToken | undefined): string =>
   token === undefined || token.tokenType.name === 'EOF' ? 'the text ends' : `there is ‘${clip(token.image)}’`;
@@ -76,10 +83,11 @@ export class MmuSyntaxErrors extends AbstractParserErrorMessageProvider {
       previous.tokenType.name === 'ID' &&
       !isRegister(previous.image)
     ) {
-      if (/^[rwx-]{1,3}$/.test(previous.image)) return 'permissions are written r--, rw-, r-x or rwx';
+      if (/^[rwx]{2,3}$/.test(previous.image)) return WRONG_PERMISSIONS;
       return `‘${clip(previous.image)}’ begins no statement${didYouMean(previous.image, [...STATEMENTS, ...REGISTERS])}`;
     }
-    return `${BEGINNINGS[rule] && expected.name !== '=' ? BEGINNINGS[rule] : tokenWords(expected)} is missing: ${found(actual)}`;
+    const words = /^\w/.test(expected.name) ? BEGINNINGS[rule] : undefined;
+    return `${words ?? tokenWords(expected)} is missing: ${found(actual)}`;
   }
 
   override buildNotAllInputParsedMessage({
@@ -118,17 +126,10 @@ export class MmuSyntaxErrors extends AbstractParserErrorMessageProvider {
 }
 
 function blockWords(rule: string): string {
-  switch (rule) {
-    case 'Scenario':
-      return `there are ${BLOCK_WORDS.Scenario.join(', ')}`;
-    case 'Machine':
-    case 'Guest':
-    case 'Host':
-    case 'Vcpu':
-      return `a ${rule.toLowerCase()} block has ${BLOCK_WORDS[rule].join(', ')}${rule === 'Vcpu' ? ', and registers' : ''}`;
-    default:
-      return 'a loop has the statements of the block around it';
-  }
+  if (rule === 'Scenario') return `there are ${BLOCK_WORDS.Scenario.join(', ')}`;
+  if (rule === 'Machine' || rule === 'Guest')
+    return `a ${rule.toLowerCase()} block has ${BLOCK_WORDS[rule].join(', ')}`;
+  return `here stand ${STATEMENTS.join(', ')}, and registers`;
 }
 
 const pointSpan = (line: number, column: number, length = 1): Span => ({
@@ -152,7 +153,11 @@ export function parsingDiagnostic(error: IRecognitionException): Diagnostic {
 
 /** The offending token's place; behind the previous one when the text ends too early. */
 function errorSpan(error: IRecognitionException & { readonly previousToken?: IToken }): Span {
-  const { token, previousToken } = error;
+  const { message, previousToken } = error;
+  // A word that begins no statement is found out at the word behind it.
+  const isPrevious =
+    previousToken && (message === WRONG_PERMISSIONS || message.startsWith(`‘${previousToken.image}’ begins`));
+  const token = isPrevious ? previousToken : error.token;
   if (token.startLine && token.startLine > 0 && token.startColumn)
     return pointSpan(token.startLine, token.startColumn, token.image.length);
   if (previousToken?.endLine && previousToken.endLine > 0 && previousToken.endColumn)

@@ -101,35 +101,41 @@ function spaceBetween(previous: IToken, token: IToken): boolean {
   return true;
 }
 
-function layOut(lines: Line[], newline: string): string {
-  const result: string[] = [];
-  for (let at = 0; at < lines.length; at++) {
-    const { code, comment, indent } = lines[at]!;
-    if (code === '' && comment === undefined) {
-      const next = lines[at + 1];
-      const pointless =
-        result.length === 0 || result.at(-1) === '' || result.at(-1)!.endsWith('{') || next?.code.startsWith('}');
-      if (!pointless) result.push('');
-      continue;
-    }
-    const start = '  '.repeat(indent) + code;
-    if (comment === undefined) result.push(start);
-    else if (code === '') result.push('  '.repeat(indent) + comment);
-    else result.push(`${start.padEnd(commentColumn(lines, at))} ${comment}`);
+const isEmpty = (line: Line | undefined): boolean => line?.code === '' && line.comment === undefined;
+
+function layOut(all: readonly Line[], newline: string): string {
+  const lines: Line[] = [];
+  for (const line of all) {
+    const before = lines.at(-1);
+    if (isEmpty(line) && (before === undefined || isEmpty(before) || before.code.endsWith('{'))) continue;
+    if (isEmpty(before) && line.code.startsWith('}')) lines.pop();
+    lines.push(line);
   }
-  while (result.at(-1) === '') result.pop();
-  return result.length === 0 ? '' : result.join(newline) + newline;
+  if (isEmpty(lines.at(-1))) lines.pop();
+  const columns = commentColumns(lines);
+  return lines
+    .map(({ code, comment, indent }, at) => {
+      const start = code === '' ? '' : '  '.repeat(indent) + code;
+      if (comment === undefined) return start + newline;
+      return `${code === '' ? '  '.repeat(indent) : `${start.padEnd(columns[at]!)} `}${comment}${newline}`;
+    })
+    .join('');
 }
 
-/** Where the comments of neighbouring lines begin: behind the longest of these. */
-function commentColumn(lines: readonly Line[], at: number): number {
-  const shared = (line: Line | undefined): boolean => line?.comment !== undefined && line.code !== '';
-  let from = at;
-  while (shared(lines[from - 1])) from--;
-  let width = 0;
-  for (let line = from; shared(lines[line]); line++)
-    width = Math.max(width, 2 * lines[line]!.indent + lines[line]!.code.length);
-  return width;
+/** Where comments begin: behind the longest line that has one, among the lines up to the next empty one. */
+function commentColumns(lines: readonly Line[]): number[] {
+  const columns = new Array<number>(lines.length).fill(0);
+  for (let from = 0; from < lines.length; ) {
+    let end = from;
+    let width = 0;
+    for (; end < lines.length && lines[end]!.code !== ''; end++) {
+      const { code, indent, comment } = lines[end]!;
+      if (comment !== undefined) width = Math.max(width, 2 * indent + code.length);
+    }
+    columns.fill(width, from, end);
+    from = end + 1;
+  }
+  return columns;
 }
 
 export class MmuFormatter implements Formatter {

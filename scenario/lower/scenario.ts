@@ -27,7 +27,7 @@ export function lowerScenario(scenario: Ast.Scenario, problems: Problems): Progr
     const condition = lowerExpression(node.condition, problems, names);
     return condition ? [{ condition, text: expressionText(node.condition), span: spanOf(node) }] : [];
   });
-  if (tasks.length === 0) problems.warning(undefined, 'nothing to run: add a vcpu or a host block');
+  if (scenario.tasks.length === 0) problems.warning(undefined, 'nothing to run: add a vcpu or a host block');
   return { machine, guests, tasks, expects };
 }
 
