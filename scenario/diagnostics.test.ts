@@ -177,8 +177,8 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   [vcpu('read 0 $'), '2:8 error: ‘$’ means nothing here'],
   [host('zap'), '3:1 error: all, or a start and a size such as 0 +2M is missing: there is ‘}’'],
   [vcpu('read 0x'), '2:6 error: ‘0x’ is no number: write 4096, 0x1000, 0x1_0000 or 4K (suffixes K, M, G, T)'],
-  [`expect ${'('.repeat(100)}`, '1:72 error: nested deeper than 64 levels'],
-  [`expect 1${'+1'.repeat(1001)}`, '1:2009 error: an expression with more than 1000 operators: split it up'],
+  [`expect ${'('.repeat(100)}`, '1:40 error: nested deeper than 32 levels'],
+  [`expect 1${'+1'.repeat(501)}`, '1:1009 error: an expression with more than 500 operators: split it up'],
 ];
 for (const [text, ...expected] of CASES) test(text.slice(0, 80), () => assert.deepEqual(said(text), expected));
 

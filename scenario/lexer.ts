@@ -11,12 +11,12 @@ import { clip } from './number.ts';
 type TerminalRule = GrammarAST.TerminalRule;
 
 /**
- * Brackets, blocks and prefix operators within each other. The parser and all that reads its trees recurse; a Worker's
- * stack takes several times as much as this, and a person's patience less.
+ * Brackets, blocks and prefix operators within each other. The parser and all that reads its trees recurse; a
+ * default stack takes more than twice as much as this, and a person's patience less.
  */
-export const MAX_NESTING = 64;
+export const MAX_NESTING = 32;
 /** Operators in one expression: the tree of a sum is as deep as the sum is long. */
-export const MAX_OPERATORS = 1000;
+export const MAX_OPERATORS = 500;
 
 /** What may stand before the permissions of a mapping, and before no name in an expression. */
 const BEFORE_PERMISSION = new Set(['NUMBER', ')', 'user', 'supervisor', 'global', 'accessed', 'dirty', 'PERMISSION']);

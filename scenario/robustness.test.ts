@@ -45,6 +45,11 @@ for (const { name, text } of examples) {
   });
 }
 
+test('the listing in the README is a scenario', () => {
+  const listing = readFileSync('scenario/README.md', 'utf8').split('```')[1]!;
+  assert.deepEqual(parseScenario(listing).diagnostics, []);
+});
+
 const words = [...new Set(examples.flatMap(({ text }) => images(text)))];
 const soup = fc.array(fc.oneof(fc.constantFrom(...words), fc.constantFrom('\n', '{', '}', '$', '0x', '-', '(')), {
   maxLength: 60,
@@ -148,10 +153,10 @@ for (const [what, text] of Object.entries(DEEP))
 
 test('the deepest text that is allowed fits on the stack', () => {
   for (const text of [
-    `expect ${'('.repeat(64)}1${')'.repeat(64)} == 1`,
-    `expect ${'-('.repeat(32)}1${')'.repeat(32)} == 1`,
-    `vcpu 0 { ${'repeat 1 { '.repeat(63)}read 0${' }'.repeat(63)} }`,
-    `expect 1${' + 1'.repeat(999)} > 0`,
+    `expect ${'('.repeat(32)}1${')'.repeat(32)} == 1`,
+    `expect ${'-('.repeat(16)}1${')'.repeat(16)} == 1`,
+    `vcpu 0 { ${'repeat 1 { '.repeat(31)}read 0${' }'.repeat(31)} }`,
+    `expect 1${' + 1'.repeat(499)} > 0`,
   ])
     assert.deepEqual(
       parseScenario(text).diagnostics.filter(({ severity }) => severity === 'error'),

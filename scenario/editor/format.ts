@@ -122,18 +122,18 @@ function layOut(all: readonly Line[], newline: string): string {
     .join('');
 }
 
-/** Where comments begin: behind the longest line that has one, among the lines up to the next empty one. */
+/** Where comments begin: behind the longest line that has one, among neighbours of the same depth. */
 function commentColumns(lines: readonly Line[]): number[] {
   const columns = new Array<number>(lines.length).fill(0);
   for (let from = 0; from < lines.length; ) {
     let end = from;
     let width = 0;
-    for (; end < lines.length && lines[end]!.code !== ''; end++) {
+    for (; lines[end] && lines[end]!.code !== '' && lines[end]!.indent === lines[from]!.indent; end++) {
       const { code, indent, comment } = lines[end]!;
       if (comment !== undefined) width = Math.max(width, 2 * indent + code.length);
     }
     columns.fill(width, from, end);
-    from = end + 1;
+    from = Math.max(end, from + 1);
   }
   return columns;
 }
