@@ -12,6 +12,8 @@ import {
 export const ABSENT = 0;
 export const TABLE = 1;
 export const LEAF = 2;
+/** Flag of `judge`: the walk refuses the entry. */
+export const MALFORMED = 32;
 
 /** Effective rights, in KVM's ACC_* encoding. */
 export const ACC_EXEC = 1;
@@ -56,8 +58,11 @@ export class Format {
   readonly reservedHi: Int32Array;
   readonly addressLo: Int32Array;
   readonly addressHi: Int32Array;
-  /** Per level and kind, for each value of bits 11:0: 1 where the bits are an illegal combination. */
-  readonly #illegal: (Uint8Array | undefined)[] = [];
+  /**
+   * What bits 11:0 say by themselves, per level: all that a walk asks of most entries in one look-up. Index with
+   * `level << 12 | low bits`; the value is as `judge` returns it.
+   */
+  readonly #low: Uint8Array;
   readonly accessedLo: number;
   readonly dirtyLo: number;
   readonly writeLo: number;
@@ -106,9 +111,9 @@ export class Format {
     this.globalLo = this.#bit(roles.global).lo;
     this.executeLo = this.#bit(roles.execute).lo;
     this.noExecuteHi = this.#bit(roles.noExecute).hi;
-    if (spec.illegal.length > 0 || spec.fields.some((field) => field.legal)) this.#compileIllegal();
     this.#keyMaskHi = this.#bit(roles.protectionKey).hi;
     this.#keyShiftHi = this.#keyMaskHi === 0 ? 0 : 31 - Math.clz32(this.#keyMaskHi & -this.#keyMaskHi);
+    this.#low = this.#compileLow();
   }
 
   /** Mask of a field by name; zero for a role that the format lacks. */
@@ -158,38 +163,53 @@ export class Format {
 
   /** ABSENT, TABLE or LEAF, without judging reserved bits. */
   classify(level: number, lo: number): number {
-    if ((lo & this.presentLo) === 0) return ABSENT;
-    return level === 1 || (lo & this.largeLo[level]!) !== 0 ? LEAF : TABLE;
+    return this.#low[(level << 12) | (lo & 0xfff)]! & 3;
+  }
+
+  /**
+   * All that a walk asks of an entry at once: ABSENT, TABLE or LEAF in bits 1:0, its own rights (ACC_* << 2) in bits 4:2,
+   * and MALFORMED when it sets a reserved bit or an illegal combination.
+   */
+  judge(level: number, lo: number, hi: number): number {
+    let judged = this.#low[(level << 12) | (lo & 0xfff)]!;
+    const slot = 2 * level + ((judged >>> 1) & 1);
+    if (((lo & this.reservedLo[slot]!) | (hi & this.reservedHi[slot]!)) !== 0) judged |= MALFORMED;
+    if ((hi & this.noExecuteHi) !== 0) judged &= ~(ACC_EXEC << 2);
+    return judged;
   }
 
   /** Whether a present entry sets a reserved bit or an illegal combination. */
   isMalformed(level: number, lo: number, hi: number): boolean {
-    const slot = 2 * level + (level === 1 || (lo & this.largeLo[level]!) !== 0 ? 1 : 0);
-    if ((lo & this.reservedLo[slot]!) !== 0 || (hi & this.reservedHi[slot]!) !== 0) return true;
-    return this.#illegal[slot]?.[lo & 0xfff] === 1;
+    return (this.judge(level, lo, hi) & MALFORMED) !== 0;
   }
 
-  #compileIllegal(): void {
+  #compileLow(): Uint8Array {
+    const low = new Uint8Array((this.rootLevel + 1) << 12);
     for (const { level } of this.spec.levels) {
-      for (const kind of KINDS) {
-        const table = new Uint8Array(4096);
-        for (let low = 0; low < 4096; low++) {
-          if (this.illegalWords(level, low) !== undefined) table[low] = 1;
-        }
-        this.#illegal[2 * level + (kind === 'leaf' ? 1 : 0)] = table;
+      for (let bits = 0; bits < 4096; bits++) {
+        if ((bits & this.presentLo) === 0) continue;
+        const leaf = level === 1 || (bits & this.largeLo[level]!) !== 0;
+        low[(level << 12) | bits] =
+          (leaf ? LEAF : TABLE) |
+          (this.access(bits, 0) << 2) |
+          (this.#illegal(level, leaf, bits) === undefined ? 0 : MALFORMED);
       }
     }
+    return low;
   }
 
   /** Says which combination of legal bits the walk refuses, if any. Such rules concern bits 11:0 only. */
   illegalWords(level: number, lo: number): string | undefined {
+    return this.#illegal(level, this.classify(level, lo) === LEAF, lo);
+  }
+
+  #illegal(level: number, leaf: boolean, lo: number): string | undefined {
     for (const rule of this.spec.illegal) {
       if ((lo & rule.mask) === rule.value && !(rule.unless && this.options.features.has(rule.unless)))
         return rule.words;
     }
-    const kind = this.classify(level, lo) === LEAF ? 'leaf' : 'table';
     for (const field of this.spec.fields) {
-      if (!field.legal || !fieldApplies(field, level, kind)) continue;
+      if (!field.legal || !fieldApplies(field, level, leaf ? 'leaf' : 'table')) continue;
       const [high, low] = field.bits;
       const value = (lo >>> low) & ((1 << (high - low + 1)) - 1);
       if (!field.legal.includes(value)) return `${field.name} ${value} is not defined`;

@@ -1,4 +1,4 @@
-import { ABSENT, ACC_EXEC, ACC_USER, ACC_WRITE, type Format, LEAF } from '../formats/compile.ts';
+import { ABSENT, ACC_EXEC, ACC_USER, ACC_WRITE, type Format, LEAF, MALFORMED } from '../formats/compile.ts';
 import { decodeEntry } from '../formats/decode.ts';
 import type { Gfn, Pfn, Vfn } from '../memory/words.ts';
 import {
@@ -79,6 +79,9 @@ export interface Walk {
   secondTable: Pfn;
   secondIndex: number;
   secondAccess: number;
+  /** Accessed bits that entries of this stage lack so far: nothing is to be set while it is 0. */
+  unset: number;
+  secondUnset: number;
   /** Second-stage leaf of the page: level, rights, dirty. */
   secondLeafLevel: number;
   secondDirty: boolean;
@@ -92,9 +95,6 @@ export interface Walk {
   references: number;
   readonly entryGfn: number[];
   readonly entryPfn: number[];
-  readonly entryIndex: number[];
-  readonly secondPfnAt: number[];
-  readonly secondIndexAt: number[];
 }
 
 export function startWalk(mode: PagingMode, second: SecondStage | undefined, vfn: Vfn, kind: AccessKind): Walk {
@@ -116,6 +116,8 @@ export function startWalk(mode: PagingMode, second: SecondStage | undefined, vfn
     secondTable: 0,
     secondIndex: 0,
     secondAccess: 7,
+    unset: 0,
+    secondUnset: 0,
     secondLeafLevel: 0,
     secondDirty: false,
     pfn: 0,
@@ -126,9 +128,6 @@ export function startWalk(mode: PagingMode, second: SecondStage | undefined, vfn
     references: 0,
     entryGfn: [0, 0, 0, 0, 0, 0],
     entryPfn: [0, 0, 0, 0, 0, 0],
-    entryIndex: [0, 0, 0, 0, 0, 0],
-    secondPfnAt: [0, 0, 0, 0, 0, 0],
-    secondIndexAt: [0, 0, 0, 0, 0, 0],
   };
   if (second) {
     walk.secondLevel = second.format.rootLevel;
@@ -200,19 +199,19 @@ function secondReference(walk: Walk, second: SecondStage, memory: WalkMemory, tr
     lo,
     hi,
   });
-  const state = format.classify(level, lo);
+  const judged = format.judge(level, lo, hi);
+  const state = judged & 3;
   // A guest-physical address beyond what the tables translate has no entry.
   if (state === ABSENT || (level === format.rootLevel && walk.gfn >= format.span[level]! * 512)) {
     secondFault(walk, 'violation', 0, index, lo, hi);
     return;
   }
-  if (format.isMalformed(level, lo, hi)) {
+  if ((judged & MALFORMED) !== 0) {
     secondFault(walk, second.kind === 'ept' ? 'misconfiguration' : 'violation', PFERR_RSVD, index, lo, hi);
     return;
   }
-  walk.secondAccess &= format.access(lo, hi);
-  walk.secondPfnAt[level] = walk.secondTable;
-  walk.secondIndexAt[level] = index;
+  walk.secondAccess &= judged >>> 2;
+  walk.secondUnset |= ~lo & format.accessedLo;
   if (state !== LEAF) {
     walk.secondTable = format.frame(level, lo, hi);
     walk.secondLevel = level - 1;
@@ -226,7 +225,9 @@ function secondReference(walk: Walk, second: SecondStage, memory: WalkMemory, tr
     secondFault(walk, 'violation', PFERR_PRESENT, index, lo, hi);
     return;
   }
-  setSecondBits(walk, second, memory, level, (bits & PFERR_WRITE) !== 0);
+  const write = (bits & PFERR_WRITE) !== 0;
+  if (walk.secondUnset !== 0 || (write && (lo & format.dirtyLo) === 0))
+    setSecondBits(walk, second, memory, level, write);
   const span = format.span[level]!;
   const pfn = format.frame(level, lo, hi) + (level === 1 ? 0 : walk.gfn % span);
   if (walk.level === 0) {
@@ -244,15 +245,18 @@ function secondReference(walk: Walk, second: SecondStage, memory: WalkMemory, tr
   walk.secondLevel = 0;
 }
 
+/** Sets the bits that the entries down to the leaf lack; they are found again from the root. */
 function setSecondBits(walk: Walk, second: SecondStage, memory: WalkMemory, leaf: number, write: boolean): void {
   const { format } = second;
+  let table = second.root;
   for (let level = format.rootLevel; level >= leaf; level--) {
-    const pfn = walk.secondPfnAt[level]!;
-    const index = walk.secondIndexAt[level]!;
-    const page = memory.page(pfn);
+    const index = format.indexOf(walk.gfn, level);
+    const page = memory.page(table);
     const lo = page[2 * index]!;
-    const wanted = lo | format.accessedLo | (write && level === leaf ? format.dirtyLo : 0);
-    if (wanted >>> 0 !== lo) memory.setBits(pfn, index, wanted >>> 0, page[2 * index + 1]!);
+    const hi = page[2 * index + 1]!;
+    const wanted = (lo | format.accessedLo | (write && level === leaf ? format.dirtyLo : 0)) >>> 0;
+    if (wanted !== lo) memory.setBits(table, index, wanted, hi);
+    table = format.frame(level, lo, hi);
   }
 }
 
@@ -290,19 +294,20 @@ function guestReference(
   walk.lo = lo;
   walk.hi = hi;
   walk.index = index;
-  const state = format.classify(level, lo);
+  const judged = format.judge(level, lo, hi);
+  const state = judged & 3;
   if (state === ABSENT) {
     guestFault(walk, mode, 0);
     return;
   }
-  if (format.isMalformed(level, lo, hi)) {
+  if ((judged & MALFORMED) !== 0) {
     guestFault(walk, mode, PFERR_PRESENT | PFERR_RSVD);
     return;
   }
-  walk.access &= format.access(lo, hi);
+  walk.access &= judged >>> 2;
+  walk.unset |= ~lo & format.accessedLo;
   walk.entryGfn[level] = walk.gfn;
   walk.entryPfn[level] = walk.tablePfn;
-  walk.entryIndex[level] = index;
   if (state === LEAF) {
     walk.leafLevel = level;
     walk.key = format.keyOf(hi);
@@ -313,7 +318,8 @@ function guestReference(
       return;
     }
     walk.leafDirty = (lo & format.dirtyLo) !== 0 || (walk.bits & PFERR_WRITE) !== 0;
-    setGuestBits(walk, mode, memory);
+    if (walk.unset !== 0 || ((walk.bits & PFERR_WRITE) !== 0 && (lo & format.dirtyLo) === 0))
+      setGuestBits(walk, mode, memory);
     const span = format.span[level]!;
     walk.gfn = format.frame(level, lo, hi) + (level === 1 ? 0 : walk.vfn % span);
     walk.level = 0;
@@ -325,6 +331,7 @@ function guestReference(
     walk.secondLevel = second.format.rootLevel;
     walk.secondTable = second.root;
     walk.secondAccess = 7;
+    walk.secondUnset = 0;
   }
 }
 
@@ -332,7 +339,7 @@ function setGuestBits(walk: Walk, mode: PagingMode, memory: WalkMemory): void {
   const { format } = mode;
   for (let level = format.rootLevel; level >= walk.leafLevel; level--) {
     const pfn = walk.entryPfn[level]!;
-    const index = walk.entryIndex[level]!;
+    const index = format.indexOf(walk.vfn, level);
     const page = memory.page(pfn);
     const lo = page[2 * index]!;
     const dirty = level === walk.leafLevel && (walk.bits & PFERR_WRITE) !== 0 ? format.dirtyLo : 0;

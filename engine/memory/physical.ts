@@ -1,8 +1,10 @@
 import type { Pfn } from './words.ts';
 
+const CHUNK_SHIFT = 12;
 const FRAMES_PER_CHUNK = 4096;
-/** Chunks below this number stand in an array, the rest in a map: 2²⁸ frames are 1 TiB. */
-const DENSE_CHUNKS = 65536;
+/** Frames below this one (1 TiB) are found through an array, the rest through a map. Bit operators are safe on them. */
+const DENSE_FRAMES = 2 ** 28;
+const DENSE_CHUNKS = DENSE_FRAMES / FRAMES_PER_CHUNK;
 
 interface Chunk {
   pages: (Uint32Array | undefined)[];
@@ -43,8 +45,11 @@ export class PhysicalMemory {
 
   /** The page to read from: never undefined, never to be written. */
   page(pfn: Pfn): Uint32Array {
-    const chunk = this.#chunk(pfn);
-    return chunk?.pages[pfn % FRAMES_PER_CHUNK] ?? ZERO_PAGE;
+    if (pfn < DENSE_FRAMES) {
+      // biome-ignore lint/plugin: the frame has at most 28 bits here, and this is the hottest line of all.
+      return this.#dense[pfn >>> CHUNK_SHIFT]?.pages[pfn & (FRAMES_PER_CHUNK - 1)] ?? ZERO_PAGE;
+    }
+    return this.#chunk(pfn)?.pages[pfn % FRAMES_PER_CHUNK] ?? ZERO_PAGE;
   }
 
   /** Whether anything was ever written to the frame. */
