@@ -1,5 +1,5 @@
 import { type Expression, ExpressionError, evaluate, type Scope, truthy } from '../engine/expression.ts';
-import { Kind } from '../engine/history/log.ts';
+import { isMemoryKind, Kind } from '../engine/history/log.ts';
 import type { Machine } from '../engine/machine.ts';
 import { hex } from '../engine/memory/words.ts';
 import type { Task } from '../engine/operation.ts';
@@ -186,7 +186,7 @@ export class Breakpoints implements Watcher {
 
   #checkEntry(machine: Machine, task: number, position: number): Match | undefined {
     const kind = machine.log.kindAt(position);
-    if (kind <= Kind.SPTE) {
+    if (isMemoryKind(kind)) {
       if (this.data.length === 0) return undefined;
       const entry = machine.log.at(position);
       const hit = this.data.filter(

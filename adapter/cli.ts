@@ -7,6 +7,7 @@ import { EPT } from '../engine/formats/ept.ts';
 import type { FormatSpec } from '../engine/formats/format.ts';
 import { NPT } from '../engine/formats/npt.ts';
 import { X86_64 } from '../engine/formats/x86-64.ts';
+import { project } from '../engine/history/project.ts';
 import { formatSize, hex, highWord, lowWord } from '../engine/memory/words.ts';
 import { hashTables } from '../engine/pgtable/hash.ts';
 import { Run } from '../engine/run.ts';
@@ -14,8 +15,9 @@ import { spteFormat, spteNote } from '../engine/tdp/spte.ts';
 import { parseScenario } from '../scenario/index.ts';
 
 const USAGE = `usage:
-  kvm-mmu run FILE [--json] [--max-steps N]
-      runs a scenario in the emulator; exits 1 when an expectation fails
+  kvm-mmu run FILE [--json] [--trace] [--max-steps N]
+      runs a scenario in the emulator; exits 1 when an expectation fails;
+      --trace prints what KVM’s tracepoints would have recorded
   kvm-mmu decode 0x… [--format x86-64|ept|npt] [--level 1…4] [--maxphyaddr 32…52] [--json]
       says what a table entry means; without --level at every level`;
 
@@ -54,7 +56,7 @@ function run(args: string[]): number {
   const { values, positionals } = readOptions({
     args,
     allowPositionals: true,
-    options: { json: { type: 'boolean' }, 'max-steps': { type: 'string' } },
+    options: { json: { type: 'boolean' }, trace: { type: 'boolean' }, 'max-steps': { type: 'string' } },
   });
   const [path] = positionals;
   if (path === undefined || positionals.length > 1) throw new UsageError(`run takes one file\n${USAGE}`);
@@ -79,6 +81,10 @@ function run(args: string[]): number {
   const { machine } = session;
   const stuck = session.stuck();
   const { failures } = machine.small;
+  if (values.trace) {
+    for (const { step, task, event, text: words } of project(machine))
+      console.log(`${task.replace(' ', '-').padStart(16)} [000] ${String(step).padStart(8)}: ${event}: ${words}`);
+  }
   const tables = machine.roots().map((root) => ({
     root: hex(BigInt(root.pfn) << 12n),
     hash: hashTables(machine.memory, machine.secondFormat, root.pfn),

@@ -1,4 +1,4 @@
-import { Kind } from '../engine/history/log.ts';
+import { isMemoryKind, Kind } from '../engine/history/log.ts';
 import type { Machine } from '../engine/machine.ts';
 import { answer, type Moment } from '../engine/queries/answer.ts';
 import type { Answer, Query } from '../engine/queries/answers.ts';
@@ -59,7 +59,7 @@ export class Watches {
     const frames = new Set<number>();
     for (let position = from; position < log.length; position++) {
       const kind = log.kindAt(position);
-      if (kind <= Kind.SPTE) frames.add(Math.floor(log.at(position).address / 512));
+      if (isMemoryKind(kind)) frames.add(Math.floor(log.at(position).address / 512));
       else if (
         kind === Kind.REGISTER ||
         kind === Kind.SLOTS ||

@@ -106,6 +106,8 @@ export interface SmallState {
   /** Where the guests' next tables come from. */
   tablePools: { next: number; readonly step: 1 | -1; free: number[] }[];
   failures: { text: string; line: number; actual: string }[];
+  /** Host frame from which the next backing is taken. */
+  nextBacking: Pfn;
 }
 
 export class MachineError extends Error {}
@@ -138,7 +140,6 @@ export class Machine {
   acting = USER_TASK;
   #nextTable: Pfn = TABLE_FRAMES;
   readonly #freeTables: Pfn[] = [];
-  #nextBacking: Pfn = FIRST_BACKING_FRAME;
 
   constructor(program: Program, logLimit = 1 << 20) {
     this.program = program;
@@ -149,9 +150,16 @@ export class Machine {
     const hostFeatures = new Set<Feature>([...features, 'nx']);
     if (second === 'npt') hostFeatures.add('amd');
     this.secondFormat = new Format(second === 'ept' ? EPT : NPT, { maxPhyAddr, features: hostFeatures });
-    for (const slot of this.config.slots) this.slots = this.slots.with(this.makeSlot(slot));
     this.code = program.tasks.map(flatten);
-    this.small = { tasks: [], counters: new Float64Array(COUNTERS.length), current: 0, tablePools: [], failures: [] };
+    this.small = {
+      tasks: [],
+      counters: new Float64Array(COUNTERS.length),
+      current: 0,
+      tablePools: [],
+      failures: [],
+      nextBacking: FIRST_BACKING_FRAME,
+    };
+    for (const slot of this.config.slots) this.slots = this.slots.with(this.makeSlot(slot));
     let vcpus = 0;
     program.tasks.forEach((task, id) => {
       const vcpu = task.kind === 'vcpu' ? vcpus++ : -1;
@@ -220,7 +228,7 @@ export class Machine {
   makeSlot(config: SlotConfig): Memslot {
     const slot = this.describeSlot(config);
     const gigabyte = 512 * 512;
-    this.#nextBacking = Math.ceil((slot.backing.pfn + slot.pages) / gigabyte) * gigabyte;
+    this.small.nextBacking = Math.ceil((slot.backing.pfn + slot.pages) / gigabyte) * gigabyte;
     return slot;
   }
 
@@ -233,7 +241,7 @@ export class Machine {
         `slot ${config.id} ends beyond the ${12 + Math.log2(limit)} address bits that ${this.secondFormat.spec.title} tables translate`,
       );
     const gigabyte = 512 * 512;
-    const pfn = this.#nextBacking + (base % gigabyte);
+    const pfn = this.small.nextBacking + (base % gigabyte);
     const end = Math.ceil((pfn + pages) / gigabyte) * gigabyte;
     if (end > 2 ** (this.config.maxPhyAddr - 12))
       throw new MachineError(
@@ -269,7 +277,7 @@ export class Machine {
 
   /** A fresh host frame for a page that the host migrates. */
   allocateFrame(): Pfn {
-    return this.#nextBacking++;
+    return this.small.nextBacking++;
   }
 
   append(
@@ -447,9 +455,14 @@ export class Machine {
     return [...this.pages.values()].filter((page) => page.parent < 0);
   }
 
-  setSpte(pfn: Pfn, index: number, lo: number, hi: number): void {
+  setSpte(pfn: Pfn, index: number, lo: number, hi: number, traced = true): void {
     this.count('sptes.changed');
-    this.storeEntry(Kind.SPTE, pfn, index, lo, hi);
+    this.storeEntry(traced ? Kind.SPTE : Kind.SPTE_UNTRACED, pfn, index, lo, hi);
+  }
+
+  /** What a tracepoint says beyond a change of state. */
+  trace(event: string, fields: Readonly<Record<string, unknown>>): void {
+    this.append(Kind.TRACE, 0, 0, 0, 0, 0, { event, fields });
   }
 
   // ---- locks
@@ -523,7 +536,8 @@ export class Machine {
     switch (entry.kind) {
       case Kind.MEMORY:
       case Kind.ENTRY_BITS:
-      case Kind.SPTE: {
+      case Kind.SPTE:
+      case Kind.SPTE_UNTRACED: {
         const page = this.memory.writable(Math.floor(entry.address / 512));
         const word = 2 * (entry.address % 512);
         page[word] = entry.oldLo;

@@ -81,7 +81,7 @@ export const pageWalk = defineFunction<WalkLocals>({
       name: 'deliver',
       text: 'deliver #PF to the guest: CR2 and the error code',
       run(machine, task, locals) {
-        deliverPageFault(machine, task, locals.fault!);
+        deliverPageFault(machine, task, locals.fault!, false);
         return returns(task, FAULTED);
       },
     },
@@ -115,10 +115,10 @@ export const pageWalk = defineFunction<WalkLocals>({
   ],
 });
 
-export function deliverPageFault(machine: Machine, task: Task, fault: FaultInfo): void {
+export function deliverPageFault(machine: Machine, task: Task, fault: FaultInfo, injected: boolean): void {
   machine.count('faults.guest');
   task.cr2 = fault.gva;
-  machine.append(Kind.GUEST_FAULT, task.vcpu, 0, 0, fault.errorCode, 0, fault);
+  machine.append(Kind.GUEST_FAULT, task.vcpu, injected ? 1 : 0, 0, fault.errorCode, 0, fault);
 }
 
 function fillFromWalk(machine: Machine, vcpu: Vcpu, walk: Walk): void {

@@ -9,50 +9,57 @@ export const Kind = {
   ENTRY_BITS: 1,
   /** An entry of KVM's tables. address: hpa / 8. */
   SPTE: 2,
+  /** The same, where the kernel has no tracepoint: the pieces of a split page, a fast fault’s write. */
+  SPTE_UNTRACED: 3,
   /** address: vCPU * 16 + register number. */
-  REGISTER: 3,
+  REGISTER: 4,
   /** object: the memslots before and after. */
-  SLOTS: 4,
+  SLOTS: 5,
   /** address: vCPU; object: {set, index, old, new}. */
-  TLB_FILL: 5,
+  TLB_FILL: 6,
   /** address: vCPU; object: {set, index, old}. */
-  TLB_DROP: 6,
+  TLB_DROP: 7,
   /** address: vCPU; object: all entries before. */
-  TLB_FLUSH: 7,
+  TLB_FLUSH: 8,
   /** address: lock number; old and new: owner words. */
-  LOCK: 8,
-  UNLOCK: 9,
+  LOCK: 9,
+  UNLOCK: 10,
   /** object: the invalidation state before and after. */
-  INVALIDATE: 10,
+  INVALIDATE: 11,
   /** A kvm_mmu_page is allocated. address: its pfn; object: the page record. */
-  TABLE_ALLOC: 11,
+  TABLE_ALLOC: 12,
   /** A kvm_mmu_page is freed. address: its pfn; object: record and content. */
-  TABLE_FREE: 12,
+  TABLE_FREE: 13,
   /** A kvm_mmu_page record changes (reference counts, invalid). address: pfn; object: before and after. */
-  TABLE_STATE: 13,
+  TABLE_STATE: 14,
   /** vCPU's root. address: vCPU; old, new: pfn + 1, or 0. */
-  ROOT: 14,
+  ROOT: 15,
   /** vCPU's pending requests. address: vCPU; old, new: the bits. */
-  REQUESTS: 15,
+  REQUESTS: 16,
   /** VM exit; object: the fault. */
-  EXIT: 16,
+  EXIT: 17,
   /** VM entry. address: vCPU. */
-  ENTRY: 17,
-  /** A guest page fault is delivered; object: the fault. */
-  GUEST_FAULT: 18,
+  ENTRY: 18,
+  /** A guest page fault is delivered; object: the fault. old: 1 where KVM injects it rather than the processor. */
+  GUEST_FAULT: 19,
   /** How a second-stage fault ended. new: RET_PF_*; object: the fault. */
-  FAULT_RESULT: 19,
-  /** An access that userspace completes; object: the fault. */
-  MMIO: 20,
+  FAULT_RESULT: 20,
+  /** An access that userspace completes; object: the fault. old: its size; new: the value written. */
+  MMIO: 21,
   /** An expectation failed; object: its text and place. */
-  EXPECT_FAILED: 21,
+  EXPECT_FAILED: 22,
   /** A diagnostic as the kernel would print it; object: text. */
-  WARNING: 22,
+  WARNING: 23,
   /** What a tracepoint would say beyond the state change; object: {event, fields}. */
-  TRACE: 23,
+  TRACE: 24,
 } as const;
 export type Kind = (typeof Kind)[keyof typeof Kind];
-export const KIND_COUNT = 24;
+export const KIND_COUNT = 25;
+
+/** Whether an entry of this kind changes eight bytes of memory at `address`. */
+export function isMemoryKind(kind: Kind): boolean {
+  return kind <= Kind.SPTE_UNTRACED;
+}
 
 export interface LogEntry {
   readonly position: number;

@@ -1,6 +1,6 @@
 import type { Machine } from '../machine.ts';
 import type { Memslot } from '../memory/memslots.ts';
-import type { Gfn } from '../memory/words.ts';
+import { frameToAddress, type Gfn } from '../memory/words.ts';
 import { BLOCKED, call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
 import { tdpMmuZapLeafs, zapLeafsLocals } from '../tdp/zap.ts';
@@ -65,7 +65,28 @@ export const invalidateRangeStart = defineFunction<RangeLocals>({
   name: 'kvm_mmu_notifier_invalidate_range_start',
   where: 'virt/kvm/kvm_main.c',
   about: 'The host is about to unmap memory: KVM drops its translations and holds faults off until the end.',
-  steps: [{ name: 'lock', ...lockForWriting }, begin, zap, flush, { name: 'unlock', ...unlock }],
+  steps: [
+    {
+      name: 'notified',
+      text: 'the notifier names the host-virtual range',
+      run(machine, _task, { start, end: stop }) {
+        for (const slot of machine.slots.overlapping(start, stop)) {
+          const from = Math.max(start, slot.base) - slot.base;
+          const to = Math.min(stop, slot.base + slot.pages) - slot.base;
+          machine.trace('kvm_unmap_hva_range', {
+            start: frameToAddress(slot.backing.pfn + from),
+            end: frameToAddress(slot.backing.pfn + to),
+          });
+        }
+        return NEXT;
+      },
+    },
+    { name: 'lock', ...lockForWriting },
+    begin,
+    zap,
+    flush,
+    { name: 'unlock', ...unlock },
+  ],
 });
 
 export const invalidateRangeEnd = defineFunction<object>({

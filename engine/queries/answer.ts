@@ -3,7 +3,7 @@ import { decodeEntry } from '../formats/decode.ts';
 import { isUntranslatable } from '../guest/access.ts';
 import { PFERR_FETCH, PFERR_USER, PFERR_WRITE } from '../guest/permission.ts';
 import { finishWalk, type Reference, startWalk, type Walk } from '../guest/walk.ts';
-import { Kind } from '../history/log.ts';
+import { isMemoryKind, Kind } from '../history/log.ts';
 import type { Machine } from '../machine.ts';
 import { addressToFrame, frameToAddress, hex, hexWords, type Pfn, pageOffset } from '../memory/words.ts';
 import { describeWalkFault } from '../tdp/explain-fault.ts';
@@ -337,7 +337,7 @@ function changedEntries(machine: Machine, since: number, pfn: Pfn): Map<number, 
   const changed = new Map<number, string>();
   const { log } = machine;
   for (let position = Math.max(since, log.first); position < log.length; position++) {
-    if (log.kindAt(position) > Kind.SPTE) continue;
+    if (!isMemoryKind(log.kindAt(position))) continue;
     const entry = log.at(position);
     if (Math.floor(entry.address / 512) !== pfn) continue;
     const index = entry.address % 512;
@@ -425,6 +425,7 @@ const CHANGE_WORDS: Readonly<Record<number, string>> = {
   [Kind.MEMORY]: 'stored',
   [Kind.ENTRY_BITS]: 'accessed/dirty bits set by a walk',
   [Kind.SPTE]: 'entry of KVM’s tables',
+  [Kind.SPTE_UNTRACED]: 'entry of KVM’s tables',
 };
 
 function historyAnswer(machine: Machine, query: Extract<Query, { kind: 'history' }>): HistoryAnswer {

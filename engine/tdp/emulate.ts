@@ -1,7 +1,7 @@
 import { accessBits, accessPages, deliverPageFault } from '../guest/access.ts';
 import { finishWalk, startWalk } from '../guest/walk.ts';
 import { Kind } from '../history/log.ts';
-import { frameToAddress, pageOffset } from '../memory/words.ts';
+import { frameToAddress, highWord, lowWord, pageOffset } from '../memory/words.ts';
 import { defineFunction, NEXT, returns } from '../operation.ts';
 import { describeWalkFault } from './explain-fault.ts';
 import type { FaultInfo } from './fault.ts';
@@ -29,7 +29,7 @@ export const emulateInstruction = defineFunction<EmulateLocals>({
           const walk = startWalk(vcpu.mode, undefined, vfn, { bits: accessBits(access), implicit: access.implicit });
           finishWalk(walk, vcpu.mode, undefined, machine.walkMemory);
           if (walk.status === 'guest-fault') {
-            deliverPageFault(machine, task, describeWalkFault(vcpu.id, walk, vcpu.mode, undefined, access));
+            deliverPageFault(machine, task, describeWalkFault(vcpu.id, walk, vcpu.mode, undefined, access), true);
             return returns(task, EMULATION_INJECTED);
           }
           if (vfn === accessPages(access)[0]) locals.gpa = frameToAddress(walk.gfn, pageOffset(access.address));
@@ -47,7 +47,12 @@ export const emulateInstruction = defineFunction<EmulateLocals>({
         if (slot && !(slot.readonly && access.kind === 'write') && !crosses) {
           const pfn = machine.resolve(Number(gpa >> 12n));
           if (access.kind === 'write') machine.storeBytes(pfn, pageOffset(gpa), access.size, access.value);
-        } else machine.append(Kind.MMIO, task.vcpu, 0, 0, 0, 0, { ...info, kind: 'mmio', gpa });
+        } else
+          machine.append(Kind.MMIO, task.vcpu, access.size, 0, lowWord(access.value), highWord(access.value), {
+            ...info,
+            kind: 'mmio',
+            gpa,
+          });
         return returns(task, EMULATION_DONE);
       },
     },

@@ -1,5 +1,4 @@
 import { LEAF } from '../formats/compile.ts';
-import { Kind } from '../history/log.ts';
 import { defineFunction, NEXT, returns } from '../operation.ts';
 import { type PageFault, RET_PF } from './fault.ts';
 import { findEntry } from './iterate.ts';
@@ -78,7 +77,7 @@ export const fastPageFault = defineFunction<FastLocals>({
         if (page[2 * locals.index] !== locals.lo || page[2 * locals.index + 1] !== locals.hi) {
           return ++locals.tries >= MAX_TRIES ? returns(task, RET_PF.INVALID) : 'read';
         }
-        machine.setSpte(locals.table, locals.index, locals.newLo, locals.newHi);
+        machine.setSpte(locals.table, locals.index, locals.newLo, locals.newHi, false);
         machine.count('faults.fast');
         trace(machine, locals.fault, locals, RET_PF.FIXED);
         return returns(task, RET_PF.FIXED);
@@ -88,16 +87,14 @@ export const fastPageFault = defineFunction<FastLocals>({
 });
 
 function trace(machine: Parameters<typeof findEntry>[0], fault: PageFault, locals: FastLocals, result: number): void {
-  machine.append(Kind.TRACE, 0, 0, 0, 0, 0, {
-    event: 'fast_page_fault',
-    fields: {
-      vcpu_id: fault.vcpu,
-      gpa: fault.gpa,
-      error_code: fault.info.errorCode,
-      old: { lo: locals.lo, hi: locals.hi },
-      new: { lo: locals.newLo, hi: locals.newHi },
-      spurious: result === RET_PF.SPURIOUS,
-      fixed: result === RET_PF.FIXED,
-    },
+  machine.trace('fast_page_fault', {
+    vcpu_id: fault.vcpu,
+    gpa: fault.gpa,
+    error_code: fault.info.errorCode,
+    sptep: locals.table * 4096 + locals.index * 8,
+    old: { lo: locals.lo, hi: locals.hi },
+    new: { lo: locals.newLo, hi: locals.newHi },
+    spurious: result === RET_PF.SPURIOUS,
+    fixed: result === RET_PF.FIXED,
   });
 }

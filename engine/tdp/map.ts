@@ -1,5 +1,4 @@
 import { LEAF, TABLE } from '../formats/compile.ts';
-import { Kind } from '../history/log.ts';
 import type { Machine } from '../machine.ts';
 import { disallowsHugePage, hostMappingLevel, type Memslot } from '../memory/memslots.ts';
 import type { Gfn } from '../memory/words.ts';
@@ -43,10 +42,9 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
           fault.goalLevel = fault.reqLevel;
           fault.pfn -= fault.pfn % machine.secondFormat.span[fault.goalLevel]!;
         }
-        machine.append(Kind.TRACE, 0, 0, 0, 0, 0, {
-          event: 'kvm_mmu_spte_requested',
-          fields: { gfn: fault.gfn, pfn: fault.pfn, level: fault.goalLevel },
-        });
+        // The event names the faulting page's own frame, even where a larger page is about to be mapped.
+        const within = fault.gfn % machine.secondFormat.span[fault.goalLevel]!;
+        machine.trace('kvm_mmu_spte_requested', { gfn: fault.gfn, pfn: fault.pfn + within, level: fault.goalLevel });
         return NEXT;
       },
     },
@@ -134,16 +132,19 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
           flushRemoteTlbs(machine);
         }
         if (isMmio(spte, entry.lo, entry.hi)) {
-          machine.append(Kind.TRACE, 0, 0, 0, 0, 0, {
-            event: 'mark_mmio_spte',
-            fields: { gfn: fault.gfn, gen: machine.slots.generation },
+          machine.trace('mark_mmio_spte', {
+            sptep: locals.table * 4096 + locals.index * 8,
+            gfn: fault.gfn,
+            gen: machine.slots.generation,
           });
           machine.count('faults.mmio');
           return returns(task, RET_PF.EMULATE);
         }
-        machine.append(Kind.TRACE, 0, 0, 0, 0, 0, {
-          event: 'kvm_mmu_set_spte',
-          fields: { gfn: fault.gfn, spte: entry, level: locals.level, sptep: locals.table * 4096 + locals.index * 8 },
+        machine.trace('kvm_mmu_set_spte', {
+          gfn: fault.gfn - (fault.gfn % machine.secondFormat.span[locals.level]!),
+          spte: entry,
+          level: locals.level,
+          sptep: locals.table * 4096 + locals.index * 8,
         });
         return returns(task, RET_PF.FIXED);
       },

@@ -121,16 +121,15 @@ export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>(
         if (isMmio(spte, entry.lo, entry.hi)) {
           const current = machine.slots.generation % (GENERATION_MASK + 1);
           const valid = mmioGeneration(entry.lo, entry.hi) === current;
-          machine.append(Kind.TRACE, 0, 0, 0, 0, 0, {
-            event: 'check_mmio_spte',
-            fields: { spte: entry, kvm_gen: current, spte_gen: mmioGeneration(entry.lo, entry.hi), valid },
+          machine.trace('check_mmio_spte', {
+            spte: entry,
+            kvm_gen: current,
+            spte_gen: mmioGeneration(entry.lo, entry.hi),
+            valid,
           });
           if (!valid) return returns(task, RET_PF.INVALID);
           machine.count('faults.mmio');
-          machine.append(Kind.TRACE, 0, 0, 0, 0, 0, {
-            event: 'handle_mmio_page_fault',
-            fields: { addr: info.gpa, gfn: info.gpa! >> 12n, access: 7 },
-          });
+          machine.trace('handle_mmio_page_fault', { addr: info.gpa, gfn: info.gpa! >> 12n, access: 7 });
           return returns(task, RET_PF.EMULATE);
         }
         if (isPresent(entry.lo) || machine.secondFormat.classify(entry.level, entry.lo) !== 0) {

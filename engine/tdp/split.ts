@@ -1,4 +1,3 @@
-import { Kind } from '../history/log.ts';
 import type { Machine } from '../machine.ts';
 import { frameHi, frameLo, type Gfn, type Pfn } from '../memory/words.ts';
 import { leafBelow } from '../pgtable/operations.ts';
@@ -23,11 +22,8 @@ export function splitHugePage(machine: Machine, entry: SpteRef, gfn: Gfn): Pfn {
   const base = format.frame(entry.level, entry.lo, entry.hi);
   for (let index = 0; index < 512; index++) {
     const frame = base + index * format.span[level]!;
-    machine.storeEntry(Kind.SPTE, child, index, (below.lo | frameLo(frame)) >>> 0, (below.hi | frameHi(frame)) >>> 0);
+    machine.setSpte(child, index, (below.lo | frameLo(frame)) >>> 0, (below.hi | frameHi(frame)) >>> 0, false);
   }
-  machine.append(Kind.TRACE, 0, 0, 0, 0, 0, {
-    event: 'kvm_mmu_split_huge_page',
-    fields: { gfn, spte: { lo: entry.lo, hi: entry.hi }, level: entry.level, errno: 0 },
-  });
+  machine.trace('kvm_mmu_split_huge_page', { gfn, spte: { lo: entry.lo, hi: entry.hi }, level: entry.level, errno: 0 });
   return child;
 }

@@ -188,6 +188,7 @@ export const kvmMmuZapAllFast = defineFunction<object>({
       name: 'invalidate',
       text: 'kvm_tdp_mmu_invalidate_roots: mark every root invalid, within the same critical section',
       run(machine) {
+        machine.trace('kvm_mmu_zap_all_fast', { used_pages: machine.pages.size });
         for (const root of machine.roots()) if (!root.invalid) machine.updatePage(root.pfn, { invalid: true });
         return NEXT;
       },
