@@ -18,7 +18,7 @@ import { hex } from '../engine/memory/words.ts';
 import { functionSpec, type Task } from '../engine/operation.ts';
 import { answer } from '../engine/queries/answer.ts';
 import type { StopAnswer } from '../engine/queries/answers.ts';
-import { listing, listings } from '../engine/queries/listing.ts';
+import { listing, listings, stepOfLine } from '../engine/queries/listing.ts';
 import { parseRequest, type ViewEvent } from '../engine/queries/protocol.ts';
 import type { FaultInfo } from '../engine/tdp/fault.ts';
 import { parseExpression, parseScenario } from '../scenario/index.ts';
@@ -78,7 +78,8 @@ export class KvmMmuSession extends DebugSession {
   readonly #breakpoints = new Breakpoints((text) => this.#print(text));
   readonly #watches = new Watches();
   readonly #variables = new Handles<() => Node[]>();
-  readonly #frames = new Handles<FrameRef>();
+  /** Number of this stop: part of its frames' ids, so that a frame of an earlier stop is told apart. */
+  #stops = 0;
   #target: Target | undefined;
   #launch: LaunchArguments | undefined;
   #running = false;
@@ -268,7 +269,6 @@ export class KvmMmuSession extends DebugSession {
     const generation = this.#generation;
     this.#running = true;
     this.#variables.reset();
-    this.#frames.reset();
     this.#since = this.#here;
     this.#view({ type: 'running' });
     target.move(motion, this.#launch!.noDebug ? NOTHING : this.#breakpoints).then(
@@ -312,8 +312,20 @@ export class KvmMmuSession extends DebugSession {
     this.#stopped(stop, isFaultInfo(fault) ? fault : currentFault(task), halt.kind === 'matched' ? halt.match.ids : []);
   }
 
+  /** The same frame has the same id for as long as the session is stopped. */
+  #frameId(task: number, depth: number): number {
+    return (this.#stops % 1024) * 2 ** 20 + task * 2 ** 10 + depth + 2;
+  }
+
+  #frameRef(id: number): FrameRef | undefined {
+    const task = Math.floor(id / 2 ** 10) % 2 ** 10;
+    const depth = (id % 2 ** 10) - 2;
+    return id === this.#frameId(task, depth) ? { task, depth } : undefined;
+  }
+
   #stopped(stop: StopAnswer, fault: FaultInfo | undefined, hit: readonly number[] = []): void {
     const { machine } = this.#need();
+    this.#stops++;
     this.#stop = stop;
     this.#stopFault = fault;
     if (this.#since > machine.log.length) this.#since = machine.log.length;
@@ -440,16 +452,16 @@ export class KvmMmuSession extends DebugSession {
   }
 
   #setSteps(fn: string, wanted: readonly DebugProtocol.SourceBreakpoint[]): DebugProtocol.Breakpoint[] {
-    const { stepLines } = listing(fn);
+    const text = listing(fn);
     const compiled = wanted.map((point) => {
       const id = this.#nextBreakpoint++;
-      const step = stepLines.findIndex((line) => line >= point.line);
+      // A line above the first step means the first.
+      const step = Math.max(0, stepOfLine(text, point.line));
       const condition = this.#compile(point);
-      if (step < 0) return { answer: { id, verified: false, message: 'no step stands here or below' } };
       if (typeof condition === 'string')
         return { answer: { id, verified: false, line: point.line, message: condition } };
       return {
-        answer: { id, verified: true, line: stepLines[step]! },
+        answer: { id, verified: true, line: text.stepLines[step]! },
         point: { id, fn, step, condition, logMessage: point.logMessage },
       };
     });
@@ -601,7 +613,7 @@ export class KvmMmuSession extends DebugSession {
         // A caller has moved past the step that called; it is shown there until the callee returns.
         const step = Math.min(top ? frame.step : frame.step - 1, stepLines.length - 1);
         return {
-          id: this.#frames.create({ task: task.id, depth }),
+          id: this.#frameId(task.id, depth),
           name: frame.fn,
           line: stepLines[step]!,
           column: 3,
@@ -613,7 +625,7 @@ export class KvmMmuSession extends DebugSession {
       const code = machine.code[task.id]!;
       const instruction = code[Math.min(task.pc, code.length - 1)];
       frames.push({
-        id: this.#frames.create({ task: task.id, depth: -1 }),
+        id: this.#frameId(task.id, -1),
         name: task.state === 'done' ? `${task.name} has ended` : task.name,
         line: line ?? instruction?.statement.span.endLine ?? 1,
         column: instruction?.statement.span.column ?? 1,
@@ -630,7 +642,7 @@ export class KvmMmuSession extends DebugSession {
   protected override scopesRequest(response: DebugProtocol.ScopesResponse, args: DebugProtocol.ScopesArguments): void {
     this.#answer(response, () => {
       const { machine } = this.#stoppedTarget();
-      const ref = this.#frames.get(args.frameId);
+      const ref = this.#frameRef(args.frameId);
       if (!ref) throw new RequestError('this frame belongs to an earlier stop');
       const task = machine.task(ref.task);
       response.body = {
@@ -724,7 +736,7 @@ export class KvmMmuSession extends DebugSession {
 
   #focusedTask(frameId: number | undefined): Task {
     const { machine } = this.#need();
-    const ref = frameId === undefined ? undefined : this.#frames.get(frameId);
+    const ref = frameId === undefined ? undefined : this.#frameRef(frameId);
     return machine.task(ref?.task ?? this.#stop?.task ?? 0);
   }
 

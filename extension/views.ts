@@ -29,6 +29,9 @@ function typeOf(message: unknown): unknown {
   return typeof message === 'object' && message !== null && 'type' in message ? message.type : undefined;
 }
 
+/** A view that opens while VS Code is showing a stop closes the stop's exception widget: it waits this long, in ms. */
+const FIRST_STOP_DELAY = 600;
+
 /** How many questions one view may keep open: more than any screen shows. */
 const MAX_WATCHES = 2000;
 
@@ -140,6 +143,7 @@ class View {
       };
       if (session !== this.#session) return;
       if (reply.stop !== undefined) void this.panel.webview.postMessage({ type: 'stopped', stop: reply.stop });
+      else if (reply.running) void this.panel.webview.postMessage({ type: 'running' });
       if (reply.answer !== undefined)
         void this.panel.webview.postMessage({ type: 'changed', answers: [{ id: message.id, answer: reply.answer }] });
     } catch (error) {
@@ -179,12 +183,16 @@ export class Views implements vscode.Disposable {
         if (session.type !== DEBUG_TYPE || event !== 'mmu/changed') return;
         if (typeOf(body) === 'stopped' && !this.#stopped.has(session.id)) {
           this.#stopped.add(session.id);
-          if (!this.#open.has('walk') && vscode.workspace.getConfiguration('kvm-mmu').get('openWalkAtFirstStop', true))
-            this.show('walk', session);
+          setTimeout(() => this.#openWalk(session), FIRST_STOP_DELAY);
         }
         for (const view of this.#open.values()) view.event(session, body);
       }),
     ];
+  }
+
+  #openWalk(session: vscode.DebugSession): void {
+    if (this.#open.has('walk') || !this.#stopped.has(session.id)) return;
+    if (vscode.workspace.getConfiguration('kvm-mmu').get('openWalkAtFirstStop', true)) this.show('walk', session);
   }
 
   show(kind: ViewKind, session = vscode.debug.activeDebugSession): void {

@@ -8,28 +8,41 @@ export interface Listing {
   readonly stepLines: readonly number[];
 }
 
-const WIDTH = 100;
+/** Narrow enough to stand beside a view without scrolling. */
+const WIDTH = 60;
 
-function wrap(text: string, prefix: string): string[] {
+function wrap(text: string, first: string, rest: string): string[] {
   const lines: string[] = [];
-  let line = '';
-  for (const word of text.split(' ')) {
-    if (line !== '' && prefix.length + line.length + 1 + word.length > WIDTH) {
-      lines.push(prefix + line);
-      line = word;
-    } else line = line === '' ? word : `${line} ${word}`;
+  let line = first;
+  let empty = true;
+  // The typographic apostrophe would be marked as an ambiguous character in an editor.
+  for (const word of text.replaceAll('’', "'").split(' ')) {
+    if (!empty && line.length + 1 + word.length > WIDTH) {
+      lines.push(line);
+      line = rest;
+      empty = true;
+    }
+    line += empty ? word : ` ${word}`;
+    empty = false;
   }
-  return [...lines, prefix + line];
+  return [...lines, line];
 }
 
 export function listing(name: string): Listing {
   const spec = functionSpec(name);
-  const lines = [...wrap(spec.about, '// '), `// ${spec.where}`, '', `${spec.name}:`];
+  const lines = [...wrap(spec.about, '// ', '// '), ...wrap(spec.where, '// ', '// '), '', `${spec.name}:`];
+  const width = Math.max(...spec.steps.map((step) => step.name.length));
   const stepLines = spec.steps.map((step) => {
-    lines.push(`  ${step.name.padEnd(Math.max(...spec.steps.map((other) => other.name.length)))}  ${step.text}`);
-    return lines.length;
+    const first = lines.length + 1;
+    lines.push(...wrap(step.text, `  ${step.name.padEnd(width)}  `, ' '.repeat(width + 4)));
+    return first;
   });
   return { name, text: `${lines.join('\n')}\n`, stepLines };
+}
+
+/** The step that a line belongs to, its continuation lines included; −1 above the first. */
+export function stepOfLine({ stepLines }: Listing, line: number): number {
+  return stepLines.findLastIndex((first) => first <= line);
 }
 
 /** Every function there is a listing of, in alphabetical order. */

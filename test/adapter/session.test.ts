@@ -33,6 +33,12 @@ function golden(name: string, text: string): void {
   assert.equal(text, readFileSync(path, 'utf8'));
 }
 
+/** The line of a step in a function's listing. */
+async function stepLine(client: Client, fn: string, step: string): Promise<number> {
+  const { content } = await client.request('source', { source: { path: `${fn}.kvmfn` }, sourceReference: 0 });
+  return content.split('\n').findIndex((line: string) => line.startsWith(`  ${step} `)) + 1;
+}
+
 const MACHINE = `machine x86-64 {
   memory 0 +64M
   second-stage tdp ept 4-level
@@ -60,7 +66,10 @@ test('every variable of every frame at a stop', () =>
   withClient(async (client) => {
     const program = scenario('variables.mmu', `${MACHINE}vcpu 0 in kernel {\n  write 0x400000 = 0x1234\n}\n`);
     await client.start(program, { filterOptions: [{ filterId: 'second-stage', condition: '!table' }], filters: [] });
-    await client.request('setBreakpoints', { source: { path: 'kvm_tdp_mmu_map.kvmfn' }, breakpoints: [{ line: 10 }] });
+    await client.request('setBreakpoints', {
+      source: { path: 'kvm_tdp_mmu_map.kvmfn' },
+      breakpoints: [{ line: await stepLine(client, 'kvm_tdp_mmu_map', 'set') }],
+    });
     let text = await stopText(client, await client.move('continue'));
     const { stackFrames } = await client.request('stackTrace', { threadId: 1 });
     const list = async (reference: number, indent: string, depth: number): Promise<void> => {
@@ -395,7 +404,7 @@ test('a task that waits for a lock names the owner, and the owner can be let run
     await client.start(program, { launch: { stopOnEntry: true }, filters: [] });
     await client.request('setBreakpoints', {
       source: { path: 'kvm_tdp_mmu_map.kvmfn' },
-      breakpoints: [{ line: 5, condition: 'faults.fixed == 4' }],
+      breakpoints: [{ line: await stepLine(client, 'kvm_tdp_mmu_map', 'level'), condition: 'faults.fixed == 4' }],
     });
     const stop = await client.move('continue');
     assert.match(stop.body.text, /Breakpoint: vCPU 0 wrote gpa 0x201000.*kvm_tdp_mmu_map/);
