@@ -172,13 +172,14 @@ export class Format {
    */
   judge(level: number, lo: number, hi: number): number {
     let judged = this.#low[(level << 12) | (lo & 0xfff)]!;
+    if (judged === ABSENT) return ABSENT;
     const slot = 2 * level + ((judged >>> 1) & 1);
     if (((lo & this.reservedLo[slot]!) | (hi & this.reservedHi[slot]!)) !== 0) judged |= MALFORMED;
     if ((hi & this.noExecuteHi) !== 0) judged &= ~(ACC_EXEC << 2);
     return judged;
   }
 
-  /** Whether a present entry sets a reserved bit or an illegal combination. */
+  /** Whether an entry is present and sets a reserved bit or an illegal combination. */
   isMalformed(level: number, lo: number, hi: number): boolean {
     return (this.judge(level, lo, hi) & MALFORMED) !== 0;
   }
