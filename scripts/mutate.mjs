@@ -1,0 +1,126 @@
+// npm run mutate [-- FILE …]: mutation testing by hand. Changes one token at a time in the files that decide translations,
+// and runs the tests that must notice. Prints every mutant that survives; exits 1 when one does that is not excused.
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { build } from 'esbuild';
+
+process.chdir(fileURLToPath(new URL('..', import.meta.url)));
+
+const FILES = [
+  'engine/formats/compile.ts',
+  'engine/formats/x86-64.ts',
+  'engine/formats/ept.ts',
+  'engine/formats/npt.ts',
+  'engine/guest/permission.ts',
+  'engine/guest/walk.ts',
+  'engine/tdp/explain-fault.ts',
+];
+const TESTS = [
+  'engine/formats/formats.test.ts',
+  'engine/guest/registers.test.ts',
+  'engine/pgtable/operations.test.ts',
+  'engine/run.test.ts',
+  'test/oracle/translate.test.ts',
+];
+
+/** What is replaced by what; each occurrence is a mutant of its own. */
+const MUTATORS = [
+  [/===/g, '!=='],
+  [/!==/g, '==='],
+  [/ < /g, ' <= '],
+  [/ > /g, ' >= '],
+  [/ >= /g, ' > '],
+  [/ <= /g, ' < '],
+  [/ && /g, ' || '],
+  [/ \|\| /g, ' && '],
+  [/ \+ /g, ' - '],
+  [/ - /g, ' + '],
+  [/ & /g, ' | '],
+  [/ \| /g, ' & '],
+  [/>>>/g, '<<'],
+  [/ \|= /g, ' &= '],
+  [/ &= /g, ' |= '],
+  [/bits: \[(\d+), (\d+)\]/g, (_, high, low) => `bits: [${high}, ${Number(low) + (high === low ? 0 : 1)}]`],
+  [/levels: \[(\d)/g, (_, level) => `levels: [${(Number(level) % 4) + 1}`],
+  [/, ignored: true/g, ''],
+];
+
+/** Lines whose mutants change words or speed only, or nothing that can be observed; each with its reason. */
+const EXCUSED = [
+  [/meaning:|source:|title:|table: '/, 'words for people'],
+  [/throw new RangeError|message/, 'words for people'],
+  [/^\s*(\*|\/\/)/, 'comment'],
+  [/^import |^export \{/, 'import'],
+  [/references\+\+|trace\?\./, 'counts and traces, checked by goldens of sessions'],
+];
+
+const wanted = process.argv.slice(2);
+const folder = mkdtempSync(join(process.cwd(), 'dist', 'mutants-'));
+let survivors = 0;
+let killed = 0;
+
+async function survives(file, text) {
+  const path = resolve(file);
+  try {
+    await build({
+      entryPoints: TESTS,
+      outdir: folder,
+      outbase: '.',
+      bundle: true,
+      splitting: true,
+      format: 'esm',
+      platform: 'node',
+      target: 'node20',
+      packages: 'external',
+      logLevel: 'silent',
+      plugins: [
+        {
+          name: 'mutant',
+          setup: (setup) =>
+            setup.onLoad({ filter: /\.ts$/ }, (args) =>
+              args.path === path ? { contents: text, loader: 'ts' } : undefined,
+            ),
+        },
+      ],
+    });
+  } catch {
+    return false;
+  }
+  for (const test of TESTS) {
+    const { status } = spawnSync(process.execPath, ['--test', join(folder, test.replace(/\.ts$/, '.js'))], {
+      env: { ...process.env, FUZZ_RUNS: test.includes('oracle') ? '1500' : '20' },
+      timeout: 60_000,
+    });
+    if (status !== 0) return false;
+  }
+  return true;
+}
+
+try {
+  for (const file of wanted.length > 0 ? wanted : FILES) {
+    const source = readFileSync(file, 'utf8');
+    const lines = source.split('\n');
+    const starts = lines.reduce((all, line) => [...all, all.at(-1) + line.length + 1], [0]);
+    for (const [pattern, replacement] of MUTATORS) {
+      for (const match of source.matchAll(pattern)) {
+        const number = starts.findLastIndex((start) => start <= match.index);
+        if (EXCUSED.some(([excuse]) => excuse.test(lines[number]))) continue;
+        const changed = typeof replacement === 'string' ? replacement : replacement(...match);
+        if (changed === match[0]) continue;
+        const text = source.slice(0, match.index) + changed + source.slice(match.index + match[0].length);
+        if (await survives(file, text)) {
+          survivors++;
+          console.log(
+            `survived  ${file}:${number + 1}: ${match[0].trim()} → ${changed.trim() || 'nothing'}   ${lines[number].trim().slice(0, 110)}`,
+          );
+        } else killed++;
+      }
+    }
+    console.log(`${file}: ${killed} killed, ${survivors} survived so far`);
+  }
+} finally {
+  rmSync(folder, { recursive: true, force: true });
+}
+process.exit(survivors > 0 ? 1 : 0);
