@@ -1,0 +1,190 @@
+// The Walk and Page Tables views, as a person meets them in a session.
+import * as assert from 'node:assert/strict';
+import type { Frame, Page } from 'playwright-core';
+import * as vscode from 'vscode';
+import { colourThemes, needPage, screenshot, setColourTheme, webviewFrame } from './page.ts';
+
+/** The sentences of a session's stops, as the adapter sends them to VS Code. */
+class Stops implements vscode.Disposable {
+  readonly sentences: string[] = [];
+  readonly #tracker = vscode.debug.registerDebugAdapterTrackerFactory('kvm-mmu', {
+    createDebugAdapterTracker: () => ({
+      onDidSendMessage: (message: { event?: string; body?: { description?: string } }) => {
+        if (message.event === 'stopped') this.sentences.push(message.body?.description ?? '');
+      },
+    }),
+  });
+
+  /** Waits for the stop of this number, counted from 1. */
+  async number(count: number): Promise<string> {
+    await until(() => this.sentences.length >= count, `stop ${count}; there were ${this.sentences.length}`);
+    return this.sentences[count - 1]!;
+  }
+
+  dispose(): void {
+    this.#tracker.dispose();
+  }
+}
+
+async function until(condition: () => boolean | Promise<boolean>, what: string, timeout = 15_000): Promise<void> {
+  const deadline = Date.now() + timeout;
+  while (!(await condition())) {
+    if (Date.now() > deadline) throw new Error(`not within ${timeout} ms: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+async function launch(name: string): Promise<void> {
+  const [program] = await vscode.workspace.findFiles(name);
+  assert.ok(program, `the examples have no ${name}`);
+  await vscode.window.showTextDocument(program, { viewColumn: vscode.ViewColumn.One });
+  const started = await vscode.debug.startDebugging(undefined, {
+    type: 'kvm-mmu',
+    request: 'launch',
+    name: 't',
+    program: program.fsPath,
+  });
+  assert.ok(started, 'the session did not start');
+}
+
+const sentenceOf = (frame: Frame) => frame.locator('.stop-line .sentence').textContent();
+
+async function shows(frame: Frame, sentence: string): Promise<void> {
+  await until(async () => (await sentenceOf(frame)) === sentence, `the view shows “${sentence}”`);
+}
+
+async function next(): Promise<void> {
+  await vscode.commands.executeCommand('workbench.action.debug.continue');
+}
+
+/** Leaves the page to the views: no side bar, no panel, the scenario narrow. */
+async function makeRoom(): Promise<void> {
+  for (const command of ['closeSidebar', 'closePanel', 'closeAuxiliaryBar'])
+    await vscode.commands.executeCommand(`workbench.action.${command}`);
+}
+
+async function pictures(page: Page, name: string): Promise<void> {
+  for (const theme of colourThemes) {
+    await setColourTheme(theme);
+    await page.waitForTimeout(300);
+    await screenshot(page, `${name}-${theme.replace('Default ', '').replace(' ', '-').toLowerCase()}`);
+  }
+  await setColourTheme('Default Dark Modern');
+}
+
+describe('the views', () => {
+  let stops: Stops;
+
+  beforeEach(() => {
+    stops = new Stops();
+  });
+
+  afterEach(async () => {
+    await vscode.debug.stopDebugging();
+    await vscode.commands.executeCommand('workbench.action.closeAllEditors');
+    stops.dispose();
+  });
+
+  it('show where the first fault’s walk ended, and follow the session to the next', async function () {
+    const page = await needPage(this);
+    await launch('first-fault.mmu');
+    const first = await stops.number(1);
+    await makeRoom();
+    const walk = await webviewFrame(page, { viewType: 'kvm-mmu.walk' });
+    await shows(walk, first);
+    await walk.locator('button.cell').first().waitFor();
+    // EPT is empty: the very first reference ends the walk.
+    assert.equal(await walk.locator('button.cell').count(), 1);
+    assert.equal(await walk.locator('.cell.here').count(), 1);
+    assert.equal(await walk.locator('.cell.here .cell-words').textContent(), 'RWX=0');
+    assert.equal(await walk.locator('.cell.unreached').count(), 24);
+    await pictures(page, 'walk-first');
+
+    for (let fault = 2; fault <= 5; fault++) {
+      await next();
+      await shows(walk, await stops.number(fault));
+    }
+    // The guest's tables are known by now: 4 × (4 + 1) references, then the page's, up to the missing entry.
+    await until(async () => (await walk.locator('button.cell').count()) > 20, 'more than 20 references');
+    const reached = await walk.locator('button.cell').count();
+    assert.ok(reached < 25, `${reached} references`);
+    const here = walk.locator('.cell.here');
+    assert.equal(await here.getAttribute('data-number'), `${reached}`);
+    await pictures(page, 'walk-last');
+
+    await here.focus();
+    await page.keyboard.press('ArrowLeft');
+    assert.equal(await walk.locator('.cell.selected').getAttribute('data-number'), `${reached - 1}`);
+    assert.match((await walk.locator('.details h2').textContent()) ?? '', /^EPT /);
+
+    await walk.locator('input[type=text]').fill('401000');
+    await page.keyboard.press('Enter');
+    await walk.locator('.walk-sentence').waitFor();
+    // Another address is not here and now.
+    await until(async () => (await walk.locator('.cell.here').count()) === 0, 'no accent on an asked walk');
+    await walk.getByText('Back to the stop').click();
+    await walk.locator('.cell.here').waitFor();
+  });
+
+  it('show what is mapped, and find an address', async function () {
+    const page = await needPage(this);
+    await launch('first-fault.mmu');
+    await stops.number(1);
+    await webviewFrame(page, { viewType: 'kvm-mmu.walk' });
+    await makeRoom();
+    await vscode.commands.executeCommand('kvm-mmu.showPageTables');
+    const tables = await webviewFrame(page, { viewType: 'kvm-mmu.page-tables' });
+    await shows(tables, await stops.number(1));
+    // It opens where the fault is: at the root of EPT, which is empty.
+    await tables.locator('.tree-row.here').waitFor();
+    assert.equal(await tables.locator('.tree-row.here').getAttribute('data-path'), '0');
+    await pictures(page, 'tables-first');
+
+    for (let fault = 2; fault <= 5; fault++) {
+      await next();
+      await shows(tables, await stops.number(fault));
+    }
+    await tables.locator('.tree-row.table').first().waitFor();
+    await tables.getByRole('button', { name: 'Fault' }).click();
+    await tables.locator('.tree-row.here').waitFor();
+    const path = (await tables.locator('.tree-row.here').getAttribute('data-path')) ?? '';
+    assert.ok(path.split('/').length >= 2, `the fault is at ${path}`);
+    await page.waitForTimeout(500);
+    await pictures(page, 'tables-ept');
+
+    const guest = await tables
+      .locator('.root-picker option', { hasText: 'Guest tables of kernel' })
+      .getAttribute('value');
+    await tables.locator('.root-picker').selectOption(guest);
+    await tables.locator('.tree-row[data-path="0/0/2/0"]').waitFor();
+    await page.waitForTimeout(500);
+    await pictures(page, 'tables-guest');
+
+    // Closed and opened by keyboard.
+    const rows = tables.locator('.tree-row');
+    await tables.locator('.tree').focus();
+    await page.keyboard.press('Home');
+    await page.keyboard.press('ArrowLeft');
+    await until(async () => (await rows.count()) === 2, 'two rows when the root’s entry is closed');
+    await page.keyboard.press('ArrowRight');
+    await tables.locator('.tree-row[data-path="0/0/2/0"]').waitFor();
+
+    await tables.locator('.search input').fill('0x40_1000');
+    await page.keyboard.press('Enter');
+    await until(
+      async () => /^PTE 1/.test((await tables.locator('.details h2').textContent()) ?? ''),
+      'the details of PTE 1',
+    );
+    await until(
+      async () => /0x201000/.test((await tables.locator('.search-answer').textContent()) ?? ''),
+      'the walk of 0x401000 in words',
+    );
+    await tables.locator('.search input').fill('nonsense');
+    await page.keyboard.press('Enter');
+    await tables.getByText('is not an address').waitFor();
+
+    await vscode.debug.stopDebugging();
+    await tables.getByText('The session has ended').waitFor();
+    await screenshot(page, 'tables-ended');
+  });
+});

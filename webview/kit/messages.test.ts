@@ -1,0 +1,41 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { parseEvent } from './messages.ts';
+
+test('events of the session are let through', () => {
+  assert.deepEqual(parseEvent({ type: 'running' }), { type: 'running' });
+  assert.deepEqual(parseEvent({ type: 'ended', more: 1 }), { type: 'ended' });
+  const stop = { reason: 'step', sentence: 'vCPU 0: line 3 is next.', task: 0, taskName: 'vCPU 0', step: 1 };
+  assert.deepEqual(parseEvent({ type: 'stopped', stop }), { type: 'stopped', stop });
+});
+
+test('anything else is not', () => {
+  for (const message of [
+    undefined,
+    null,
+    1,
+    'running',
+    [],
+    {},
+    { type: 'stop' },
+    { type: 'stopped' },
+    { type: 'stopped', stop: {} },
+    { type: 'changed' },
+  ])
+    assert.equal(parseEvent(message), undefined, JSON.stringify(message));
+});
+
+test('of changed answers, those that are none are left out', () => {
+  const error = { kind: 'error', message: 'there is no vCPU 9' };
+  const event = parseEvent({
+    type: 'changed',
+    answers: [
+      { id: 'a', answer: error },
+      { id: 1, answer: error },
+      { id: 'b', answer: { kind: 'unheard of' } },
+      { id: 'c', answer: { kind: 'table' } },
+      null,
+    ],
+  });
+  assert.deepEqual(event, { type: 'changed', answers: [{ id: 'a', answer: error }] });
+});

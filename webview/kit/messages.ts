@@ -1,0 +1,54 @@
+import type { Answer, StopAnswer } from '../../engine/queries/answers.ts';
+import type { ViewEvent } from '../../engine/queries/protocol.ts';
+
+const ANSWER_KINDS = ['walk', 'table', 'roots', 'slots', 'costs', 'history', 'error'];
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function isAnswer(value: unknown): value is Answer {
+  if (!isRecord(value) || typeof value.kind !== 'string' || !ANSWER_KINDS.includes(value.kind)) return false;
+  switch (value.kind) {
+    case 'walk':
+      return Array.isArray(value.references) && Array.isArray(value.fields) && isRecord(value.outcome);
+    case 'table':
+      return Array.isArray(value.runs) && isRecord(value.query);
+    case 'roots':
+      return Array.isArray(value.roots);
+    case 'error':
+      return typeof value.message === 'string';
+    default:
+      return true;
+  }
+}
+
+function isStop(value: unknown): value is StopAnswer {
+  return isRecord(value) && typeof value.sentence === 'string' && typeof value.reason === 'string';
+}
+
+/**
+ * What arrived in the page as an event of the session; undefined for anything else. Checks what tells one event or
+ * answer from another; their insides come from the adapter, which made them from the same types.
+ */
+export function parseEvent(message: unknown): ViewEvent | undefined {
+  if (!isRecord(message)) return undefined;
+  switch (message.type) {
+    case 'running':
+    case 'ended':
+      return { type: message.type };
+    case 'stopped':
+      return isStop(message.stop) ? { type: 'stopped', stop: message.stop } : undefined;
+    case 'changed': {
+      if (!Array.isArray(message.answers)) return undefined;
+      const answers = message.answers.flatMap((each: unknown) =>
+        isRecord(each) && typeof each.id === 'string' && isAnswer(each.answer)
+          ? [{ id: each.id, answer: each.answer }]
+          : [],
+      );
+      return { type: 'changed', answers };
+    }
+    default:
+      return undefined;
+  }
+}

@@ -1,0 +1,382 @@
+import { interpolateZoom, timer } from 'd3';
+import type { RootAnswer, TableQuery } from '../../engine/queries/answers.ts';
+import { Canvas } from '../kit/canvas.ts';
+import { h } from '../kit/element.ts';
+import { entrySummary } from '../kit/entry.ts';
+import { formatAddress, formatIndices, formatSize } from '../kit/format.ts';
+import { lookOf, rightsWords } from '../kit/permissions.ts';
+import type { Selection } from '../kit/selection.ts';
+import { hideTooltip, showTooltipSoon } from '../kit/tooltip.ts';
+import { type Box, boxAt, layout, wholeSpace } from './layout.ts';
+import { addressAt, type EntryPath, type GetTable, totalSize } from './model.ts';
+import { runFacts } from './run-words.ts';
+import { clampViewport, fit, pan, ticks, type Viewport, zoomAround } from './viewport.ts';
+
+const AXIS = 20;
+const ROW = 34;
+const ROW_GAP = 4;
+/** Duration of a zoom to somewhere, ms. */
+const MOVE = 260;
+
+/** The address space as a partition: a row for each level, position on screen is position in the space. */
+export class Partition {
+  readonly element: HTMLElement;
+  readonly #canvas: Canvas;
+  readonly #levels = h('div', { class: 'partition-levels', 'aria-hidden': 'true' });
+  readonly #get: GetTable;
+  readonly #selection: Selection<EntryPath>;
+  #root: RootAnswer | undefined;
+  #view: Viewport = { start: 0, size: 1 };
+  #boxes: Box[] = [];
+  #moving: { stop(): void } | undefined;
+  /** Hears that other tables may be needed. */
+  readonly #moved: () => void;
+
+  constructor(get: GetTable, selection: Selection<EntryPath>, moved: () => void) {
+    this.#get = get;
+    this.#selection = selection;
+    this.#moved = moved;
+    this.#canvas = new Canvas(() => this.#draw(), {
+      class: 'partition-canvas',
+      tabindex: '0',
+      role: 'application',
+      'aria-label':
+        'Address space, a row for each level of tables. Arrows select, Enter zooms in, plus and minus zoom, Home shows what is mapped. The tree below lists the same.',
+    });
+    this.element = h('div', { class: 'partition' }, this.#levels, this.#canvas.element);
+    this.#listen();
+    selection.onChange(() => this.#canvas.redraw());
+  }
+
+  get viewport(): Viewport {
+    return this.#view;
+  }
+
+  show(root: RootAnswer | undefined, view?: Viewport): void {
+    if (root && root.table.level !== this.#root?.table.level) {
+      this.#levels.replaceChildren(
+        ...Array.from({ length: root.table.level }, (_, row) =>
+          h(
+            'div',
+            { class: 'partition-level' },
+            levelName(root.table.level - row),
+            h('span', { class: 'level' }, `level ${root.table.level - row}`),
+          ),
+        ),
+      );
+      this.#canvas.element.style.height = `${AXIS + root.table.level * (ROW + ROW_GAP)}px`;
+    }
+    this.#root = root;
+    if (view) {
+      this.#moving?.stop();
+      this.#view = view;
+    }
+    this.#canvas.redraw();
+  }
+
+  redraw(): void {
+    this.#canvas.redraw();
+  }
+
+  /** Tables that are on screen. */
+  need(need: (query: TableQuery) => void): void {
+    if (this.#root) layout(this.#root, this.#get, this.#view, Math.max(1, this.#canvas.width), need);
+  }
+
+  /** Moves the eye there, along a path on which it does not lose its place. */
+  moveTo(target: Viewport): void {
+    this.#moving?.stop();
+    const from = this.#view;
+    const arrive = (view: Viewport) => {
+      this.#view = view;
+      this.#canvas.redraw();
+      this.#moved();
+    };
+    if (
+      matchMedia('(prefers-reduced-motion: reduce)').matches ||
+      (from.size === target.size && from.start === target.start)
+    ) {
+      arrive(target);
+      return;
+    }
+    const middle = (view: Viewport) => view.start + view.size / 2;
+    const between = interpolateZoom([middle(from), 0, from.size], [middle(target), 0, target.size]);
+    const moving = timer((elapsed) => {
+      const t = Math.min(1, elapsed / MOVE);
+      if (t === 1) moving.stop();
+      const [centre, , size] = between(t * t * (3 - 2 * t));
+      arrive(t === 1 ? target : { start: centre - size / 2, size });
+    });
+    this.#moving = moving;
+  }
+
+  zoom(factor: number, fraction = 0.5): void {
+    if (this.#root) this.moveTo(zoomAround(this.#view, factor, fraction, totalSize(this.#root)));
+  }
+
+  whole(): void {
+    if (this.#root) this.moveTo(wholeSpace(this.#root));
+  }
+
+  /** Shows an entry with some of its neighbours. */
+  reveal(start: number, size: number): void {
+    if (!this.#root) return;
+    const total = totalSize(this.#root);
+    const { start: from, size: across } = this.#view;
+    // What can be seen well already stays where it is.
+    if (start >= from && start + size <= from + across && size >= across / 60) return;
+    this.moveTo(clampViewport({ start: start + size / 2 - size * 8, size: size * 16 }, total));
+  }
+
+  #zoomTo(box: Box): void {
+    if (this.#root) this.moveTo(fit(box.start, box.size, totalSize(this.#root)));
+  }
+
+  #draw(): void {
+    if (!this.#root) return;
+    const { context, width } = this.#canvas;
+    this.#boxes = layout(this.#root, this.#get, this.#view, width, () => {});
+    const font = getComputedStyle(document.body);
+    context.font = `12px ${font.getPropertyValue('--mono')}`;
+    context.textBaseline = 'middle';
+    this.#drawAxis();
+    context.fillStyle = this.#canvas.token('--faint');
+    for (let row = 0; row < this.#root.table.level; row++) context.fillRect(0, rowTop(row) + ROW - 1, width, 1);
+    for (const box of this.#boxes) this.#drawBox(box);
+    // What is marked lies on top of its neighbours.
+    for (const box of this.#boxes) if (box.run.faulting) this.#outline(box, '--accent');
+    const selected = this.#selected();
+    if (selected) this.#outline(selected, '--text', selected.run.faulting ? 3 : 0);
+  }
+
+  #drawAxis(): void {
+    const { context, width } = this.#canvas;
+    context.fillStyle = this.#canvas.token('--quiet');
+    let free = 0;
+    for (const at of ticks(this.#view, Math.max(2, Math.floor(width / 130)))) {
+      const x = Math.round(((at - this.#view.start) / this.#view.size) * width);
+      const words = formatAddress(addressAt(Math.min(at, totalSize(this.#root!) - 1), this.#root!));
+      const across = context.measureText(words).width;
+      if (at >= totalSize(this.#root!)) continue;
+      context.fillRect(x, AXIS - 5, 1, 4);
+      if (x < free || x + across + 4 > width) continue;
+      context.fillText(words, x + 3, AXIS - 10);
+      free = x + across + 16;
+    }
+  }
+
+  #drawBox({ run, row, x, width }: Box): void {
+    const { context, width: edge } = this.#canvas;
+    const left = Math.max(-4, x);
+    const right = Math.min(edge + 4, x + width);
+    const across = right - left;
+    const top = rowTop(row);
+    const look = lookOf(run.entry);
+    if (look.kind === 'absent') {
+      if (!run.faulting && run.was === undefined) return;
+      context.fillStyle = this.#canvas.token('--quiet');
+      for (let dot = left; dot < right; dot += 4) context.fillRect(dot, top + ROW / 2, 1, 1);
+    } else {
+      this.#canvas.fillLook(look, left, top, across, ROW);
+      if (across > 5) {
+        context.strokeStyle = this.#canvas.token(look.colour);
+        context.globalAlpha = look.table ? 0.45 : 0.8;
+        if (look.kind === 'malformed') context.setLineDash([4, 2]);
+        context.strokeRect(left + 0.5, top + 0.5, across - 1, ROW - 1);
+        context.setLineDash([]);
+        context.globalAlpha = 1;
+      }
+    }
+    if (run.was !== undefined) {
+      context.fillStyle = this.#canvas.token('--changed');
+      context.fillRect(left, top, Math.min(4, Math.max(2, across)), ROW);
+    }
+    this.#label(run, Math.max(0, left), Math.min(edge, right), top);
+  }
+
+  /** Index and rights, where they fit. */
+  #label(run: Box['run'], left: number, right: number, top: number): void {
+    const { context } = this.#canvas;
+    const room = right - left - 14;
+    const index = formatIndices(run.index, run.count);
+    const size = run.entry.size === undefined ? '' : ` ${formatSize(run.size * run.count)}`;
+    const choices = [`${index}  ${rightsWords(run.entry)}${size}`, `${index} ${run.entry.rights.slice(0, 3)}`, index];
+    const words = choices.find((choice) => context.measureText(choice).width <= room);
+    if (words === undefined) return;
+    const across = context.measureText(words).width;
+    context.fillStyle = this.#canvas.token('--surface');
+    context.globalAlpha = 0.82;
+    context.fillRect(left + 6, top + ROW / 2 - 9, across + 6, 18);
+    context.globalAlpha = 1;
+    context.fillStyle = this.#canvas.token('--text');
+    context.fillText(words, left + 9, top + ROW / 2 + 1);
+  }
+
+  #outline({ x, width, row }: Box, token: string, inset = 0): void {
+    const { context, width: edge } = this.#canvas;
+    const across = Math.max(width, 6);
+    const left = Math.max(1, x - (across - width) / 2);
+    const right = Math.min(edge - 1, x + width + (across - width) / 2);
+    context.strokeStyle = this.#canvas.token(token);
+    context.lineWidth = inset > 0 ? 1 : 2;
+    context.strokeRect(
+      left + inset,
+      rowTop(row) + 1 + inset,
+      Math.max(4, right - left - 2 * inset),
+      ROW - 2 - 2 * inset,
+    );
+    context.lineWidth = 1;
+  }
+
+  #selected(): Box | undefined {
+    const path = this.#selection.value;
+    if (!path) return undefined;
+    return this.#boxes.find((box) => {
+      const index = path.at(-1)!;
+      return (
+        box.path.length === path.length &&
+        box.path.slice(0, -1).every((each, depth) => each === path[depth]) &&
+        index >= box.run.index &&
+        index < box.run.index + box.run.count
+      );
+    });
+  }
+
+  #hit(event: MouseEvent): Box | undefined {
+    const row = Math.floor((event.offsetY - AXIS) / (ROW + ROW_GAP));
+    return row < 0 ? undefined : boxAt(this.#boxes, row, event.offsetX);
+  }
+
+  #select(box: Box, x?: number): void {
+    // Of a run, the entry that was pointed at.
+    const inside = x === undefined ? 0 : Math.floor(((x - box.x) / box.width) * box.run.count);
+    const index = box.run.index + Math.max(0, Math.min(inside, box.run.count - 1));
+    this.#selection.set([...box.path.slice(0, -1), index], this);
+  }
+
+  #listen(): void {
+    const { element } = this.#canvas;
+    const total = () => (this.#root ? totalSize(this.#root) : 1);
+    const jump = (view: Viewport) => {
+      this.#moving?.stop();
+      hideTooltip();
+      this.#view = view;
+      this.#canvas.redraw();
+      this.#moved();
+    };
+    element.addEventListener(
+      'wheel',
+      (event) => {
+        event.preventDefault();
+        const sideways = event.shiftKey ? event.deltaY : event.deltaX;
+        if (Math.abs(sideways) > Math.abs(event.shiftKey ? 0 : event.deltaY))
+          jump(pan(this.#view, sideways / this.#canvas.width, total()));
+        else jump(zoomAround(this.#view, 2 ** (-event.deltaY / 150), event.offsetX / this.#canvas.width, total()));
+      },
+      { passive: false },
+    );
+    let drag: { readonly x: number; readonly view: Viewport; moved: boolean } | undefined;
+    element.addEventListener('pointerdown', (event) => {
+      drag = { x: event.offsetX, view: this.#view, moved: false };
+      element.setPointerCapture(event.pointerId);
+    });
+    element.addEventListener('pointermove', (event) => {
+      if (drag) {
+        if (!drag.moved && Math.abs(event.offsetX - drag.x) < 4) return;
+        drag.moved = true;
+        jump(pan(drag.view, (drag.x - event.offsetX) / this.#canvas.width, total()));
+        return;
+      }
+      this.#hover(event);
+    });
+    element.addEventListener('pointerup', (event) => {
+      const clicked = drag && !drag.moved;
+      drag = undefined;
+      const box = clicked ? this.#hit(event) : undefined;
+      if (box) this.#select(box, event.offsetX);
+    });
+    element.addEventListener('pointerleave', hideTooltip);
+    element.addEventListener('dblclick', (event) => {
+      const box = this.#hit(event);
+      if (box && box.run.entry.state !== 'absent') this.#zoomTo(box);
+    });
+    element.addEventListener('keydown', (event) => this.#key(event));
+  }
+
+  #hover(event: PointerEvent): void {
+    const box = this.#hit(event);
+    if (!box) {
+      hideTooltip();
+      return;
+    }
+    const { left, top } = this.#canvas.element.getBoundingClientRect();
+    const anchor = { left: event.clientX, top: top + rowTop(box.row), width: 0, height: ROW };
+    anchor.left = Math.max(left, anchor.left);
+    const { run } = box;
+    showTooltipSoon(
+      () =>
+        entrySummary({
+          entry: run.entry,
+          index: run.index,
+          count: run.count,
+          was: run.was,
+          note: run.note,
+          here: run.faulting,
+          facts: runFacts(run),
+        }),
+      anchor,
+    );
+  }
+
+  #key(event: KeyboardEvent): void {
+    const move = {
+      '+': () => this.zoom(2),
+      '=': () => this.zoom(2),
+      '-': () => this.zoom(0.5),
+      Home: () => this.onHome(),
+      End: () => this.whole(),
+    }[event.key];
+    const selected = this.#selected();
+    const present = this.#boxes.filter(({ run }) => run.entry.state !== 'absent' || run.faulting);
+    const same = present.filter(({ row }) => row === (selected?.row ?? 0));
+    const at = selected ? same.findIndex((box) => box.path.join() === selected.path.join()) : -1;
+    const choose = {
+      ArrowRight: () => same[at + 1] ?? (selected ? undefined : same[0]),
+      ArrowLeft: () => same[at - 1],
+      ArrowDown: () =>
+        present.find(
+          (box) =>
+            selected &&
+            box.row === selected.row + 1 &&
+            box.start >= selected.start &&
+            box.start < selected.start + selected.size,
+        ) ?? (selected ? undefined : same[0]),
+      ArrowUp: () =>
+        present.find(
+          (box) =>
+            selected &&
+            box.row === selected.row - 1 &&
+            box.start <= selected.start &&
+            selected.start < box.start + box.size,
+        ),
+    }[event.key];
+    if (event.key === 'Enter' && selected) this.#zoomTo(selected);
+    else if (move) move();
+    else if (choose) {
+      const box = choose();
+      if (box) this.#select(box);
+    } else return;
+    event.preventDefault();
+  }
+
+  /** What Home does: the view knows what is mapped. */
+  onHome: () => void = () => {};
+}
+
+function rowTop(row: number): number {
+  return AXIS + row * (ROW + ROW_GAP);
+}
+
+function levelName(level: number): string {
+  return ['', 'PTE', 'PDE', 'PDPTE', 'PML4E', 'PML5E'][level] ?? '';
+}
