@@ -139,6 +139,8 @@ test('what cannot be encoded is refused by name', () => {
   assert.throws(() => encodeLeaf(format, 2, 1, rights), { message: 'frame 0x1 is not aligned to level 2' });
   assert.throws(() => encodeLeaf(format, 1, 0, rights, { PK: 16 }), { message: '16 does not fit PK (bits 62:59)' });
   assert.throws(() => withFields(format, 4, 'table', 0n, { G: 1 }), { message: /^PML4E has no field G; it has NX, / });
+  assert.throws(() => compile(X86_64, 46.5), { message: 'MAXPHYADDR 46.5 is out of range: 32 … 52' });
+  assert.throws(() => compile(X86_64, 31), { message: 'MAXPHYADDR 31 is out of range: 32 … 52' });
   assert.throws(() => compile(X86_64, 53), { message: 'MAXPHYADDR 53 is out of range: 32 … 52' });
 });
 
@@ -150,6 +152,19 @@ test('a malformed entry says which bits are at fault', () => {
   assert.deepEqual(problems(2, 0x6081n), ['reserved bits 14:13 set']);
   assert.deepEqual(problems(1, (1n << 50n) | (1n << 47n) | 1n), ['address bits 50, 47 beyond MAXPHYADDR 46']);
   assert.deepEqual(problems(1, 0xfffffffffffffffen), []);
+});
+
+test('the PAT bit of a large page is no part of its address', () => {
+  const format = compile(X86_64, 52, 'nx', '1g-pages');
+  const { lo, hi } = encodeLeaf(format, 2, 512, { write: true, execute: true, user: true }, { PAT: 1 });
+  assert.equal(lo & 0x1000, 0x1000);
+  assert.equal(format.frame(2, lo, hi), 512);
+});
+
+test('an undefined memory type is named, on leaves only', () => {
+  const format = compile(EPT, 46, '1g-pages');
+  assert.deepEqual(decodeEntry(format, 1, 0x17, 0).problems, ['memory type 2 is not defined']);
+  assert.deepEqual(decodeEntry(format, 2, 0x17, 0).problems, ['reserved bit 4 set']);
 });
 
 test('PK, G and the leaf bit are where the format says', () => {

@@ -106,28 +106,39 @@ export function permissionFault(
   return faults ? PFERR_PRESENT : 0;
 }
 
-/** Which rule refused, for people: every one that applies, most specific last. */
-export function permissionReasons(protection: Protection, access: number, key: number, kind: AccessKind): string[] {
+/** Names of the entries that withhold a right, such as `PDE 3`. */
+export interface Withholding {
+  readonly write: string;
+  readonly user: string;
+  readonly execute: string;
+}
+
+/** Which rule refused, for people: every one that applies, with the entry, the bit and the register that decide. */
+export function permissionReasons(
+  protection: Protection,
+  access: number,
+  key: number,
+  kind: AccessKind,
+  entries: Withholding,
+): string[] {
   const user = (kind.bits & PFERR_USER) !== 0;
   const write = (kind.bits & PFERR_WRITE) !== 0;
   const fetch = (kind.bits & PFERR_FETCH) !== 0;
   const userPage = (access & ACC_USER) !== 0;
   const reasons: string[] = [];
-  if (user && !userPage) reasons.push('the page is for the supervisor (U=0) and the access is at CPL 3');
+  if (user && !userPage) reasons.push(`${entries.user} is for the supervisor (U=0) and the access is at CPL 3`);
   if (write && (access & ACC_WRITE) === 0 && (user || protection.wp))
-    reasons.push(user ? 'the page is read-only (W=0)' : 'the page is read-only (W=0) and CR0.WP is 1');
-  if (fetch && protection.nxe && (access & ACC_EXEC) === 0) reasons.push('the page is not executable (NX=1)');
+    reasons.push(`${entries.write} is read-only (W=0)${user ? '' : ' and CR0.WP is 1'}`);
+  if (fetch && protection.nxe && (access & ACC_EXEC) === 0) reasons.push(`${entries.execute} forbids execution (NX=1)`);
   if (fetch && protection.smep && !user && userPage)
-    reasons.push('CR4.SMEP forbids the supervisor to execute a user page');
-  if (!fetch && protection.smap && !user && userPage && (kind.implicit || !protection.ac))
-    reasons.push(
-      kind.implicit
-        ? 'CR4.SMAP forbids an implicit supervisor access to a user page, whatever RFLAGS.AC says'
-        : 'CR4.SMAP forbids the supervisor to access a user page while RFLAGS.AC is 0',
-    );
-  if (protection.pke && userPage && pkruDenies(protection, key, kind))
-    reasons.push(
-      `PKRU ${(pkruBits(protection.pkru, key) & 1) !== 0 ? 'disables access to' : 'disables writes to'} key ${key}`,
-    );
+    reasons.push('CR4.SMEP forbids the supervisor to execute a user page (U=1 in every entry)');
+  if (!fetch && protection.smap && !user && userPage && (kind.implicit || !protection.ac)) {
+    const ac = kind.implicit ? ', implicitly, whatever RFLAGS.AC says' : ' while RFLAGS.AC is 0';
+    reasons.push(`CR4.SMAP forbids the supervisor to access a user page (U=1 in every entry)${ac}`);
+  }
+  if (protection.pke && userPage && pkruDenies(protection, key, kind)) {
+    const what = (pkruBits(protection.pkru, key) & 1) !== 0 ? 'access to' : 'writes to';
+    reasons.push(`PKRU disables ${what} pages of key ${key}`);
+  }
   return reasons;
 }

@@ -66,6 +66,10 @@ export interface Walk {
   level: number;
   /** Rights accumulated over guest entries, ACC_* bits. */
   access: number;
+  /** Level of the entry that took each right away; 0 where none did. */
+  withoutWrite: number;
+  withoutUser: number;
+  withoutExec: number;
   key: number;
   global: boolean;
   /** Level of the guest leaf; the top level + 1 while paging is off. */
@@ -106,6 +110,9 @@ export function startWalk(mode: PagingMode, second: SecondStage | undefined, vfn
     second: second !== undefined,
     level: mode.paging ? mode.format.rootLevel : 0,
     access: ACC_EXEC | ACC_WRITE | ACC_USER,
+    withoutWrite: 0,
+    withoutUser: 0,
+    withoutExec: 0,
     key: 0,
     global: false,
     leafLevel: mode.format.rootLevel + 1,
@@ -304,6 +311,8 @@ function guestReference(
     guestFault(walk, mode, PFERR_PRESENT | PFERR_RSVD);
     return;
   }
+  const lost = walk.access & ~(judged >>> 2);
+  if (lost !== 0) noteLost(walk, lost, level);
   walk.access &= judged >>> 2;
   walk.unset |= ~lo & format.accessedLo;
   walk.entryGfn[level] = walk.gfn;
@@ -333,6 +342,12 @@ function guestReference(
     walk.secondAccess = 7;
     walk.secondUnset = 0;
   }
+}
+
+function noteLost(walk: Walk, lost: number, level: number): void {
+  if ((lost & ACC_WRITE) !== 0) walk.withoutWrite = level;
+  if ((lost & ACC_USER) !== 0) walk.withoutUser = level;
+  if ((lost & ACC_EXEC) !== 0) walk.withoutExec = level;
 }
 
 function setGuestBits(walk: Walk, mode: PagingMode, memory: WalkMemory): void {

@@ -29,7 +29,9 @@ export class Tlb {
   count = 0;
 
   slotOf(vfn: Vfn, level: number): number {
-    return (level - 1) * SETS + (Math.floor(vfn / SPANS[level - 1]!) % SETS);
+    const page = Math.floor(vfn / SPANS[level - 1]!);
+    // Pages at the same place of different page tables must not share a slot: strides of 2M and 1G are common.
+    return (level - 1) * SETS + ((page + Math.floor(page / 512)) % SETS);
   }
 
   find(vfn: Vfn): TlbEntry | undefined {

@@ -99,8 +99,10 @@ function guestReason(walk: Walk, mode: PagingMode): string {
   if (mode.format.classify(walk.level, walk.lo) === ABSENT) return `${entry} is not present`;
   const problems = entryProblems(mode.format, walk.level, walk.lo, walk.hi);
   if (problems.length > 0) return `${entry} is malformed: ${problems.join(', ')}`;
-  const reasons = permissionReasons(mode, walk.access, walk.key, walk);
-  return `${entry} maps it, but ${reasons.join(', and ')}`;
+  const named = (level: number): string =>
+    level === 0 ? entry : `${mode.format.level(level).entry} ${mode.format.indexOf(walk.vfn, level)}`;
+  const entries = { write: named(walk.withoutWrite), user: named(walk.withoutUser), execute: named(walk.withoutExec) };
+  return permissionReasons(mode, walk.access, walk.key, walk, entries).join(', and ');
 }
 
 function secondReason(walk: Walk, second: SecondStage, bits: number): string {
