@@ -221,7 +221,10 @@ export class Format {
   /** The frame an entry points to: the next table's or the page's. */
   frame(level: number, lo: number, hi: number): number {
     const slot = 2 * level + (level === 1 || (lo & this.largeLo[level]!) !== 0 ? 1 : 0);
-    return ((lo & this.addressLo[slot]!) >>> 12) + (hi & this.addressHi[slot]!) * 1048576;
+    const low = (lo & this.addressLo[slot]!) >>> 12;
+    const high = hi & this.addressHi[slot]!;
+    // Most frames fit 20 bits of the low word: kept an integer, they cost no floating point.
+    return high === 0 ? low : low + high * 1048576;
   }
 
   /** Rights of one entry in ACC_* bits. Where the format has no user bit, ACC_USER means readable, as for KVM's EPT. */
