@@ -46,26 +46,6 @@ export const FILTERS = [
 ] as const;
 export type FilterName = (typeof FILTERS)[number]['filter'];
 
-/** Names that a condition knows about the fault it is asked for. */
-export const FAULT_NAMES = [
-  'gpa',
-  'gva',
-  'gfn',
-  'read',
-  'write',
-  'fetch',
-  'access',
-  'level',
-  'guest_level',
-  'cpl',
-  'user',
-  'implicit',
-  'vcpu',
-  'error_code',
-  'table',
-  'hits',
-] as const;
-
 export class ConditionError extends Error {}
 
 /** A condition as parsed; with `hits`, the part that does not ask for hits is what is counted. */

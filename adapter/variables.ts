@@ -4,7 +4,7 @@ import type { Machine } from '../engine/machine.ts';
 import { frameToAddress, hex, hexWords } from '../engine/memory/words.ts';
 import { LOCKS, type OperationFrame, type Task } from '../engine/operation.ts';
 import { kvmErrorWords } from '../engine/queries/words.ts';
-import { type FaultInfo, retPfName } from '../engine/tdp/fault.ts';
+import type { FaultInfo } from '../engine/tdp/fault.ts';
 import { spteFormat, spteNote } from '../engine/tdp/spte.ts';
 
 /** A line of the Variables view. Children are made when they are asked for. */
@@ -217,9 +217,4 @@ function faultNodes(fault: FaultInfo): Node[] {
     leaf('index', `${fault.index}`),
     leaf('entry', hexWords(fault.lo, fault.hi)),
   ];
-}
-
-/** `→ RET_PF_FIXED`: the value that the last function left. */
-export function resultWords(task: Task): string {
-  return retPfName(task.result);
 }

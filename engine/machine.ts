@@ -605,10 +605,3 @@ for (let index = 0; index < 512; index++) {
   emptyTable[2 * index] = emptyEntry.lo;
   emptyTable[2 * index + 1] = emptyEntry.hi;
 }
-
-/** Number of log entries of each kind from a position on. */
-export function countKinds(log: Log, from: number): number[] {
-  const counts = new Array<number>(KIND_COUNT).fill(0);
-  for (let position = Math.max(from, log.first); position < log.length; position++) counts[log.kindAt(position)]!++;
-  return counts;
-}

@@ -1,5 +1,4 @@
 import { ABSENT, ACC_EXEC, ACC_USER, ACC_WRITE, type Format, LEAF, MALFORMED } from '../formats/compile.ts';
-import { decodeEntry } from '../formats/decode.ts';
 import type { Gfn, Pfn, Vfn } from '../memory/words.ts';
 import {
   type AccessKind,
@@ -368,11 +367,4 @@ function guestFault(walk: Walk, mode: PagingMode, error: number): void {
   walk.status = 'guest-fault';
   const reported = walk.bits & (PFERR_WRITE | PFERR_USER | (mode.reportsFetch ? PFERR_FETCH : 0));
   walk.error = error | reported;
-}
-
-/** The entry at which the walk ended, decoded. */
-export function lastEntry(walk: Walk, mode: PagingMode, second: SecondStage | undefined) {
-  return walk.status === 'guest-fault' || !second
-    ? decodeEntry(mode.format, Math.max(walk.level, 1), walk.lo, walk.hi)
-    : decodeEntry(second.format, walk.secondLevel, walk.lo, walk.hi);
 }

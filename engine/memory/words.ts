@@ -12,10 +12,8 @@ export type Gfn = Kind<'gfn'>;
 /** Host-physical frame: hpa >> 12 (0 … 2⁴⁰−1). */
 export type Pfn = Kind<'pfn'>;
 
-export const PAGE_SHIFT = 12;
 export const PAGE_SIZE = 4096;
 
-const TWO_32 = 2 ** 32;
 const TWO_20 = 2 ** 20;
 
 /** The frame in bits 51:12 of an entry. */
@@ -43,11 +41,6 @@ export function lowWord(value: bigint): number {
 
 export function highWord(value: bigint): number {
   return Number((value >> 32n) & 0xffffffffn);
-}
-
-/** A 64-bit value as a number; exact only below 2⁵³. */
-export function toNumber(lo: number, hi: number): number {
-  return (hi >>> 0) * TWO_32 + (lo >>> 0);
 }
 
 export function frameToAddress(frame: number, offset = 0): bigint {

@@ -217,10 +217,3 @@ function collapsedLeaf(store: TableStore, format: Format, level: number, child: 
   const hi = page[1]! & ~addressHi;
   return { lo: (lo | frameLo(base)) >>> 0, hi: (hi | frameHi(base)) >>> 0 };
 }
-
-/** @throws PgtableError when an input frame has no leaf: for callers that must not create one. */
-export function requireLeaf(table: Pgtable, frame: number): Walker {
-  const walker = new Walker(table.store, table.format, table.root, frame, frame + 1, LEAF);
-  if (walker.next() !== LEAF) throw new PgtableError(`nothing is mapped at ${hex(BigInt(frame) << 12n)}`);
-  return walker;
-}
