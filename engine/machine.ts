@@ -16,7 +16,7 @@ import {
   UNPAGED,
 } from './guest/registers.ts';
 import type { SecondStage, WalkMemory } from './guest/walk.ts';
-import { KIND_COUNT, Kind, Log, type LogEntry } from './history/log.ts';
+import { Kind, Log, type LogEntry } from './history/log.ts';
 import { backingPfn, frameRange, type Memslot, Memslots } from './memory/memslots.ts';
 import { PhysicalMemory } from './memory/physical.ts';
 import { Tlb, type TlbEntry, tlbSpan } from './memory/tlb.ts';

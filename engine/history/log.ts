@@ -54,8 +54,6 @@ export const Kind = {
   TRACE: 24,
 } as const;
 export type Kind = (typeof Kind)[keyof typeof Kind];
-export const KIND_COUNT = 25;
-
 /** Whether an entry of this kind changes eight bytes of memory at `address`. */
 export function isMemoryKind(kind: Kind): boolean {
   return kind <= Kind.SPTE_UNTRACED;

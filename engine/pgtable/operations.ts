@@ -1,7 +1,7 @@
 import { ABSENT, LEAF as FORMAT_LEAF, type Format, TABLE } from '../formats/compile.ts';
 import { type Entry, encodeLeaf, encodeTable, type Rights } from '../formats/encode.ts';
-import { frameHi, frameLo, hex } from '../memory/words.ts';
-import { PgtableError, type TableStore } from './tables.ts';
+import { frameHi, frameLo } from '../memory/words.ts';
+import type { TableStore } from './tables.ts';
 import { ABSENT_TOO, DONE, isEmptyTable, LEAF, TABLE_POST, TABLE_PRE, Walker } from './walker.ts';
 
 /** A tree of tables that operations work on. */

@@ -14,12 +14,6 @@ export const RET_PF = {
 export const EINVAL = -22;
 export const EFAULT = -14;
 
-export function retPfName(value: number): string {
-  const found = Object.entries(RET_PF).find(([, number]) => number === value);
-  if (found) return `RET_PF_${found[0]}`;
-  return value === EINVAL ? '-EINVAL' : value === EFAULT ? '-EFAULT' : `${value}`;
-}
-
 /** No frame behind the gfn: no slot (KVM_PFN_NOSLOT), or a write to a read-only slot (KVM_PFN_ERR_RO_FAULT). */
 export const PFN_NOSLOT = -1;
 export const PFN_RO_FAULT = -2;
