@@ -110,7 +110,8 @@ try {
   for (const file of wanted.length > 0 ? wanted : FILES) {
     const source = readFileSync(file, 'utf8');
     const lines = source.split('\n');
-    const starts = lines.reduce((all, line) => [...all, all.at(-1) + line.length + 1], [0]);
+    const starts = [0];
+    for (const line of lines) starts.push(starts.at(-1) + line.length + 1);
     for (const [pattern, replacement] of MUTATORS) {
       for (const match of source.matchAll(pattern)) {
         const number = starts.findLastIndex((start) => start <= match.index);

@@ -13,10 +13,10 @@ function machine(spec: typeof EPT) {
   const set = (frame: number, index: number, lo: number) => {
     memory.writable(frame)[2 * index] = lo;
   };
-  for (const frame of [16, 17, 18]) set(frame, 0, ((frame + 1) << 12) | 7);
-  for (let frame = 0; frame < 16; frame++) set(19, frame, (frame << 12) | (spec === EPT ? 0x37 : 7));
-  for (const frame of [1, 2, 3]) set(frame, 0, ((frame + 1) << 12) | 7);
-  set(4, 0, (5 << 12) | 7);
+  for (const frame of [16, 17, 18]) set(frame, 0, (frame + 1) * 4096 + 7);
+  for (let frame = 0; frame < 16; frame++) set(19, frame, frame * 4096 + (spec === EPT ? 0x37 : 7));
+  for (const frame of [1, 2, 3]) set(frame, 0, (frame + 1) * 4096 + 7);
+  set(4, 0, 5 * 4096 + 7);
   const format = new Format(spec, { maxPhyAddr: 46, features: new Set(['nx']) });
   const stores: string[] = [];
   const walkMemory = {

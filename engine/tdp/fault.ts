@@ -12,7 +12,6 @@ export const RET_PF = {
 } as const;
 /** KVM_RUN fails with an errno instead. */
 export const EINVAL = -22;
-export const EFAULT = -14;
 
 /** No frame behind the gfn: no slot (KVM_PFN_NOSLOT), or a write to a read-only slot (KVM_PFN_ERR_RO_FAULT). */
 export const PFN_NOSLOT = -1;
