@@ -201,6 +201,31 @@ describe('debugging a scenario', () => {
     }
   });
 
+  it('a configuration of a launch.json is used as it is written', async () => {
+    const [folder] = vscode.workspace.workspaceFolders!;
+    const uri = vscode.Uri.joinPath(folder!.uri, '.vscode', 'launch.json');
+    // biome-ignore lint/suspicious/noTemplateCurlyInString: VS Code puts the folder's path there.
+    const program = '${workspaceFolder}/npt.mmu';
+    const configurations = [
+      { type: 'kvm-mmu', request: 'launch', name: 'From launch.json', program, stopOnEntry: true },
+    ];
+    await vscode.workspace.fs.writeFile(uri, Buffer.from(JSON.stringify({ version: '0.2.0', configurations })));
+    try {
+      await until(
+        'VS Code to read launch.json',
+        () =>
+          (vscode.workspace.getConfiguration('launch', folder!.uri).get<unknown[]>('configurations') ?? []).length ===
+          1,
+      );
+      assert.equal(await vscode.debug.startDebugging(folder, 'From launch.json'), true);
+      const stop = await stops.next();
+      assert.equal(stop.reason, 'entry');
+      assert.match(stop.text, /^vCPU 0 has not begun: line \d+ is next\.$/);
+    } finally {
+      await vscode.workspace.fs.delete(uri);
+    }
+  });
+
   it('a launch that cannot be says why', async () => {
     const session = vscode.debug.startDebugging(undefined, {
       type: 'kvm-mmu',
