@@ -65,7 +65,7 @@ export class Canvas {
     }
     const pattern = this.#pattern(look);
     if (pattern) {
-      context.globalAlpha = look.table ? 0.3 : 0.75;
+      context.globalAlpha = look.table ? 0.35 : 0.75;
       // The tile starts at the field's corner, so that it moves with it.
       context.translate(x, y);
       context.fillStyle = pattern;

@@ -9,7 +9,18 @@ import { keep, kept, lastStop, onSession, session, unwatch, watch } from '../kit
 import { legend, legendMark } from '../kit/legend.ts';
 import { emptyState, problem, StopLine } from '../kit/page.ts';
 import { Selection } from '../kit/selection.ts';
-import { type EntryPath, mappedRange, memberOf, positionOfAddress, runAt, runOf, tableOf, totalSize } from './model.ts';
+import {
+  type EntryPath,
+  mappedRange,
+  memberOf,
+  pathOf,
+  positionOf,
+  positionOfAddress,
+  runAt,
+  runOf,
+  tableOf,
+  totalSize,
+} from './model.ts';
 import { Partition } from './partition.ts';
 import { rowKey, treeRows } from './rows.ts';
 import { runFacts } from './run-words.ts';
@@ -156,7 +167,9 @@ function draw(): void {
   partition.need(need);
   const rows = treeRows(root, tables.get, expanded, need);
   tables.need(needed);
-  tree.show(rows);
+  const fault = faultPath();
+  tree.show(rows, fault);
+  partition.fault = fault ? positionOf(fault, root.table.level) : undefined;
   partition.redraw();
   if (reached) arrive(root, reached);
   showDetails();
@@ -225,7 +238,7 @@ function arrive(of: RootAnswer, path: EntryPath): void {
   revealing = undefined;
   selection.set(path, 'reveal');
   const run = runOf(path, of, tables.get);
-  const start = path.reduce((sum, index, depth) => sum + index * 2 ** (12 + 9 * (of.table.level - depth - 1)), 0);
+  const start = positionOf(path, of.table.level);
   fitting = false;
   if (run) partition.reveal(start, run.size);
   remember();
@@ -244,14 +257,22 @@ function faultRoot(): RootAnswer | undefined {
   return roots.find((each) => each.table.space === space && each.vcpus.includes(fault.vcpu));
 }
 
+/** Where the fault is in the tables that are shown. */
+function faultPath(): EntryPath | undefined {
+  const fault = lastStop()?.fault;
+  if (!fault || !root || faultRoot()?.id !== root.id) return undefined;
+  const at = fault.kind === 'guest' ? fault.gva : fault.gpa;
+  const position = at === undefined ? undefined : positionOfAddress(at, root);
+  return position === undefined ? undefined : pathOf(position, root.table.level, fault.level);
+}
+
 function revealFault(): void {
   const fault = lastStop()?.fault;
   const of = faultRoot();
   if (!fault || !of) return;
   if (of.id !== root?.id) choose(of);
-  const at = fault.kind === 'guest' ? fault.gva : fault.gpa;
-  const position = at === undefined ? undefined : positionOfAddress(at, of);
-  if (position !== undefined) reveal(position, fault.level);
+  const path = faultPath();
+  if (path) reveal(positionOf(path, of.table.level), fault.level);
 }
 
 function showDetails(): void {
@@ -289,7 +310,7 @@ selection.onChange((path, source) => {
     requestAnimationFrame(() => requestAnimationFrame(() => pendingReveal && tree.revealSelection()));
   } else if (source === tree) {
     const run = runOf(path, root, tables.get);
-    const start = path.reduce((sum, index, depth) => sum + index * 2 ** (12 + 9 * (root!.table.level - depth - 1)), 0);
+    const start = positionOf(path, root.table.level);
     if (run) partition.reveal(start, run.size);
   }
 });

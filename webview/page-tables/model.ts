@@ -26,6 +26,14 @@ export function positionOf(path: EntryPath, rootLevel: number): number {
   return path.reduce((sum, index, depth) => sum + index * entrySpan(rootLevel - depth), 0);
 }
 
+/** The way to an entry of a level that translates a position. */
+export function pathOf(position: number, rootLevel: number, level: number): EntryPath {
+  return Array.from(
+    { length: rootLevel - level + 1 },
+    (_, depth) => Math.floor(position / entrySpan(rootLevel - depth)) % 512,
+  );
+}
+
 /** Where an address lies in a root's tables; undefined outside of what they translate. */
 export function positionOfAddress(address: string, root: Pick<RootAnswer, 'table'>): number | undefined {
   const bits = BigInt(Math.log2(totalSize(root)));

@@ -25,6 +25,8 @@ export class Partition {
   readonly #levels = h('div', { class: 'partition-levels', 'aria-hidden': 'true' });
   readonly #get: GetTable;
   readonly #selection: Selection<EntryPath>;
+  /** Where the fault ended: the axis says in which direction when it is out of sight. */
+  fault: number | undefined;
   #root: RootAnswer | undefined;
   #view: Viewport = { start: 0, size: 1 };
   #boxes: Box[] = [];
@@ -140,8 +142,11 @@ export class Partition {
     context.font = `12px ${font.getPropertyValue('--mono')}`;
     context.textBaseline = 'middle';
     this.#drawAxis();
+    this.#drawFault();
     context.fillStyle = this.#canvas.token('--faint');
+    context.globalAlpha = 0.5;
     for (let row = 0; row < this.#root.table.level; row++) context.fillRect(0, rowTop(row) + ROW - 1, width, 1);
+    context.globalAlpha = 1;
     for (const box of this.#boxes) this.#drawBox(box);
     // What is marked lies on top of its neighbours.
     for (const box of this.#boxes) if (box.run.faulting) this.#outline(box, '--accent');
@@ -163,6 +168,21 @@ export class Partition {
       context.fillText(words, x + 3, AXIS - 10);
       free = x + across + 16;
     }
+  }
+
+  #drawFault(): void {
+    if (this.fault === undefined) return;
+    const { context, width } = this.#canvas;
+    const x = ((this.fault - this.#view.start) / this.#view.size) * width;
+    const way = x < 0 ? -1 : x > width ? 1 : 0;
+    const at = Math.max(6, Math.min(x, width - 6));
+    const y = AXIS - 5;
+    context.fillStyle = this.#canvas.token('--accent');
+    context.beginPath();
+    context.moveTo(way === 0 ? at : at + 5 * way, way === 0 ? y + 4 : y);
+    context.lineTo(way === 0 ? at - 4 : at - 3 * way, y - 4);
+    context.lineTo(way === 0 ? at + 4 : at - 3 * way, way === 0 ? y - 4 : y + 4);
+    context.fill();
   }
 
   #drawBox({ run, row, x, width }: Box): void {

@@ -23,6 +23,8 @@ export class Tree {
   readonly #selection: Selection<EntryPath>;
   readonly #toggle: (key: string, open: boolean) => void;
   #rows: readonly Row[] = [];
+  /** Way to the entry at which the fault ended: a closed table on it is marked. */
+  #fault: EntryPath | undefined;
   /** Key of the row that the keyboard is on. */
   #active: string | undefined;
 
@@ -52,8 +54,9 @@ export class Tree {
     });
   }
 
-  show(rows: readonly Row[]): void {
+  show(rows: readonly Row[], fault?: EntryPath): void {
     this.#rows = rows;
+    this.#fault = fault;
     this.#space.style.height = `${rows.length * ROW_HEIGHT}px`;
     this.#render();
   }
@@ -147,7 +150,7 @@ export class Tree {
         const element = elements[index]!;
         element.style.transform = `translateY(${(from + index) * ROW_HEIGHT}px)`;
         const selected = row.key === selectedKey;
-        const words = `${JSON.stringify([row.run, row.message, row.expanded, selected])}`;
+        const words = `${JSON.stringify([row.run, row.message, row.expanded, selected, this.#leads(row)])}`;
         if (element.dataset.words === words) return;
         element.dataset.words = words;
         this.#fill(element, row, selected);
@@ -156,6 +159,18 @@ export class Tree {
     if (active >= from && active < from + visible.length)
       this.#tree.setAttribute('aria-activedescendant', rowId(this.#rows[active]!));
     else this.#tree.removeAttribute('aria-activedescendant');
+  }
+
+  /** Whether the fault's entry is hidden below this row. */
+  #leads(row: Row): boolean {
+    const fault = this.#fault;
+    return (
+      fault !== undefined &&
+      row.run?.child !== undefined &&
+      !row.expanded &&
+      row.path.length < fault.length &&
+      row.path.every((index, depth) => index === fault[depth])
+    );
   }
 
   #fill(element: HTMLElement, row: Row, selected: boolean): void {
@@ -167,6 +182,7 @@ export class Tree {
       selected && 'selected',
       run?.faulting && 'here',
       run?.was !== undefined && 'changed',
+      this.#leads(row) && 'leads',
     ]
       .filter(Boolean)
       .join(' ');
@@ -197,9 +213,10 @@ export class Tree {
       ),
     );
     const note = runNote(run);
+    const fault = run.faulting ? 'fault' : this.#leads(row) ? 'fault below' : '';
     element.setAttribute(
       'aria-label',
-      `${entry.name} ${formatIndices(run.index, run.count)}, level ${entry.level}, from ${formatAddress(run.input)}, ${formatSize(run.size * run.count)}, ${entryState(entry)}${run.faulting ? ', the fault ended here' : ''}${note ? `, ${note}` : ''}`,
+      `${entry.name} ${formatIndices(run.index, run.count)}, level ${entry.level}, from ${formatAddress(run.input)}, ${formatSize(run.size * run.count)}, ${entryState(entry)}${run.faulting ? ', the fault ended here' : this.#leads(row) ? ', the fault is below' : ''}${note ? `, ${note}` : ''}`,
     );
     element.replaceChildren(
       name,
@@ -210,8 +227,8 @@ export class Tree {
       h(
         'span',
         { class: 'tree-note', title: note },
-        run.faulting && h('b', {}, 'fault'),
-        run.faulting && note !== '' && '; ',
+        fault !== '' && h('b', {}, fault),
+        fault !== '' && note !== '' && '; ',
         note,
       ),
     );

@@ -36,7 +36,7 @@ export function walkCells(walk: WalkAnswer, here: boolean, select: (number: numb
       'div',
       { class: 'column-head guest' },
       h('span', {}, walk.paging ? 'guest' : 'page'),
-      h('span', { class: 'level' }, walk.paging ? 'its entry' : ''),
+      walk.paging && h('span', { class: 'level' }, 'its entry'),
     ),
     ...grid.rows.flatMap((row) => [
       rowHead(row),
@@ -54,7 +54,7 @@ function columnHead(stage: string, level: number): HTMLElement {
     'div',
     { class: 'column-head', title: `${stage} ${name}, level ${level}` },
     h('span', {}, name),
-    h('span', { class: 'level' }, `${stage} level ${level}`),
+    h('span', { class: 'level' }, h('span', { class: 'stage' }, `${stage} `), `level ${level}`),
   );
 }
 
@@ -103,7 +103,7 @@ function walkCell(walk: WalkAnswer, cell: Cell, here: boolean, select: (number: 
       'span',
       { class: 'cell-words' },
       decided ||
-        `${rightsWords(entry)}${entry.size !== undefined && entry.size > 4096 ? ` ${formatSize(entry.size)}` : ''}`,
+        `${cellRights(walk, cell)}${entry.size !== undefined && entry.size > 4096 ? ` ${formatSize(entry.size)}` : ''}`,
     ),
   );
   element.addEventListener('click', () => select(number));
@@ -111,6 +111,12 @@ function walkCell(walk: WalkAnswer, cell: Cell, here: boolean, select: (number: 
     entrySummary({ entry, index, deciding, here, note: reference.note === 'empty' ? undefined : reference.note }),
   );
   return element;
+}
+
+/** Rights in a small cell. NPT's entries are all user: KVM sets U in each, so it is not worth a word. */
+function cellRights(walk: WalkAnswer, { stage, reference }: Cell): string {
+  const words = rightsWords(reference!.entry);
+  return stage === 'second' && walk.second === 'npt' ? words.replace(/ user$/, '') : words;
 }
 
 /** Where the last row leads: the page, once it is found. */

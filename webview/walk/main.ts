@@ -122,7 +122,7 @@ function draw(walk: WalkAnswer): void {
       ruler(walk, here && last ? fieldLevel(last, walk) : undefined, selected ? fieldLevel(selected, walk) : undefined),
       registers(walk),
       walk.references.length > 0 && h('div', { class: 'grid-scroll' }, cells),
-      outcome(walk, stop?.sentence ?? ''),
+      outcome(walk, asked === undefined ? stop : undefined),
     ),
     details,
     legend(

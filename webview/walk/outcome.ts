@@ -1,4 +1,4 @@
-import type { WalkAnswer } from '../../engine/queries/answers.ts';
+import type { StopAnswer, WalkAnswer } from '../../engine/queries/answers.ts';
 import { copyable } from '../kit/copy.ts';
 import { h } from '../kit/element.ts';
 import { formatAddress, formatSize } from '../kit/format.ts';
@@ -6,10 +6,10 @@ import { lookOfRights, rightsWords } from '../kit/permissions.ts';
 import { swatch } from '../kit/swatch.ts';
 
 /** What the walk came to; the reason only when it has not been said above. */
-export function outcome(walk: WalkAnswer, said: string): HTMLElement {
+export function outcome(walk: WalkAnswer, stop: StopAnswer | undefined): HTMLElement {
   const { status, gpa, hpa, guestSize, secondSize, rights, errorCode, exitInfo, reason } = walk.outcome;
   const facts: [string, Node | string][] = [];
-  if (status !== 'done' && !said.includes(reason)) facts.push(['because', reason]);
+  if (status !== 'done' && !stop?.sentence.includes(reason)) facts.push(['because', reason]);
   if (gpa !== undefined) facts.push(['gpa', copyable(formatAddress(gpa), gpa, 'gpa')]);
   if (hpa !== undefined) facts.push(['hpa', copyable(formatAddress(hpa), hpa, 'hpa')]);
   const sizes = [
@@ -22,7 +22,14 @@ export function outcome(walk: WalkAnswer, said: string): HTMLElement {
       'rights',
       h('span', { class: 'rights' }, swatch(lookOfRights(rights)), rightsWords({ state: 'leaf', rights })),
     ]);
-  if (errorCode !== undefined) facts.push(['error code', copyable(formatAddress(errorCode), errorCode, 'error code')]);
+  if (errorCode !== undefined) {
+    // `0x6 W|U`: the number is there already.
+    const words = stop?.fault?.errorCode === errorCode ? stop.fault.errorWords.replace(/^0x\S+ ?/, '') : '';
+    facts.push([
+      'error code',
+      h('span', {}, copyable(formatAddress(errorCode), errorCode, 'error code'), words && ` ${words}`),
+    ]);
+  }
   if (exitInfo !== undefined)
     facts.push([
       walk.second === 'ept' ? 'qualification' : 'exit info',

@@ -126,6 +126,16 @@ describe('the views', () => {
     await walk.locator('.cell.here').waitFor();
   });
 
+  it('say what they will show before there is a session', async function () {
+    const page = await needPage(this);
+    await vscode.commands.executeCommand('kvm-mmu.showPageTables');
+    const tables = await webviewFrame(page, { viewType: 'kvm-mmu.page-tables' });
+    await tables.getByText('No session').waitFor();
+    await vscode.commands.executeCommand('kvm-mmu.showWalk');
+    const walk = await webviewFrame(page, { viewType: 'kvm-mmu.walk' });
+    await walk.getByText('No session').waitFor();
+  });
+
   it('show what is mapped, and find an address', async function () {
     const page = await needPage(this);
     await launch('first-fault.mmu');
@@ -140,10 +150,16 @@ describe('the views', () => {
     assert.equal(await tables.locator('.tree-row.here').getAttribute('data-path'), '0');
     await pictures(page, 'tables-first');
 
-    for (let fault = 2; fault <= 5; fault++) {
+    await next();
+    await shows(tables, await stops.number(2));
+    // The entry that was missing is there; the fault is at another one.
+    await tables.locator('.tree-row.changed[data-path="0"]').waitFor();
+    await until(async () => (await tables.locator('.tree-row.here[data-path="0"]').count()) === 0, 'the accent moves');
+    for (let fault = 3; fault <= 5; fault++) {
       await next();
       await shows(tables, await stops.number(fault));
     }
+    await until(async () => (await tables.locator('.tree-row.changed[data-path="0"]').count()) === 0, 'the mark goes');
     await tables.locator('.tree-row.table').first().waitFor();
     await tables.getByRole('button', { name: 'Fault' }).click();
     await tables.locator('.tree-row.here').waitFor();
@@ -159,6 +175,10 @@ describe('the views', () => {
     await tables.locator('.tree-row[data-path="0/0/2/0"]').waitFor();
     await page.waitForTimeout(500);
     await pictures(page, 'tables-guest');
+
+    // Chosen in the partition, selected in the tree: its second row is the entry of level 3.
+    await tables.locator('.partition-canvas').click({ position: { x: 60, y: 75 } });
+    await tables.locator('.tree-row.selected[data-path="0/0"]').waitFor();
 
     // Closed and opened by keyboard.
     const rows = tables.locator('.tree-row');

@@ -1,0 +1,56 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { FOUR_PAGES, tree } from './fixture.ts';
+import { addressAt, mappedRange, memberOf, pathOf, positionOf, positionOfAddress, runOf } from './model.ts';
+
+test('an entry’s place in the tables and its place in the space say the same', () => {
+  assert.equal(positionOf([0, 0, 2, 1], 4), 0x401000);
+  assert.deepEqual(pathOf(0x401000, 4, 1), [0, 0, 2, 1]);
+  assert.deepEqual(pathOf(0x401000, 4, 2), [0, 0, 2]);
+});
+
+test('addresses of the upper half lie at the end of the space, those that are not canonical nowhere', () => {
+  const { root } = tree(FOUR_PAGES);
+  assert.equal(positionOfAddress('0xffff800000000000', root), 2 ** 47);
+  assert.equal(addressAt(2 ** 47, root), 0xffff_8000_0000_0000n);
+  assert.equal(positionOfAddress('0x800000000000', root), undefined);
+});
+
+test('a second-stage root has no upper half, and ends where its tables end', () => {
+  const { root } = tree(FOUR_PAGES);
+  const second = { table: { ...root.table, space: 'second' as const } };
+  assert.equal(positionOfAddress('0x800000000000', second), 2 ** 47);
+  assert.equal(positionOfAddress('0x1000000000000', second), undefined);
+});
+
+test('what is mapped is found below tables with a single entry', () => {
+  const { root, get } = tree(FOUR_PAGES);
+  assert.deepEqual(
+    mappedRange(root, get, () => assert.fail('all tables are there')),
+    { start: 0x400000, size: 0x4000 },
+  );
+  assert.equal(
+    mappedRange(tree([[0, 512, 'absent']]).root, tree([[0, 512, 'absent']]).get, () => {}),
+    undefined,
+  );
+});
+
+test('tables that are not there yet are asked for', () => {
+  const { root } = tree(FOUR_PAGES);
+  const asked: number[] = [];
+  mappedRange(
+    root,
+    () => undefined,
+    ({ level }) => asked.push(level),
+  );
+  assert.deepEqual(asked, [4]);
+});
+
+test('an entry of a run is the first with its addresses moved on', () => {
+  const { root, get } = tree(FOUR_PAGES);
+  const third = memberOf(runOf([0, 0, 2, 3], root, get)!, 3);
+  assert.deepEqual(
+    [third.index, third.count, third.input, third.entry.value, third.entry.address, third.entry.fields[0]!.words],
+    [3, 1, '0x403000', '0x8007', '0x8000', '0x8000'],
+  );
+});
