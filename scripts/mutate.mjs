@@ -97,7 +97,7 @@ async function survives(file, text, verbose = false) {
   }
   for (const test of TESTS) {
     const { status, stdout } = spawnSync(process.execPath, ['--test', join(folder, test.replace(/\.ts$/, '.js'))], {
-      env: { ...process.env, FUZZ_RUNS: test.includes('oracle') ? '1500' : '20' },
+      env: { ...process.env, FUZZ_RUNS: test.includes('oracle') ? '1500' : '800' },
       timeout: 60_000,
       encoding: 'utf8',
     });

@@ -72,6 +72,33 @@ for (const spec of [EPT, NPT]) {
   });
 }
 
+test('an execute-only EPT page can be fetched from and not read; an NPT page without U can be neither', () => {
+  const mode = pagingMode(UNPAGED, { maxPhyAddr: 46, features: new Set() });
+  const outcome = (spec: typeof EPT, leaf: number, bits: number): string => {
+    const { memory, walkMemory, second } = machine(spec);
+    memory.writable(19)[2 * 7] = 7 * 4096 + leaf;
+    const format = new Format(spec, { maxPhyAddr: 46, features: new Set(['nx', 'execute-only']) });
+    return finishWalk(
+      startWalk(mode, { ...second, format }, 7, { bits, implicit: false }),
+      mode,
+      { ...second, format },
+      walkMemory,
+    ).status;
+  };
+  assert.deepEqual(
+    [outcome(EPT, 0x34, 16), outcome(EPT, 0x34, 0), outcome(EPT, 0x34, 2)],
+    ['done', 'violation', 'violation'],
+  );
+  assert.deepEqual(
+    [outcome(EPT, 0x31, 16), outcome(EPT, 0x31, 0), outcome(EPT, 0x31, 2)],
+    ['violation', 'done', 'violation'],
+  );
+  assert.deepEqual(
+    [outcome(NPT, 3, 16), outcome(NPT, 3, 0), outcome(NPT, 7, 16), outcome(NPT, 5, 2)],
+    ['violation', 'violation', 'done', 'violation'],
+  );
+});
+
 test('with paging off only the second stage is walked', () => {
   const { walkMemory, second } = machine(EPT);
   const mode = pagingMode(UNPAGED, { maxPhyAddr: 46, features: new Set() });
