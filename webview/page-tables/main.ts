@@ -142,6 +142,8 @@ function choose(next: RootAnswer | undefined): void {
   update();
 }
 
+/** The tree has still to scroll to what was selected elsewhere. */
+let unseen = false;
 /** Tables with a single entry open by themselves. */
 let openFirst = false;
 
@@ -171,6 +173,7 @@ function draw(): void {
   tree.show(rows, fault);
   partition.fault = fault ? positionOf(fault, root.table.level) : undefined;
   partition.redraw();
+  if (unseen) unseen = !tree.revealSelection();
   if (reached) arrive(root, reached);
   showDetails();
 }
@@ -305,16 +308,14 @@ selection.onChange((path, source) => {
   // The tree opens to what was pointed at in the partition, and the partition goes to what was chosen in the tree.
   if (source === partition) {
     for (let depth = 1; depth < path.length; depth++) expanded.add(rowKey(path.slice(0, depth)));
-    pendingReveal = true;
+    unseen = true;
     update();
-    requestAnimationFrame(() => requestAnimationFrame(() => pendingReveal && tree.revealSelection()));
   } else if (source === tree) {
     const run = runOf(path, root, tables.get);
     const start = positionOf(path, root.table.level);
     if (run) partition.reveal(start, run.size);
   }
 });
-let pendingReveal = false;
 
 search.addEventListener('submit', (event) => {
   event.preventDefault();

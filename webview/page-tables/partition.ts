@@ -297,6 +297,7 @@ export class Partition {
     );
     let drag: { readonly x: number; readonly view: Viewport; moved: boolean } | undefined;
     element.addEventListener('pointerdown', (event) => {
+      hideTooltip();
       drag = { x: event.offsetX, view: this.#view, moved: false };
       element.setPointerCapture(event.pointerId);
     });

@@ -220,7 +220,7 @@ export class Tree {
     );
     element.replaceChildren(
       name,
-      h('span', { class: 'mono' }, formatAddress(run.input)),
+      h('span', { class: 'mono', title: run.input }, formatAddress(run.input)),
       h('span', { class: 'mono size' }, formatSize(run.size * run.count)),
       h('span', { class: 'tree-rights' }, swatch(lookOf(entry)), absent ? 'absent' : rightsWords(entry)),
       h('span', { class: 'mono target' }, entry.address === undefined ? '' : formatAddress(entry.address)),

@@ -29,7 +29,7 @@ export function fit(start: number, size: number, total: number, margin = 0.04): 
 
 /** Round addresses for an axis: multiples of a power of two, at most `count` of them. */
 export function ticks(view: Viewport, count: number): number[] {
-  const step = 2 ** Math.max(12, Math.ceil(Math.log2(view.size / Math.max(1, count))));
+  const step = 2 ** Math.max(8, Math.ceil(Math.log2(view.size / Math.max(1, count))));
   const found: number[] = [];
   for (let at = Math.ceil(view.start / step) * step; at <= view.start + view.size; at += step) found.push(at);
   return found;
