@@ -16,6 +16,7 @@ interface Watch {
 export class Watches {
   readonly #watches = new Map<string, Watch>();
   #position = 0;
+  #fault: Moment['fault'];
 
   set(id: string, query: Query): void {
     this.#watches.set(id, { query, frames: new Set(), sent: '', marked: true });
@@ -38,10 +39,13 @@ export class Watches {
   /** Answers that differ from what was sent before. */
   changed(machine: Machine, moment: Moment): { id: string; answer: Answer }[] {
     const touched = this.#touchedFrames(machine);
+    // Another fault may end in a table that nobody has written to.
+    const moved = moment.fault !== this.#fault;
+    this.#fault = moment.fault;
     const answers: { id: string; answer: Answer }[] = [];
     for (const [id, watch] of this.#watches) {
-      if (touched && !watch.marked && watch.frames.size > 0 && ![...watch.frames].some((frame) => touched.has(frame)))
-        continue;
+      const stays = touched && !watch.marked && !(moved && watch.query.kind === 'table') && watch.frames.size > 0;
+      if (stays && ![...watch.frames].some((frame) => touched.has(frame))) continue;
       const before = watch.sent;
       const now = this.ask(machine, id, moment);
       if (watch.sent !== before) answers.push({ id, answer: now });

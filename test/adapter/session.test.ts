@@ -345,6 +345,40 @@ test('views are answered now and whenever their answer changes', () =>
     assert.deepEqual(gone.answer, { kind: 'error', message: 'KVM has no table at hpa 0xdead000 (any more)' });
   }));
 
+test('the mark of a fault moves to the table it ends in, although nobody wrote to that table', () =>
+  withClient(async (client) => {
+    const program = scenario(
+      'mark.mmu',
+      `${MACHINE}vcpu 0 in kernel {\n  read 0x400000\n  read 0x401000\n  read 0x402000\n}\n`,
+    );
+    await client.start(program, {
+      filters: [],
+      filterOptions: [{ filterId: 'second-stage', condition: '!table && gpa == 0x201000' }],
+    });
+    const { answer } = await client.request('mmu/watch', {
+      type: 'watch',
+      id: 't',
+      query: { kind: 'walk', vcpu: 0, space: 'gpa', address: '0x201000' },
+    });
+    const { table } = answer.references.at(-1);
+    const query = { kind: 'table', space: 'second', vcpu: 0, table, level: 1, base: '0x200000' };
+    const marks = (reply: { runs: { index: number; faulting: boolean }[] }) =>
+      reply.runs.filter((run) => run.faulting).map((run) => run.index);
+    assert.deepEqual(marks((await client.request('mmu/watch', { type: 'watch', id: 'table', query })).answer), [1]);
+    await client.request('setExceptionBreakpoints', {
+      filters: [],
+      filterOptions: [{ filterId: 'second-stage', condition: '!table' }],
+    });
+    const changed = client.event(
+      'mmu/changed',
+      (event) =>
+        event.body.type === 'changed' && event.body.answers.some((entry: { id: string }) => entry.id === 'table'),
+    );
+    await client.move('continue');
+    const { answers } = (await changed).body;
+    assert.deepEqual(marks(answers.find((entry: { id: string }) => entry.id === 'table').answer), [2]);
+  }));
+
 test('launch attributes of the wrong type, missing files and bad scenarios are named', () =>
   withClient(async (client) => {
     await client.request('initialize', { adapterID: 'kvm-mmu', pathFormat: 'path' });

@@ -393,8 +393,5 @@ onSession((state) => {
     over = false;
     choose(undefined);
   }
-  const fault = state.kind === 'stopped' ? state.stop.fault : undefined;
-  if (fault)
-    tables.again(({ space, level }) => level === fault.level && (space === 'guest') === (fault.kind === 'guest'));
   update();
 });

@@ -38,11 +38,6 @@ export class Tables {
     }
   }
 
-  /** Asks again: a table that nobody wrote to is not sent again, even when the stop's fault now ended in it. */
-  again(applies: (query: TableQuery) => boolean): void {
-    for (const [key, query] of this.#watched) if (applies(query)) this.#watch(key, query);
-  }
-
   clear(): void {
     for (const key of [...this.#watched.keys()]) this.#drop(key);
   }

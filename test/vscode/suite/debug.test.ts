@@ -56,8 +56,12 @@ describe('debugging a scenario', () => {
   });
   after(() => tracking.dispose());
   afterEach(async () => {
-    await vscode.debug.stopDebugging();
-    await until('the session to end', () => vscode.debug.activeDebugSession === undefined);
+    // A session that has only just begun may not be known here yet: it is stopped in the next round.
+    await until('the session to end', async () => {
+      await vscode.debug.stopDebugging();
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      return vscode.debug.activeDebugSession === undefined;
+    });
     await vscode.commands.executeCommand('workbench.action.closeAllEditors');
   });
 
@@ -219,6 +223,7 @@ describe('debugging a scenario', () => {
       );
       assert.equal(await vscode.debug.startDebugging(folder, 'From launch.json'), true);
       const stop = await stops.next();
+      await until('the session to be active', () => vscode.debug.activeDebugSession?.name === 'From launch.json');
       assert.equal(stop.reason, 'entry');
       assert.match(stop.text, /^vCPU 0 has not begun: line \d+ is next\.$/);
     } finally {
