@@ -99,6 +99,57 @@ test('an execute-only EPT page can be fetched from and not read; an NPT page wit
   );
 });
 
+test('entries with high bits set are judged, kept and not stored again', () => {
+  const { memory, walkMemory, mode, second, entry, stores } = machine(EPT);
+  // The guest's leaf has NX and bit 31 of its address; the page lies at guest frame 0x80005, mapped by a 2M page.
+  memory.writable(4)[0] = 0x80005000 + 7;
+  memory.writable(4)[1] = 0x8000_0000;
+  memory.writable(17)[2 * 2] = 0x80000000 + 0xb7;
+  memory.writable(17)[2 * 2 + 1] = 0x0600_0001;
+  const format = new Format(EPT, { maxPhyAddr: 46, features: new Set(['nx', '1g-pages']) });
+  const run = (bits: number) =>
+    finishWalk(
+      startWalk(mode, { ...second, format }, 0, { bits, implicit: false }),
+      mode,
+      { ...second, format },
+      walkMemory,
+    );
+  const walk = run(2);
+  assert.deepEqual([walk.status, walk.gfn, walk.pfn], ['done', 0x80005, 0x180005]);
+  assert.equal(memory.page(4)[1], 0x8000_0000, 'NX stays');
+  assert.equal(memory.page(17)[5], 0x0600_0001, 'the high word of a second-stage leaf stays');
+  assert.equal(entry(4, 0), 0x80005067);
+  stores.length = 0;
+  run(2);
+  assert.deepEqual(stores, []);
+  const fetch = run(16);
+  assert.deepEqual([fetch.status, fetch.error, fetch.withoutExec, fetch.withoutWrite], ['guest-fault', 0x11, 1, 0]);
+});
+
+test('a refused access knows the level that took the right away', () => {
+  const { memory, walkMemory, mode, second } = machine(EPT);
+  memory.writable(3)[0] = 4 * 4096 + 5;
+  memory.writable(2)[0] = 3 * 4096 + 3;
+  const run = (bits: number) =>
+    finishWalk(startWalk(mode, second, 0, { bits, implicit: false }), mode, second, walkMemory);
+  const write = run(2);
+  assert.deepEqual([write.status, write.withoutWrite, write.withoutUser, write.withoutExec], ['guest-fault', 2, 3, 0]);
+  assert.equal(run(4).error, 5);
+  assert.equal(run(0).status, 'done');
+});
+
+test('a guest-physical address beyond the second stage’s 48 bits has no entry', () => {
+  const { walkMemory, second } = machine(EPT);
+  const mode = pagingMode(UNPAGED, { maxPhyAddr: 52, features: new Set() });
+  const walk = (gfn: number) =>
+    finishWalk(startWalk(mode, second, gfn, { bits: 0, implicit: false }), mode, second, walkMemory);
+  assert.deepEqual(
+    [walk(2 ** 36).status, walk(2 ** 36).secondLevel, walk(2 ** 36 + 7).secondLevel],
+    ['violation', 4, 4],
+  );
+  assert.equal(walk(7).status, 'done');
+});
+
 test('with paging off only the second stage is walked', () => {
   const { walkMemory, second } = machine(EPT);
   const mode = pagingMode(UNPAGED, { maxPhyAddr: 46, features: new Set() });

@@ -184,7 +184,7 @@ test('tasks that wait for one another for ever are told, not looped', () => {
 
 test('TLB entries survive what they should and no more', () => {
   holds(
-    'guest g {\n  map 0x400000 -> 0x200000 4K rw-\n  map 0x800000 -> 0x201000 4K rw- global\n}\nvcpu 0 in g {\n  read 0x400000\n  read 0x800000\n  expect tlb.entries == 2\n  cr3 = g\n  expect tlb.entries == 1\n  read 0x400000\n  invlpg 0x800000\n  expect tlb.entries == 1\n  efer.nxe = 0\n  expect tlb.entries == 0\n}\n',
+    'guest g {\n  map 0x400000 -> 0x200000 4K rw-\n  map 0x800000 -> 0x201000 4K rw- global\n}\nvcpu 0 in g {\n  read 0x400000\n  read 0x800000\n  expect tlb.entries == 2\n  cr3 = g\n  expect tlb.entries == 1\n  read 0x800000\n  expect tlb.entries == 1\n  read 0x400000\n  invlpg 0x800000\n  expect tlb.entries == 1\n  efer.nxe = 0\n  expect tlb.entries == 0\n}\n',
   );
 });
 
