@@ -1,6 +1,7 @@
+import { lockStep, unlockStep } from '../lock-steps.ts';
 import type { Machine } from '../machine.ts';
 import type { Memslot, Memslots } from '../memory/memslots.ts';
-import { BLOCKED, call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
+import { call, defineFunction, NEXT } from '../operation.ts';
 import type { SlotConfig } from '../program.ts';
 import { startDirtyLog } from '../tdp/dirty-log.ts';
 import { kvmMmuZapAllFast } from '../tdp/zap.ts';
@@ -39,11 +40,7 @@ export const kvmSetMemoryRegion = defineFunction<RegionLocals>({
   where: 'virt/kvm/kvm_main.c',
   about: 'KVM_SET_USER_MEMORY_REGION: adds, deletes or moves a memslot, or changes its flags.',
   steps: [
-    {
-      name: 'lock',
-      text: 'take slots_lock',
-      run: (machine, task) => (machine.acquire(task, 'slots_lock', 'write') ? NEXT : BLOCKED),
-    },
+    lockStep('slots_lock', 'write'),
     {
       name: 'check',
       text: 'refuse what overlaps, does not exist or is no change',
@@ -102,13 +99,6 @@ export const kvmSetMemoryRegion = defineFunction<RegionLocals>({
         return NEXT;
       },
     },
-    {
-      name: 'unlock',
-      text: 'drop slots_lock',
-      run(machine: Machine, task: Task) {
-        machine.release(task, 'slots_lock');
-        return returns(task, task.result);
-      },
-    },
+    unlockStep('slots_lock'),
   ],
 });

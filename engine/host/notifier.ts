@@ -1,7 +1,8 @@
+import { lockStep, unlockStep } from '../lock-steps.ts';
 import type { Machine } from '../machine.ts';
 import type { Memslot } from '../memory/memslots.ts';
 import { frameToAddress, type Gfn } from '../memory/words.ts';
-import { BLOCKED, call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
+import { call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
 import { tdpMmuZapLeafs, zapLeafsLocals } from '../tdp/zap.ts';
 import { invalidateBegin, invalidateEnd } from './invalidate.ts';
@@ -11,17 +12,6 @@ export interface RangeLocals {
   readonly end: Gfn;
 }
 
-const lockForWriting = {
-  text: 'take mmu_lock for writing',
-  run: (machine: Machine, task: Task) => (machine.acquire(task, 'mmu_lock', 'write') ? NEXT : BLOCKED),
-};
-const unlock = {
-  text: 'drop mmu_lock',
-  run(machine: Machine, task: Task) {
-    machine.release(task, 'mmu_lock');
-    return NEXT;
-  },
-};
 const begin = {
   name: 'begin',
   text: 'kvm_mmu_invalidate_begin: count the invalidation and note its range; faults on it retry from now on',
@@ -58,7 +48,7 @@ export const kvmZapGfnRange = defineFunction<RangeLocals>({
   name: 'kvm_zap_gfn_range',
   where: 'arch/x86/kvm/mmu/mmu.c',
   about: 'Drops KVM’s translations of a gfn range; the next access faults them in again.',
-  steps: [{ name: 'lock', ...lockForWriting }, begin, zap, flush, end, { name: 'unlock', ...unlock }],
+  steps: [lockStep('mmu_lock', 'write'), begin, zap, flush, end, unlockStep('mmu_lock')],
 });
 
 export const invalidateRangeStart = defineFunction<RangeLocals>({
@@ -81,11 +71,11 @@ export const invalidateRangeStart = defineFunction<RangeLocals>({
         return NEXT;
       },
     },
-    { name: 'lock', ...lockForWriting },
+    lockStep('mmu_lock', 'write'),
     begin,
     zap,
     flush,
-    { name: 'unlock', ...unlock },
+    unlockStep('mmu_lock'),
   ],
 });
 
@@ -93,7 +83,7 @@ export const invalidateRangeEnd = defineFunction<object>({
   name: 'kvm_mmu_notifier_invalidate_range_end',
   where: 'virt/kvm/kvm_main.c',
   about: 'The host has unmapped the memory: faults may go on, and those that looked before it must look again.',
-  steps: [{ name: 'lock', ...lockForWriting }, end, { name: 'unlock', ...unlock }],
+  steps: [lockStep('mmu_lock', 'write'), end, unlockStep('mmu_lock')],
 });
 
 /** The host’s own part: unmapping or migrating pages between the notifier’s two calls. */

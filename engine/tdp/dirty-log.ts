@@ -1,5 +1,6 @@
+import { lockStep, unlockStep } from '../lock-steps.ts';
 import type { Gfn } from '../memory/words.ts';
-import { AGAIN, BLOCKED, defineFunction, NEXT, returns } from '../operation.ts';
+import { AGAIN, defineFunction, NEXT, returns } from '../operation.ts';
 import { DONE, LEAF, READ_ONLY, Walker } from '../pgtable/walker.ts';
 import { flushRemoteTlbs } from './flush.ts';
 import { splitHugePage } from './split.ts';
@@ -18,11 +19,7 @@ export const startDirtyLog = defineFunction<DirtyLogLocals>({
   about:
     'Dirty logging starts for a slot: large pages are split to 4K and every entry loses W, but stays MMU-writable.',
   steps: [
-    {
-      name: 'lock',
-      text: 'take mmu_lock for reading',
-      run: (machine, task) => (machine.acquire(task, 'mmu_lock', 'read') ? NEXT : BLOCKED),
-    },
+    lockStep('mmu_lock', 'read'),
     {
       name: 'entry',
       text: 'first kvm_mmu_slot_try_split_huge_pages, then kvm_mmu_slot_remove_write_access: the next entry of the slot',
@@ -57,14 +54,7 @@ export const startDirtyLog = defineFunction<DirtyLogLocals>({
         return AGAIN;
       },
     },
-    {
-      name: 'unlock',
-      text: 'drop mmu_lock',
-      run(machine, task) {
-        machine.release(task, 'mmu_lock');
-        return NEXT;
-      },
-    },
+    unlockStep('mmu_lock'),
     {
       name: 'flush',
       text: 'flush every TLB: a cached writable translation would hide a write from the log',

@@ -1,8 +1,9 @@
 import { Kind } from '../history/log.ts';
+import { lockStep, unlockStep } from '../lock-steps.ts';
 import type { Machine } from '../machine.ts';
 import { backingPfn } from '../memory/memslots.ts';
 import type { Gfn } from '../memory/words.ts';
-import { BLOCKED, call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
+import { call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
 import { emulateInstruction } from './emulate.ts';
 import { fastPageFault } from './fast-page-fault.ts';
 import { EINVAL, type FaultInfo, type PageFault, PFN_NOSLOT, PFN_RO_FAULT, RET_PF } from './fault.ts';
@@ -177,11 +178,7 @@ export const kvmTdpPageFault = defineFunction<FaultLocals>({
       text: 'no frame: retry or emulate',
       run: (_machine, task) => (task.result === RET_PF.CONTINUE ? NEXT : RETURN(task)),
     },
-    {
-      name: 'lock',
-      text: 'take mmu_lock for reading',
-      run: (machine, task) => (machine.acquire(task, 'mmu_lock', 'read') ? NEXT : BLOCKED),
-    },
+    lockStep('mmu_lock', 'read'),
     {
       name: 'stale',
       text: 'is_page_fault_stale: the root is obsolete, or the gfn’s memory was invalidated since the sequence was read: retry',
@@ -198,14 +195,7 @@ export const kvmTdpPageFault = defineFunction<FaultLocals>({
       run: (_machine, task, { fault }) =>
         call(task, kvmTdpMmuMap, { fault, level: 0, table: 0, index: 0, lo: 0, hi: 0 }),
     },
-    {
-      name: 'unlock',
-      text: 'kvm_mmu_finish_page_fault: mark the frame accessed and drop mmu_lock',
-      run(machine, task) {
-        machine.release(task, 'mmu_lock');
-        return RETURN(task);
-      },
-    },
+    { ...unlockStep('mmu_lock'), text: 'kvm_mmu_finish_page_fault: mark the frame accessed and drop mmu_lock' },
   ],
 });
 

@@ -1,6 +1,7 @@
 import { Kind } from '../history/log.ts';
+import { lockStep, unlockStep } from '../lock-steps.ts';
 import { type Machine, REQ_MMU_FREE_OBSOLETE_ROOTS, REQ_TLB_FLUSH, type Vcpu } from '../machine.ts';
-import { BLOCKED, call, defineFunction, NEXT, returns } from '../operation.ts';
+import { call, defineFunction, NEXT, returns } from '../operation.ts';
 
 /** Whether a vCPU must pass through `vcpu_enter_guest` before it can touch memory. */
 export function mustEnter(vcpu: Vcpu): boolean {
@@ -65,11 +66,7 @@ export const kvmMmuLoad = defineFunction<object>({
   where: 'arch/x86/kvm/mmu/mmu.c',
   about: 'Gives the vCPU a root: the one that all vCPUs of this role share, or a new one.',
   steps: [
-    {
-      name: 'lock',
-      text: 'take mmu_lock for reading',
-      run: (machine, task) => (machine.acquire(task, 'mmu_lock', 'read') ? NEXT : BLOCKED),
-    },
+    lockStep('mmu_lock', 'read'),
     {
       name: 'root',
       text: 'kvm_tdp_mmu_alloc_root: take a valid root of the wanted role, or allocate an empty one',
@@ -92,14 +89,7 @@ export const kvmMmuLoad = defineFunction<object>({
         return NEXT;
       },
     },
-    {
-      name: 'unlock',
-      text: 'drop mmu_lock',
-      run(machine, task) {
-        machine.release(task, 'mmu_lock');
-        return NEXT;
-      },
-    },
+    unlockStep('mmu_lock'),
     {
       name: 'flush',
       text: 'flush what the TLB may hold of an earlier root',

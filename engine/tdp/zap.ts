@@ -1,7 +1,8 @@
 import { TABLE } from '../formats/compile.ts';
+import { lockStep, unlockStep } from '../lock-steps.ts';
 import { type Machine, REQ_MMU_FREE_OBSOLETE_ROOTS } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
-import { AGAIN, BLOCKED, call, defineFunction, NEXT, returns } from '../operation.ts';
+import { AGAIN, call, defineFunction, NEXT, returns } from '../operation.ts';
 import { ABSENT_TOO, DONE, LEAF, READ_ONLY, TABLE_PRE, Walker } from '../pgtable/walker.ts';
 import { flushRemoteTlbs } from './flush.ts';
 import { freeRemovedTable } from './removed-table.ts';
@@ -100,11 +101,7 @@ export const zapInvalidatedRoots = defineFunction<ZapRootLocals>({
   where: 'arch/x86/kvm/mmu/tdp_mmu.c',
   about: 'Empties every invalidated root, in passes from 4K entries up, and drops the MMU’s own reference to it.',
   steps: [
-    {
-      name: 'lock',
-      text: 'take mmu_lock for reading',
-      run: (machine, task) => (machine.acquire(task, 'mmu_lock', 'read') ? NEXT : BLOCKED),
-    },
+    lockStep('mmu_lock', 'read'),
     {
       name: 'root',
       text: 'take the next invalid root',
@@ -162,14 +159,7 @@ export const zapInvalidatedRoots = defineFunction<ZapRootLocals>({
         return 'root';
       },
     },
-    {
-      name: 'unlock',
-      text: 'drop mmu_lock',
-      run(machine, task) {
-        machine.release(task, 'mmu_lock');
-        return returns(task, 0);
-      },
-    },
+    unlockStep('mmu_lock'),
   ],
 });
 
@@ -179,11 +169,7 @@ export const kvmMmuZapAllFast = defineFunction<object>({
   about:
     'Makes every root obsolete at once, so that vCPUs start on fresh ones, and takes the old ones apart afterwards.',
   steps: [
-    {
-      name: 'lock',
-      text: 'take mmu_lock for writing',
-      run: (machine, task) => (machine.acquire(task, 'mmu_lock', 'write') ? NEXT : BLOCKED),
-    },
+    lockStep('mmu_lock', 'write'),
     {
       name: 'invalidate',
       text: 'kvm_tdp_mmu_invalidate_roots: mark every root invalid, within the same critical section',
@@ -201,14 +187,7 @@ export const kvmMmuZapAllFast = defineFunction<object>({
         return NEXT;
       },
     },
-    {
-      name: 'unlock',
-      text: 'drop mmu_lock',
-      run(machine, task) {
-        machine.release(task, 'mmu_lock');
-        return NEXT;
-      },
-    },
+    unlockStep('mmu_lock'),
     {
       name: 'zap',
       text: 'kvm_tdp_mmu_zap_invalidated_roots: now take the old roots apart',
