@@ -97,21 +97,24 @@ function run(args: string[]): number {
         steps: machine.steps,
         counters: session.counters(),
         failures,
+        warnings: machine.small.warnings,
         ...(stuck === undefined ? {} : { stuck }),
         tables,
       }),
     );
   } else {
+    for (const { line, task, step, text: words } of machine.small.warnings)
+      console.error(`${path}:${line === undefined ? '' : `${line}:`} warning: ${task} at step ${step}: ${words}`);
     for (const failure of failures) console.error(`${path}:${failure.line}: ${failure.text}: ${failure.actual}`);
     if (stuck !== undefined) console.error(`${path}: nothing can run: ${stuck}`);
     console.log(`${machine.steps} steps`);
     for (const [name, value] of machine.counterList()) if (value > 0) console.log(`${name.padEnd(20)} ${value}`);
     for (const { root, hash } of tables) console.log(`${'tables'.padEnd(20)} ${hash} (root ${root})`);
-    console.log(
-      ok
-        ? 'ok'
-        : `failed: ${failures.length} of ${machine.counter('expects.passed') + machine.counter('expects.failed')} expectations`,
-    );
+    const what =
+      failures.length === 1
+        ? 'one thing that the scenario asks for'
+        : `${failures.length} things that the scenario asks for`;
+    console.log(ok ? 'ok' : stuck === undefined ? `failed: ${what}` : 'failed: nothing can run');
   }
   return ok ? 0 : 1;
 }

@@ -34,7 +34,7 @@ import {
   hitCondition,
 } from './breakpoints.ts';
 import { type LaunchArguments, parseLaunch } from './launch.ts';
-import { describeStop, taskLine, taskTitle } from './stops.ts';
+import { describeStop, taskTitle } from './stops.ts';
 import { EmulatorTarget } from './targets/emulator.ts';
 import type { Halt, Motion, Target, Watcher } from './targets/target.ts';
 import { frameScopes, type Node } from './variables.ts';
@@ -621,7 +621,7 @@ export class KvmMmuSession extends DebugSession {
         };
       });
       frames.reverse();
-      const line = taskLine(machine, task);
+      const line = machine.currentLine(task);
       const code = machine.code[task.id]!;
       const instruction = code[Math.min(task.pc, code.length - 1)];
       frames.push({

@@ -9,19 +9,11 @@ import type { FaultInfo } from '../engine/tdp/fault.ts';
 import { currentFault, FILTERS } from './breakpoints.ts';
 import type { Halt } from './targets/target.ts';
 
-/** Line of the statement that a task is in the middle of, or about to run; undefined once it has ended. */
-export function taskLine(machine: Machine, task: Task): number | undefined {
-  const code = machine.code[task.id]!;
-  // A host statement has moved on by the time the function it called runs.
-  const called = task.stack.length > 0 && task.access === null;
-  return code[called ? task.pc - 1 : task.pc]?.statement.span.line;
-}
-
 /** Where a task stands, as the end of a sentence. */
 function nextWords(machine: Machine, task: Task): string {
   const frame = task.stack.at(-1);
   if (!frame) {
-    const line = taskLine(machine, task);
+    const line = machine.currentLine(task);
     return line === undefined ? `${task.name} has ended` : `line ${line} is next`;
   }
   return `${frame.fn} is next`;

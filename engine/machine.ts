@@ -17,7 +17,7 @@ import {
 } from './guest/registers.ts';
 import type { SecondStage, WalkMemory } from './guest/walk.ts';
 import { Kind, Log, type LogEntry } from './history/log.ts';
-import { backingPfn, frameRange, type Memslot, Memslots } from './memory/memslots.ts';
+import { backingPfn, frameRange, type Memslot, Memslots, newBacking } from './memory/memslots.ts';
 import { PhysicalMemory } from './memory/physical.ts';
 import { Tlb, type TlbEntry, tlbSpan } from './memory/tlb.ts';
 import { type Gfn, highWord, lowWord, type Pfn, toBigint, type Vfn } from './memory/words.ts';
@@ -32,6 +32,9 @@ const FIRST_BACKING_FRAME = 0x100000;
 /** Requests that a vCPU handles before it enters the guest (KVM_REQ_*). */
 export const REQ_MMU_FREE_OBSOLETE_ROOTS = 1;
 export const REQ_TLB_FLUSH = 2;
+
+/** Warnings that are kept with their place. */
+const KEPT_WARNINGS = 200;
 
 /** Who made a change that no task made: the person at the debugger. */
 export const USER_TASK = 0xffff;
@@ -106,6 +109,8 @@ export interface SmallState {
   /** Where the guests' next tables come from. */
   tablePools: { next: number; readonly step: 1 | -1; free: number[] }[];
   failures: { text: string; line: number; actual: string }[];
+  /** The first of the warnings; the log has them all while it lasts. */
+  warnings: { text: string; task: string; step: number; line?: number }[];
   /** Host frame from which the next backing is taken. */
   nextBacking: Pfn;
 }
@@ -157,6 +162,7 @@ export class Machine {
       current: 0,
       tablePools: [],
       failures: [],
+      warnings: [],
       nextBacking: FIRST_BACKING_FRAME,
     };
     for (const slot of this.config.slots) this.slots = this.slots.with(this.makeSlot(slot));
@@ -254,7 +260,7 @@ export class Machine {
       readonly: config.readonly,
       logDirty: false,
       invalid: false,
-      backing: { pfn, pages, pageLevel: config.pageLevel, moved: {} },
+      backing: newBacking(pfn, pages, config.pageLevel),
     };
   }
 
@@ -417,11 +423,18 @@ export class Machine {
 
   // ---- KVM's tables
 
-  allocateTable(record: Omit<MmuPage, 'pfn'>): MmuPage {
+  allocateTable(record: Pick<MmuPage, 'gfn' | 'level' | 'parent' | 'parentIndex'>): MmuPage {
     const recycled = this.#freeTables.pop();
     const pfn = recycled ?? this.#nextTable++;
     if (pfn >= FIRST_BACKING_FRAME) throw new MachineError('KVM has no host frame left for its tables');
-    const page: MmuPage = { pfn, ...record };
+    // A root starts with one reference, the MMU's own.
+    const page: MmuPage = {
+      pfn,
+      ...record,
+      rootCount: record.parent < 0 ? 1 : 0,
+      invalid: false,
+      scheduledToZap: false,
+    };
     this.memory.writable(pfn).set(emptyTable);
     this.pages.set(pfn, page);
     this.append(Kind.TABLE_ALLOC, pfn, recycled === undefined ? 0 : 1, 0, 0, 0, page);
@@ -444,7 +457,7 @@ export class Machine {
     return page;
   }
 
-  updatePage(pfn: Pfn, change: Partial<Pick<MmuPage, 'rootCount' | 'invalid'>>): void {
+  updatePage(pfn: Pfn, change: Partial<Pick<MmuPage, 'rootCount' | 'invalid' | 'scheduledToZap'>>): void {
     const before = this.page(pfn);
     const after = { ...before, ...change };
     this.append(Kind.TABLE_STATE, pfn, 0, 0, 0, 0, { before, after });
@@ -517,9 +530,38 @@ export class Machine {
     this.invalidation = after;
   }
 
+  /** Line of the statement that a task is in the middle of, or about to run; undefined once it has ended. */
+  currentLine(task: Task): number | undefined {
+    const code = this.code[task.id]!;
+    // A host statement has moved on by the time the function it called runs.
+    const called = task.stack.length > 0 && task.access === null;
+    return code[called ? task.pc - 1 : task.pc]?.statement.span.line;
+  }
+
   warn(text: string): void {
     this.count('warnings');
+    const task = this.tasks[this.acting];
+    const line = task && this.currentLine(task);
+    if (this.small.warnings.length < KEPT_WARNINGS)
+      this.small.warnings.push({
+        text,
+        task: task?.name ?? 'you',
+        step: this.steps,
+        ...(line === undefined ? {} : { line }),
+      });
     this.append(Kind.WARNING, 0, 0, 0, 0, 0, text);
+  }
+
+  /** Ends a task that cannot go on, wherever it is: its locks are dropped, and the reason is kept. */
+  fail(task: Task, text: string): void {
+    const line = this.currentLine(task) ?? 0;
+    this.warn(text);
+    this.small.failures.push({ text, line, actual: 'the task ends here' });
+    for (const { lock } of [...task.holds]) this.release(task, lock);
+    task.stack = [];
+    task.access = null;
+    task.loops = [];
+    task.pc = this.code[task.id]!.length;
   }
 
   // ---- undo

@@ -4,6 +4,7 @@ import { guestFormat } from './guest/registers.ts';
 import { applyMapping, guestTableStore, guestTables } from './guest/tables.ts';
 import { type CounterName, Machine, MachineError, type SmallState, USER_TASK } from './machine.ts';
 import { runTopStep, type Task } from './operation.ts';
+import { PgtableError } from './pgtable/tables.ts';
 import type { Program } from './program.ts';
 import { programScope } from './queries/scope.ts';
 import { checkExpectation, runInstruction, writeRegister } from './statements.ts';
@@ -122,11 +123,21 @@ export class Run {
     machine.small.current = task.id;
     machine.steps++;
     if (task.state === 'waiting') task.state = 'ready';
-    if (task.stack.length > 0) runTopStep(machine, task);
+    if (task.stack.length > 0) this.#runFunctionStep(task);
     else runInstruction(machine, task, machine.code[task.id]![task.pc]!);
     if (task.stack.length === 0 && task.state === 'ready' && task.pc >= machine.code[task.id]!.length)
       task.state = 'done';
     machine.acting = USER_TASK;
+  }
+
+  /** Damaged tables (a poke, a person's edit) end the task that runs into them, not the machine. */
+  #runFunctionStep(task: Task): void {
+    try {
+      runTopStep(this.machine, task);
+    } catch (error) {
+      if (!(error instanceof PgtableError || error instanceof MachineError)) throw error;
+      this.machine.fail(task, `KVM’s tables are damaged: ${error.message}`);
+    }
   }
 
   /** Every task has ended. */

@@ -56,17 +56,8 @@ export function runInstruction(machine: Machine, task: Task, instruction: Instru
       )
     )
       throw error;
-    fail(machine, task, error.message, instruction.statement);
+    machine.fail(task, error.message);
   }
-}
-
-/** Ends a task whose program cannot go on, and keeps the reason. */
-function fail(machine: Machine, task: Task, text: string, statement: Statement): void {
-  machine.warn(`line ${statement.span.line}: ${text}`);
-  machine.small.failures.push({ text, line: statement.span.line, actual: 'the task ends here' });
-  task.access = null;
-  task.loops = [];
-  task.pc = machine.code[task.id]!.length;
 }
 
 function runStatement(machine: Machine, task: Task, statement: Exclude<Statement, { kind: 'repeat' }>): void {
@@ -123,7 +114,7 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
       break;
     case 'notifier': {
       const { base, pages } = frameRange('unmap', statement.base, statement.size);
-      call(task, unmapHostMemory, { start: base, end: base + pages, migrate: statement.migrate });
+      call(task, unmapHostMemory, { start: base, end: base + pages, migrate: statement.migrate, notified: false });
       break;
     }
     case 'poke':
@@ -229,7 +220,7 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
     finishAccess(task);
     return;
   } else if (task.result === FAILED) {
-    fail(machine, task, 'KVM_RUN failed: the vCPU cannot go on', statement);
+    machine.fail(task, 'KVM_RUN failed: the vCPU cannot go on');
     return;
   }
   const { access } = task;

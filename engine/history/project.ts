@@ -116,14 +116,14 @@ function traceText(machine: Machine, event: string, fields: Readonly<Record<stri
   const spte = (name: string): string => hex(toBigint((fields[name] as Words).lo, (fields[name] as Words).hi));
   switch (event) {
     case 'kvm_mmu_spte_requested':
-      return `gfn ${number('gfn')} pfn ${(fields.pfn as number) < 0 ? 'ffffffffffffffff' : number('pfn')} level ${fields.level}`;
+      return `gfn ${number('gfn')} pfn ${(fields.pfn as number) < 0 ? '8000000000000000' : number('pfn')} level ${fields.level}`;
     case 'kvm_mmu_set_spte': {
       const { lo, hi } = fields.spte as Words;
       const access = machine.secondFormat.access(lo, hi);
       return `gfn ${number('gfn')} spte ${spte('spte')} (r${access & 2 ? 'w' : '-'}${access & 1 ? 'x' : '-'}${access & 4 ? 'u' : '-'}) level ${fields.level} at ${number('sptep')}`;
     }
     case 'mark_mmio_spte':
-      return `sptep:${number('sptep').padStart(16, '0')} gfn ${number('gfn')} access 6 gen ${number('gen')}`;
+      return `sptep:${number('sptep').padStart(16, '0')} gfn ${number('gfn')} access ${number('access')} gen ${number('gen')}`;
     case 'check_mmio_spte':
       return `spte ${spte('spte')} kvm_gen ${number('kvm_gen')} spte-gen ${number('spte_gen')} valid ${fields.valid ? 1 : 0}`;
     case 'handle_mmio_page_fault':

@@ -3,7 +3,7 @@ import type { Machine } from '../machine.ts';
 import type { Memslot, Memslots } from '../memory/memslots.ts';
 import { call, defineFunction, NEXT } from '../operation.ts';
 import type { SlotConfig } from '../program.ts';
-import { startDirtyLog } from '../tdp/dirty-log.ts';
+import { recoverHugePages, startDirtyLog } from '../tdp/dirty-log.ts';
 import { kvmMmuZapAllFast } from '../tdp/zap.ts';
 
 export type SlotChange =
@@ -80,15 +80,17 @@ export const kvmSetMemoryRegion = defineFunction<RegionLocals>({
       text: 'install the new slots: the generation moves, and MMIO markers of the old one become stale',
       run(machine, _task, { change }) {
         machine.setSlots(changed(machine, change, (config) => machine.makeSlot(config)));
-        return change.kind === 'log' && change.enable ? NEXT : 'done';
+        return change.kind === 'log' ? NEXT : 'done';
       },
     },
     {
       name: 'dirty-log',
-      text: 'kvm_mmu_slot_apply_flags: split large pages and write-protect the slot, so that writes fault and are logged',
+      text: 'logging begins: split large pages and write-protect the slot, so that writes fault; logging ends: recover large pages',
       run(_machine, task, { change }) {
         if (change.kind !== 'log') return NEXT;
-        return call(task, startDirtyLog, { slot: change.id, next: -1, phase: 'split' });
+        return change.enable
+          ? call(task, startDirtyLog, { slot: change.id, next: -1, phase: 'split' })
+          : call(task, recoverHugePages, { slot: change.id, next: 0 });
       },
     },
     {

@@ -1,6 +1,6 @@
 import { lockStep, unlockStep } from '../lock-steps.ts';
 import type { Machine } from '../machine.ts';
-import type { Memslot } from '../memory/memslots.ts';
+import { backingPfn, type Memslot, withMoved } from '../memory/memslots.ts';
 import { frameToAddress, type Gfn } from '../memory/words.ts';
 import { call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
@@ -60,7 +60,8 @@ export const invalidateRangeStart = defineFunction<RangeLocals>({
       name: 'notified',
       text: 'the notifier names the host-virtual range',
       run(machine, _task, { start, end: stop }) {
-        for (const slot of machine.slots.overlapping(start, stop)) {
+        const [slot] = machine.slots.overlapping(start, stop);
+        if (slot) {
           const from = Math.max(start, slot.base) - slot.base;
           const to = Math.min(stop, slot.base + slot.pages) - slot.base;
           machine.trace('kvm_unmap_hva_range', {
@@ -87,15 +88,19 @@ export const invalidateRangeEnd = defineFunction<object>({
 });
 
 /** The host’s own part: unmapping or migrating pages between the notifier’s two calls. */
-export const unmapHostMemory = defineFunction<RangeLocals & { readonly migrate: boolean }>({
+export const unmapHostMemory = defineFunction<RangeLocals & { readonly migrate: boolean; notified: boolean }>({
   name: 'unmap_host_memory',
   where: 'the host’s memory management (mm/)',
   about: 'Reclaim or migration of the memory behind a slot, between the two notifier calls.',
   steps: [
     {
       name: 'start',
-      text: 'tell the MMU notifiers that the range is going away',
-      run: (_machine, task, { start, end }) => call(task, invalidateRangeStart, { start, end }),
+      text: 'tell the MMU notifiers that the range is going away; KVM takes no notice where it has no slot',
+      run(machine, task, locals) {
+        const { start, end } = locals;
+        locals.notified = machine.slots.overlapping(start, end).length > 0;
+        return locals.notified ? call(task, invalidateRangeStart, { start, end }) : NEXT;
+      },
     },
     {
       name: 'unmap',
@@ -108,7 +113,7 @@ export const unmapHostMemory = defineFunction<RangeLocals & { readonly migrate: 
     {
       name: 'end',
       text: 'tell the MMU notifiers that it is done',
-      run: (_machine, task) => call(task, invalidateRangeEnd, {}),
+      run: (_machine, task, { notified }) => (notified ? call(task, invalidateRangeEnd, {}) : NEXT),
     },
     { name: 'done', text: 'go on', run: (_machine, task) => returns(task, 0) },
   ],
@@ -117,15 +122,13 @@ export const unmapHostMemory = defineFunction<RangeLocals & { readonly migrate: 
 function migrate(machine: Machine, { start, end: stop }: RangeLocals): void {
   let slots = machine.slots;
   for (const slot of machine.slots.overlapping(start, stop)) {
-    const moved: Record<number, number> = { ...slot.backing.moved };
+    const moves = new Map<number, number>();
     for (let gfn = Math.max(start, slot.base); gfn < Math.min(stop, slot.base + slot.pages); gfn++) {
-      const index = gfn - slot.base;
-      const from = moved[index] ?? slot.backing.pfn + index;
       const to = machine.allocateFrame();
-      copyFrame(machine, from, to);
-      moved[index] = to;
+      copyFrame(machine, backingPfn(slot, gfn), to);
+      moves.set(gfn - slot.base, to);
     }
-    const next: Memslot = { ...slot, backing: { ...slot.backing, moved } };
+    const next: Memslot = { ...slot, backing: withMoved(slot.backing, moves) };
     slots = slots.replaced(next);
   }
   machine.setSlots(slots);

@@ -1,6 +1,15 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { backingPfn, disallowsHugePage, frameRange, hostMappingLevel, type Memslot, Memslots } from './memslots.ts';
+import {
+  backingPfn,
+  disallowsHugePage,
+  frameRange,
+  hostMappingLevel,
+  type Memslot,
+  Memslots,
+  newBacking,
+  withMoved,
+} from './memslots.ts';
 import { PhysicalMemory } from './physical.ts';
 import { formatSize, frameHi, frameLo, frameOf } from './words.ts';
 
@@ -11,7 +20,7 @@ const slot = (id: number, base: number, pages: number, change: Partial<Memslot> 
   readonly: false,
   logDirty: false,
   invalid: false,
-  backing: { pfn: 0x100000 + base, pages, pageLevel: 3, moved: {} },
+  backing: newBacking(0x100000 + base, pages, 3),
   ...change,
 });
 
@@ -59,7 +68,7 @@ test('the host’s mapping limits a page’s size: its page size, and pages that
   const big = slot(0, 0, 512 * 512 * 2);
   assert.equal(hostMappingLevel(big, 5), 3);
   assert.equal(hostMappingLevel(slot(0, 0, 512 * 512, { backing: { ...big.backing, pageLevel: 2 } }), 5), 2);
-  const moved = slot(0, 0, 512 * 512 * 2, { backing: { ...big.backing, moved: { 700: 9 } } });
+  const moved = slot(0, 0, 512 * 512 * 2, { backing: withMoved(big.backing, new Map([[700, 9]])) });
   assert.equal(backingPfn(moved, 700), 9);
   assert.equal(backingPfn(moved, 701), 0x100000 + 701);
   assert.equal(hostMappingLevel(moved, 701), 1);
@@ -68,11 +77,11 @@ test('the host’s mapping limits a page’s size: its page size, and pages that
 });
 
 test('a large page must lie within its slot, and guest and host must be aligned alike', () => {
-  const odd = slot(0, 256, 1024, { backing: { pfn: 0x100100, pages: 1024, pageLevel: 2, moved: {} } });
+  const odd = slot(0, 256, 1024, { backing: newBacking(0x100100, 1024, 2) });
   assert.equal(disallowsHugePage(odd, 300, 2), true);
   assert.equal(disallowsHugePage(odd, 512, 2), false);
   assert.equal(disallowsHugePage(odd, 1024, 2), true);
-  const skewed = slot(0, 0, 1024, { backing: { pfn: 0x100001, pages: 1024, pageLevel: 2, moved: {} } });
+  const skewed = slot(0, 0, 1024, { backing: newBacking(0x100001, 1024, 2) });
   assert.equal(disallowsHugePage(skewed, 0, 2), true);
 });
 

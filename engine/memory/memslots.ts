@@ -10,6 +10,25 @@ export interface Backing {
   readonly pageLevel: number;
   /** Pages the host migrated: index in the backing → its frame now. A 2M or 1G page that holds one is mapped in 4K. */
   readonly moved: Readonly<Record<number, Pfn>>;
+  /** Numbers of the 2M and of the 1G blocks that hold a moved page. */
+  readonly broken: { readonly 2: ReadonlySet<number>; readonly 3: ReadonlySet<number> };
+}
+
+/** Host memory as it is first mapped. */
+export function newBacking(pfn: Pfn, pages: number, pageLevel: number): Backing {
+  return { pfn, pages, pageLevel, moved: {}, broken: { 2: new Set(), 3: new Set() } };
+}
+
+/** The same memory with pages in other frames: index in the backing → frame. */
+export function withMoved(backing: Backing, moves: ReadonlyMap<number, Pfn>): Backing {
+  const moved = { ...backing.moved };
+  const broken = { 2: new Set(backing.broken[2]), 3: new Set(backing.broken[3]) };
+  for (const [index, pfn] of moves) {
+    moved[index] = pfn;
+    broken[2].add(Math.floor(index / 512));
+    broken[3].add(Math.floor(index / 512 ** 2));
+  }
+  return { ...backing, moved, broken };
 }
 
 /** One guest-physical range, as KVM_SET_USER_MEMORY_REGION takes it. Slots are values: a change makes a new one. */
@@ -138,12 +157,11 @@ export function backingPfn(slot: Memslot, gfn: Gfn): Pfn {
  */
 export function hostMappingLevel(slot: Memslot, gfn: Gfn): number {
   const index = gfn - slot.base;
-  for (let level = slot.backing.pageLevel; level > 1; level--) {
+  const { broken, pageLevel, pages } = slot.backing;
+  for (const level of [3, 2] as const) {
     const span = 512 ** (level - 1);
-    const start = index - (index % span);
-    if (start + span > slot.backing.pages) continue;
-    if (!Object.keys(slot.backing.moved).some((key) => Number(key) >= start && Number(key) < start + span))
-      return level;
+    const block = Math.floor(index / span);
+    if (level <= pageLevel && (block + 1) * span <= pages && !broken[level].has(block)) return level;
   }
   return 1;
 }

@@ -1,10 +1,14 @@
+import { LEAF as FORMAT_LEAF } from '../formats/compile.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
-import type { Gfn } from '../memory/words.ts';
+import type { Machine } from '../machine.ts';
+import type { Gfn, Pfn } from '../memory/words.ts';
 import { AGAIN, defineFunction, NEXT, returns } from '../operation.ts';
-import { DONE, LEAF, READ_ONLY, Walker } from '../pgtable/walker.ts';
+import { DONE, LEAF, READ_ONLY, TABLE_PRE, Walker } from '../pgtable/walker.ts';
 import { flushRemoteTlbs } from './flush.ts';
+import { maxMappingLevel } from './map.ts';
+import { freeRemovedTable } from './removed-table.ts';
 import { splitHugePage } from './split.ts';
-import { makeTable, spteFormat, withWrite } from './spte.ts';
+import { isPresent, makeLeaf, makeTable, spteFormat, withWrite } from './spte.ts';
 
 interface DirtyLogLocals {
   readonly slot: number;
@@ -65,3 +69,65 @@ export const startDirtyLog = defineFunction<DirtyLogLocals>({
     },
   ],
 });
+
+interface RecoverLocals {
+  readonly slot: number;
+  next: Gfn;
+}
+
+export const recoverHugePages = defineFunction<RecoverLocals>({
+  name: 'kvm_tdp_mmu_recover_huge_pages',
+  where: 'arch/x86/kvm/mmu/tdp_mmu.c',
+  about: 'Dirty logging ends for a slot: a large page comes back wherever slot and host allow one.',
+  steps: [
+    lockStep('mmu_lock', 'read'),
+    {
+      name: 'table',
+      text: 'the next table whose range may be one page: put the page, made from any present entry of it, in its place',
+      run(machine, _task, locals) {
+        const slot = machine.slots.require(locals.slot);
+        const root = machine.roots().find((candidate) => !candidate.invalid);
+        const from = Math.max(locals.next, slot.base);
+        const end = slot.base + slot.pages;
+        if (!root || from >= end) return NEXT;
+        const format = machine.secondFormat;
+        const walker = new Walker(machine.memory, format, root.pfn, from, end, TABLE_PRE | READ_ONLY);
+        while (walker.next() !== DONE) {
+          const { level, table, index, frame, target } = walker;
+          if (frame < from || !format.isLargeLevel(level) || maxMappingLevel(slot, frame, level) < level) continue;
+          const leaf = firstLeaf(machine, level - 1, target);
+          if (leaf === undefined) continue;
+          const pfn = leaf.pfn - (leaf.pfn % format.span[level]!);
+          const entry = makeLeaf(spteFormat(format), level, pfn, !slot.readonly);
+          machine.setSpte(table, index, entry.lo, entry.hi);
+          freeRemovedTable(machine, target);
+          locals.next = frame + format.span[level]!;
+          return AGAIN;
+        }
+        return NEXT;
+      },
+    },
+    unlockStep('mmu_lock'),
+    {
+      name: 'flush',
+      text: 'flush every TLB: cached 4K translations must not outlive their table',
+      run(machine, task) {
+        flushRemoteTlbs(machine);
+        return returns(task, 0);
+      },
+    },
+  ],
+});
+
+/** The frame of a table's first present leaf, moved back to the table's first entry. */
+function firstLeaf(machine: Machine, level: number, table: Pfn): { readonly pfn: Pfn } | undefined {
+  const format = machine.secondFormat;
+  const page = machine.memory.page(table);
+  for (let index = 0; index < 512; index++) {
+    const lo = page[2 * index]!;
+    const hi = page[2 * index + 1]!;
+    if (isPresent(lo) && format.classify(level, lo) === FORMAT_LEAF)
+      return { pfn: format.frame(level, lo, hi) - index * format.span[level]! };
+  }
+  return undefined;
+}

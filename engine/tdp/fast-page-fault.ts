@@ -44,8 +44,10 @@ export const fastPageFault = defineFunction<FastLocals>({
           lo: entry.lo,
           hi: entry.hi,
         });
-        if (!isPresent(entry.lo) || machine.secondFormat.classify(entry.level, entry.lo) !== LEAF)
+        if (!isPresent(entry.lo) || machine.secondFormat.classify(entry.level, entry.lo) !== LEAF) {
+          trace(machine, fault, locals, RET_PF.INVALID);
           return returns(task, RET_PF.INVALID);
+        }
         if (allows(spte, entry.lo, entry.hi, fault.needs)) {
           trace(machine, fault, locals, RET_PF.SPURIOUS);
           return returns(task, RET_PF.SPURIOUS);

@@ -91,8 +91,6 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
               level: locals.level - 1,
               parent: locals.table,
               parentIndex: locals.index,
-              rootCount: 0,
-              invalid: false,
             }).pfn;
         const entry = makeTable(spteFormat(machine.secondFormat), locals.level, child);
         machine.setSpte(locals.table, locals.index, entry.lo, entry.hi);
@@ -124,8 +122,9 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
           fault.slot < 0
             ? makeMmio(spte, fault.gfn, machine.slots.generation)
             : makeLeaf(spte, locals.level, fault.pfn, fault.mapWritable);
-        if (entry.lo === locals.lo && entry.hi === locals.hi) return returns(task, RET_PF.SPURIOUS);
-        machine.setSpte(locals.table, locals.index, entry.lo, entry.hi);
+        const same = entry.lo === locals.lo && entry.hi === locals.hi;
+        if (same && fault.slot >= 0) return returns(task, RET_PF.SPURIOUS);
+        if (!same) machine.setSpte(locals.table, locals.index, entry.lo, entry.hi);
         const wasTable = isPresent(locals.lo) && machine.secondFormat.classify(locals.level, locals.lo) === TABLE;
         if (wasTable) {
           freeRemovedTable(machine, machine.secondFormat.frame(locals.level, locals.lo, locals.hi));
@@ -135,6 +134,7 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
           machine.trace('mark_mmio_spte', {
             sptep: locals.table * 4096 + locals.index * 8,
             gfn: fault.gfn,
+            access: entry.lo & 7,
             gen: machine.slots.generation,
           });
           machine.count('faults.mmio');

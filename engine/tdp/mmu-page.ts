@@ -14,4 +14,6 @@ export interface MmuPage {
   readonly rootCount: number;
   /** A root that is being taken down. */
   readonly invalid: boolean;
+  /** An invalid root that nobody has begun to zap: whoever does drops the MMU's reference, once. */
+  readonly scheduledToZap: boolean;
 }

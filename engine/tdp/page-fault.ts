@@ -130,7 +130,7 @@ export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>(
           });
           if (!valid) return returns(task, RET_PF.INVALID);
           machine.count('faults.mmio');
-          machine.trace('handle_mmio_page_fault', { addr: info.gpa, gfn: info.gpa! >> 12n, access: 7 });
+          machine.trace('handle_mmio_page_fault', { addr: info.gpa, gfn: info.gpa! >> 12n, access: spte.mmioAccess });
           return returns(task, RET_PF.EMULATE);
         }
         if (isPresent(entry.lo) || machine.secondFormat.classify(entry.level, entry.lo) !== 0) {
@@ -181,10 +181,11 @@ export const kvmTdpPageFault = defineFunction<FaultLocals>({
     lockStep('mmu_lock', 'read'),
     {
       name: 'stale',
-      text: 'is_page_fault_stale: the root is obsolete, or the gfn’s memory was invalidated since the sequence was read: retry',
+      text: 'is_page_fault_stale: the root is obsolete, or memory behind a slot was invalidated since the sequence was read: retry',
       run(machine, task, { fault }) {
         const vcpu = machine.vcpu(task.vcpu);
-        if (!machine.page(vcpu.root).invalid && !mustRetry(machine, fault.mmuSeq, fault.gfn)) return NEXT;
+        if (!machine.page(vcpu.root).invalid && (fault.slot < 0 || !mustRetry(machine, fault.mmuSeq, fault.gfn)))
+          return NEXT;
         task.result = RET_PF.RETRY;
         return 'unlock';
       },

@@ -15,8 +15,6 @@ export function splitHugePage(machine: Machine, entry: SpteRef, gfn: Gfn): Pfn {
     level,
     parent: entry.table,
     parentIndex: entry.index,
-    rootCount: 0,
-    invalid: false,
   }).pfn;
   const below = leafBelow(format, entry.level, entry.lo, entry.hi);
   const base = format.frame(entry.level, entry.lo, entry.hi);

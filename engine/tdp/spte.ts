@@ -27,6 +27,8 @@ export interface SpteFormat {
   /** Value whose bits make a present-looking entry fault as reserved; null where no bit is left for it. */
   readonly mmio: Entry | null;
   readonly mmioMask: Entry;
+  /** The access that `handle_mmio_page_fault` reads back from the marker, as ACC_* bits. */
+  readonly mmioAccess: number;
   readonly leafTemplates: readonly { readonly writable: Entry; readonly readonly: Entry }[];
 }
 
@@ -52,7 +54,8 @@ function build(format: Format): SpteFormat {
   const hostWritable = mask(format, 'host-writable');
   const mmuWritable = mask(format, 'MMU-writable');
   // EPT: writable and executable but not readable. NPT: present, with reserved address bit 51 (none left at 52 bits).
-  const mmio = ept ? { lo: 0b110, hi: 0 } : format.options.maxPhyAddr < 52 ? { lo: 1, hi: 1 << 19 } : null;
+  // There the access that KVM keeps in the marker is W and U.
+  const mmio = ept ? { lo: 0b110, hi: 0 } : format.options.maxPhyAddr < 52 ? { lo: 0b111, hi: 1 << 19 } : null;
   const leafTemplates = [0, 1, 2, 3].map((level) => {
     if (level === 0 || !format.isLargeLevel(level)) return { writable: emptyEntry, readonly: emptyEntry };
     const leaf = (write: boolean): Entry => {
@@ -72,7 +75,8 @@ function build(format: Format): SpteFormat {
     hostWritable,
     mmuWritable,
     mmio,
-    mmioMask: ept ? { lo: 0b111, hi: 0 } : { lo: 1, hi: 1 << 19 },
+    mmioMask: { lo: 0b111, hi: ept ? 0 : 1 << 19 },
+    mmioAccess: ept ? 0 : 0b110,
     leafTemplates,
   };
 }

@@ -81,8 +81,6 @@ export const kvmMmuLoad = defineFunction<object>({
             level: machine.secondFormat.rootLevel,
             parent: -1,
             parentIndex: 0,
-            rootCount: 1,
-            invalid: false,
           });
         machine.updatePage(root.pfn, { rootCount: root.rootCount + 1 });
         machine.setRoot(vcpu, root.pfn);

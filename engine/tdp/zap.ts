@@ -104,10 +104,11 @@ export const zapInvalidatedRoots = defineFunction<ZapRootLocals>({
     lockStep('mmu_lock', 'read'),
     {
       name: 'root',
-      text: 'take the next invalid root',
+      text: 'take the next invalid root that nobody else is zapping',
       run(machine, _task, locals) {
-        const root = machine.roots().find((candidate) => candidate.invalid && candidate.pfn > locals.root);
+        const root = machine.roots().find((candidate) => candidate.scheduledToZap);
         if (!root) return 'unlock';
+        machine.updatePage(root.pfn, { scheduledToZap: false });
         locals.root = root.pfn;
         locals.level = 1;
         locals.next = 0;
@@ -175,7 +176,8 @@ export const kvmMmuZapAllFast = defineFunction<object>({
       text: 'kvm_tdp_mmu_invalidate_roots: mark every root invalid, within the same critical section',
       run(machine) {
         machine.trace('kvm_mmu_zap_all_fast', { used_pages: machine.pages.size });
-        for (const root of machine.roots()) if (!root.invalid) machine.updatePage(root.pfn, { invalid: true });
+        for (const root of machine.roots())
+          if (!root.invalid) machine.updatePage(root.pfn, { invalid: true, scheduledToZap: true });
         return NEXT;
       },
     },
