@@ -56,6 +56,9 @@ interface FrameRef {
   readonly depth: number;
 }
 
+/** One answer to readMemory has at most this many bytes; the rest is reported as unreadable, and can be asked for. */
+const MAX_READ = 1 << 20;
+
 /** What a run without debugging stops at. */
 const NOTHING: Watcher = { begin() {}, check: () => undefined };
 
@@ -191,6 +194,7 @@ export class KvmMmuSession extends DebugSession {
 
   protected override restartRequest(response: DebugProtocol.RestartResponse): void {
     this.#answer(response, async () => {
+      this.#need();
       this.#generation++;
       this.#running = false;
       await this.#load();
@@ -210,8 +214,10 @@ export class KvmMmuSession extends DebugSession {
   }
 
   #end(exitCode?: number): void {
+    if (!this.#target) return;
     this.#generation++;
-    this.#target?.dispose();
+    this.#target.dispose();
+    this.#target = undefined;
     this.#running = false;
     this.#view({ type: 'ended' });
     if (exitCode !== undefined) this.sendEvent(new ExitedEvent(exitCode));
@@ -352,21 +358,17 @@ export class KvmMmuSession extends DebugSession {
 
   #motion(response: DebugProtocol.Response, motion: () => Motion): void {
     this.#answer(response, () => {
+      this.#stoppedTarget();
       const wanted = motion();
+      if (wanted.kind === 'continue') response.body = { allThreadsContinued: true };
       // The response must be on its way before the first stopped event.
       queueMicrotask(() => {
-        try {
-          this.#go(wanted);
-        } catch (error) {
-          this.#print(`${(error as Error).message}\n`, 'stderr');
-        }
+        if (this.#target && !this.#running) this.#go(wanted);
       });
-      this.#stoppedTarget();
     });
   }
 
   protected override continueRequest(response: DebugProtocol.ContinueResponse): void {
-    response.body = { allThreadsContinued: true };
     this.#motion(response, () => ({ kind: 'continue' }));
   }
   protected override nextRequest(response: DebugProtocol.NextResponse, args: DebugProtocol.NextArguments): void {
@@ -413,6 +415,7 @@ export class KvmMmuSession extends DebugSession {
     args: DebugProtocol.SetBreakpointsArguments,
   ): void {
     this.#answer(response, () => {
+      if (!args.source) throw new RequestError('setBreakpoints needs a source');
       const fn = listingName(args.source);
       const wanted = args.breakpoints ?? [];
       response.body = {
@@ -868,14 +871,16 @@ export class KvmMmuSession extends DebugSession {
     this.#answer(response, () => {
       const { machine } = this.#stoppedTarget();
       const located = this.#locate(args.memoryReference);
+      if (!Number.isInteger(args.count) || args.count < 0)
+        throw new RequestError(`count must be a whole number from 0, not ${args.count}`);
       const start = BigInt.asUintN(64, located.address + BigInt(args.offset ?? 0));
-      const count = Math.min(args.count, 1 << 20);
+      const count = Math.min(args.count, MAX_READ);
       const bytes: number[] = [];
       while (bytes.length < count) {
         const host = toHost(machine, { ...located, address: BigInt.asUintN(64, start + BigInt(bytes.length)) });
         if (!host) break;
         const size = Math.min(count - bytes.length, 4096 - host.offset);
-        for (let i = 0; i < size; i++) bytes.push(Number(machine.readBytes(host.pfn, host.offset + i, 1)));
+        bytes.push(...machine.pageBytes(host.pfn).subarray(host.offset, host.offset + size));
       }
       response.body = {
         address: hex(start),

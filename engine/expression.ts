@@ -46,6 +46,9 @@ export type Value = bigint | boolean | string;
 export interface Scope {
   name(path: readonly (string | bigint)[]): Value | undefined;
   call?(name: string, values: readonly Value[]): Value | undefined;
+  /** What would be accepted, for messages. */
+  readonly known?: string;
+  readonly knownFunctions?: string;
 }
 
 export class ExpressionError extends Error {}
@@ -72,14 +75,19 @@ export function evaluate(expression: Expression, scope: Scope): Value {
         typeof part === 'string' ? part : asInteger(evaluate(part, scope), 'an index'),
       );
       const value = scope.name(path);
-      if (value === undefined) throw new ExpressionError(`unknown name ${pathWords(path)}`);
+      if (value === undefined)
+        throw new ExpressionError(
+          `unknown name ${pathWords(path)}${scope.known === undefined ? '' : `; there are ${scope.known}`}`,
+        );
       return value;
     }
     case 'call': {
       const values = expression.arguments.map((argument) => evaluate(argument, scope));
       const value = scope.call?.(expression.name, values);
       if (value === undefined)
-        throw new ExpressionError(`unknown function ${expression.name}() for ${values.length} arguments`);
+        throw new ExpressionError(
+          `unknown function ${expression.name}() of ${values.length} arguments${scope.knownFunctions === undefined ? '' : `; there are ${scope.knownFunctions}`}`,
+        );
       return value;
     }
     case 'unary': {

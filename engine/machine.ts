@@ -331,6 +331,12 @@ export class Machine {
     }
   }
 
+  /** The bytes of a frame, as they lie in memory: to read only. Hosts are little-endian, as guests are. */
+  pageBytes(pfn: Pfn): Uint8Array {
+    const page = this.memory.page(pfn);
+    return new Uint8Array(page.buffer, page.byteOffset, page.byteLength);
+  }
+
   readBytes(pfn: Pfn, offset: number, size: number): bigint {
     let value = 0n;
     for (let i = size - 1; i >= 0; i--) {

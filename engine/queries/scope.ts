@@ -1,9 +1,9 @@
-import type { Scope, Value } from '../expression.ts';
+import { ExpressionError, type Scope, type Value } from '../expression.ts';
 import { ABSENT, LEAF } from '../formats/compile.ts';
 import { REGISTER_BITS, REGISTERS, type RegisterName } from '../guest/registers.ts';
 import { COUNTERS, type CounterName, type Machine, type Vcpu } from '../machine.ts';
 import { backingPfn } from '../memory/memslots.ts';
-import { addressToFrame, frameToAddress, pageOffset, toBigint } from '../memory/words.ts';
+import { addressToFrame, frameToAddress, hex, pageOffset, toBigint } from '../memory/words.ts';
 import type { Task } from '../operation.ts';
 import { findEntry } from '../tdp/iterate.ts';
 import { softTranslate } from './translate.ts';
@@ -52,6 +52,8 @@ export function programScope(machine: Machine, task?: Task): Scope {
       return vcpu && registerValue(vcpu, path);
     },
     call: (name, values) => callFunction(machine, own, name, values),
+    known: 'registers (cr0.wp), vcpu[N].…, counters (faults.second), guests, loop variables and step',
+    knownFunctions: 'u8, u16, u32 and u64(gpa), pte and gpa(gva), hpa, spte and level(gpa)',
   };
 }
 
@@ -69,19 +71,23 @@ function callFunction(machine: Machine, vcpu: number, name: string, values: read
   const size = SIZES[name];
   if (size !== undefined) {
     const pfn = machine.resolve(gfn);
-    if (pfn < 0 || pageOffset(address) + size > 4096) return undefined;
+    if (pfn < 0) throw new ExpressionError(`${name}(${hex(address)}): no memory slot holds this gpa`);
+    if (pageOffset(address) + size > 4096) throw new ExpressionError(`${name}(${hex(address)}) crosses a page`);
     return machine.readBytes(pfn, pageOffset(address), size);
   }
   switch (name) {
     case 'hpa': {
       const slot = machine.slots.find(gfn);
-      return slot ? frameToAddress(backingPfn(slot, gfn), pageOffset(address)) : undefined;
+      if (!slot) throw new ExpressionError(`hpa(${hex(address)}): no memory slot holds this gpa`);
+      return frameToAddress(backingPfn(slot, gfn), pageOffset(address));
     }
     case 'gpa':
     case 'pte': {
       const walk = softTranslate(machine, vcpu, address);
       if (name === 'pte') return toBigint(walk.lo, walk.hi);
-      return walk.status === 'done' ? frameToAddress(walk.gfn, pageOffset(address)) : undefined;
+      if (walk.status !== 'done')
+        throw new ExpressionError(`gpa(${hex(address)}): the guest does not map this address`);
+      return frameToAddress(walk.gfn, pageOffset(address));
     }
     case 'spte':
     case 'level': {

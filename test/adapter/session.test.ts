@@ -408,6 +408,46 @@ test('launch attributes of the wrong type, missing files and bad scenarios are n
     }
   }));
 
+test('requests out of order or out of range are answered, and nothing ends twice', () =>
+  withClient(async (client) => {
+    await client.request('initialize', { adapterID: 'kvm-mmu', pathFormat: 'path' });
+    assert.match(errorText(await client.raw('restart')), /launch a scenario first/);
+    const program = scenario('order.mmu', `${MACHINE}vcpu 0 in kernel {\n  loop { read 0x400000 }\n}\n`);
+    const initialized = client.event('initialized');
+    await client.request('launch', { type: 'kvm-mmu', request: 'launch', program, stopOnEntry: true });
+    await initialized;
+    assert.match(errorText(await client.raw('setBreakpoints', { breakpoints: null })), /needs a source/);
+    const entry = client.stop();
+    await client.request('configurationDone');
+    await entry;
+    assert.match(
+      errorText(await client.raw('readMemory', { memoryReference: 'gpa:0x0', count: -1 })),
+      /count must be a whole number from 0, not -1/,
+    );
+    assert.equal(
+      (await client.request('readMemory', { memoryReference: 'gpa:0x0', count: 1e9 })).unreadableBytes,
+      1e9 - 2 ** 20,
+    );
+    assert.match(
+      errorText(await client.raw('evaluate', { expression: 'nonsense', context: 'watch' })),
+      /unknown name nonsense; there are registers/,
+    );
+    assert.match(
+      errorText(await client.raw('evaluate', { expression: 'u64(0xffffffff000)', context: 'watch' })),
+      /no memory slot holds this gpa/,
+    );
+    await client.request('continue', { threadId: 1 });
+    const refused = await client.raw('continue', { threadId: 1 });
+    assert.match(errorText(refused), /the machine is running: pause it first/);
+    await client.request('terminate');
+    await client.request('terminate');
+    assert.equal(client.events.filter((event) => event.event === 'terminated').length, 1);
+    assert.deepEqual(
+      client.events.filter((event) => event.event === 'output').map((event) => event.body.output),
+      [],
+    );
+  }));
+
 test('restart begins anew with the same breakpoints; a failed expectation ends with exit code 1', () =>
   withClient(async (client) => {
     const program = scenario(
