@@ -21,9 +21,10 @@ function machine(spec: typeof EPT) {
   const stores: string[] = [];
   const walkMemory = {
     page: (pfn: number) => memory.page(pfn),
-    setBits(pfn: number, index: number, lo: number) {
+    setBits(pfn: number, index: number, lo: number, hi: number) {
       stores.push(`${pfn}.${index}`);
       memory.writable(pfn)[2 * index] = lo;
+      memory.writable(pfn)[2 * index + 1] = hi;
     },
     resolve: (gfn: number) => gfn,
     mayUpdate: () => true,

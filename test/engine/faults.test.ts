@@ -10,8 +10,8 @@ import { parseScenario } from '../../scenario/index.ts';
 
 // Every fault of a few examples: its sentence, its error code, and the walk as a view would be told of it.
 
-function faults(path: string): string {
-  const { program } = parseScenario(readFileSync(path, 'utf8'));
+function faults(scenario: string): string {
+  const { program } = parseScenario(scenario);
   assert.ok(program);
   const run = new Run(program);
   const { machine } = run;
@@ -50,10 +50,24 @@ function faults(path: string): string {
 
 for (const name of ['protections', 'mmio-and-rom', 'npt']) {
   test(`${name}.mmu: every fault in words`, () => {
-    const text = faults(`examples/${name}.mmu`);
+    const text = faults(readFileSync(`examples/${name}.mmu`, 'utf8'));
     const path = `test/golden/faults-${name}.txt`;
     if (process.env.UPDATE_GOLDEN === '1') writeFileSync(path, text);
     assert.ok(existsSync(path), `${path} is missing: run once with UPDATE_GOLDEN=1 and read what it wrote`);
     assert.equal(text, readFileSync(path, 'utf8'));
   });
 }
+
+test('a second-stage entry that is there says what it does not allow; an address beyond the tables says so', () => {
+  const sentences = (second: string) =>
+    faults(
+      `machine x86-64 {\n  memory 0 +1M\n  memory 0x8000000 +64K read-only\n  second-stage tdp ${second} 4-level\n  maxphyaddr 52\n}\nguest g {\n  map 0x400000 -> 0x8000000 4K\n  map 0x401000 -> 0x1_0000_0000_0000 4K\n}\nvcpu 0 in g {\n  read 0x400000\n  write 0x400000\n  read 0x401000\n}\n`,
+    )
+      .split('\n')
+      .filter((line) => /^vCPU 0 (wrote|read) gpa/.test(line));
+  assert.deepEqual(sentences('ept').slice(1), [
+    'vCPU 0 wrote gpa 0x8000000: EPT level-1 entry 0 does not allow writing',
+    'vCPU 0 read gpa 0x1000000000000: gpa 0x1000000000000 lies beyond the 48 bits that the tables translate',
+  ]);
+  assert.equal(sentences('npt')[1], 'vCPU 0 wrote gpa 0x8000000: NPT level-1 entry 0 does not allow writing');
+});
