@@ -9,11 +9,13 @@ export interface LaunchArguments {
   readonly history: number;
   /** Run without stopping at anything. */
   readonly noDebug: boolean;
+  /** Policies by name, over those of the scenario. */
+  readonly policies: Readonly<Record<string, string>>;
 }
 
 export const DEFAULT_HISTORY = 1 << 20;
 const MAX_HISTORY = 1 << 26;
-const KNOWN = ['program', 'target', 'stopOnEntry', 'stopAtEnd', 'history'];
+const KNOWN = ['program', 'target', 'stopOnEntry', 'stopAtEnd', 'history', 'policies'];
 /** Attributes that VS Code itself puts into every configuration. */
 const VSCODE_OWN = [
   'type',
@@ -47,7 +49,14 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
         error: `unknown launch attribute "${name}"; there are ${KNOWN.map((known) => `"${known}"`).join(', ')}`,
       };
   }
-  const { program, target = 'emulator', stopOnEntry = false, stopAtEnd = false, history = DEFAULT_HISTORY } = given;
+  const {
+    program,
+    target = 'emulator',
+    stopOnEntry = false,
+    stopAtEnd = false,
+    history = DEFAULT_HISTORY,
+    policies = {},
+  } = given;
   if (typeof program !== 'string' || program === '')
     return { error: `"program" must be the path of a .mmu file, not ${shown(program)}` };
   if (target !== 'emulator')
@@ -59,5 +68,14 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
     return {
       error: `"history" must be a whole number of log entries from 65536 to ${MAX_HISTORY}, not ${shown(history)}`,
     };
-  return { program, stopOnEntry, stopAtEnd, history, noDebug: given.noDebug === true };
+  if (!isPolicies(policies))
+    return {
+      error: `"policies" must be an object of names and values, such as {"page-split": "lazy"}, not ${shown(policies)}`,
+    };
+  return { policies, program, stopOnEntry, stopAtEnd, history, noDebug: given.noDebug === true };
+}
+
+function isPolicies(value: unknown): value is Record<string, string> {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return false;
+  return Object.values(value).every((chosen) => typeof chosen === 'string');
 }

@@ -16,6 +16,7 @@ import { REGISTER_BITS, RegisterError } from '../engine/guest/registers.ts';
 import type { Machine } from '../engine/machine.ts';
 import { hex } from '../engine/memory/words.ts';
 import { functionSpec, type Task } from '../engine/operation.ts';
+import { choosePolicy, DEFAULT_POLICIES } from '../engine/policies.ts';
 import { answer } from '../engine/queries/answer.ts';
 import type { StopAnswer } from '../engine/queries/answers.ts';
 import { listing, listings, stepOfLine } from '../engine/queries/listing.ts';
@@ -157,7 +158,7 @@ export class KvmMmuSession extends DebugSession {
   }
 
   async #load(): Promise<void> {
-    const { program: path, history } = this.#launch!;
+    const { program: path, history, policies } = this.#launch!;
     const text = await this.#host.readText(path);
     const { program, diagnostics } = parseScenario(text);
     for (const { severity, message, span } of diagnostics) {
@@ -174,7 +175,14 @@ export class KvmMmuSession extends DebugSession {
       throw new RequestError(`${path}:${first.span.line}: ${first.message}${more}`);
     }
     this.#target?.dispose();
-    this.#target = new EmulatorTarget(program, history, () => this.#host.yieldToLoop());
+    let chosen = program.machine.policies ?? DEFAULT_POLICIES;
+    for (const [name, value] of Object.entries(policies)) {
+      const next = choosePolicy(chosen, name, value);
+      if ('error' in next) throw new RequestError(next.error);
+      chosen = next;
+    }
+    const configured = { ...program, machine: { ...program.machine, policies: chosen } };
+    this.#target = new EmulatorTarget(configured, history, () => this.#host.yieldToLoop());
     this.#since = 0;
     this.#here = 0;
     this.#stop = undefined;

@@ -22,6 +22,7 @@ import { PhysicalMemory } from './memory/physical.ts';
 import { Tlb, type TlbEntry, tlbSpan } from './memory/tlb.ts';
 import { type Gfn, highWord, lowWord, type Pfn, toBigint, type Vfn } from './memory/words.ts';
 import { LOCKS, type LockName, type Task } from './operation.ts';
+import { DEFAULT_POLICIES, type Policies } from './policies.ts';
 import type { MachineConfig, Program, SlotConfig } from './program.ts';
 import type { MmuPage } from './tdp/mmu-page.ts';
 import { emptyEntry } from './tdp/spte.ts';
@@ -129,6 +130,7 @@ export class Machine {
   readonly log: Log;
   readonly cpu: GuestCpu;
   readonly secondFormat: Format;
+  readonly policies: Policies;
   readonly vcpus: Vcpu[] = [];
   slots = new Memslots();
   /** KVM's tables by frame. */
@@ -149,6 +151,7 @@ export class Machine {
   constructor(program: Program, logLimit = 1 << 20) {
     this.program = program;
     this.config = program.machine;
+    this.policies = program.machine.policies ?? DEFAULT_POLICIES;
     this.log = new Log(logLimit);
     const { maxPhyAddr, features, second } = this.config;
     this.cpu = { maxPhyAddr, features: new Set(features) };

@@ -1,6 +1,7 @@
 import type { Expression } from './expression.ts';
 import type { Feature } from './formats/format.ts';
 import type { RegisterName } from './guest/registers.ts';
+import type { Policies } from './policies.ts';
 
 /** Where a statement stands in its source: 1-based lines and columns, the end exclusive. */
 export interface Span {
@@ -26,6 +27,8 @@ export interface MachineConfig {
   readonly maxPhyAddr: number;
   /** What the processor offers, beside NX, which EFER.NXE rules. */
   readonly features: readonly Feature[];
+  /** What was chosen where KVM could do otherwise; absent: today's kernel. */
+  readonly policies?: Policies;
 }
 
 export interface SlotConfig {

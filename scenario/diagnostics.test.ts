@@ -57,7 +57,7 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
     machine('memory 0 +4K\nsecond-stage foo'),
     '3:1 error: unknown second stage foo; there are: tdp ept 4-level, tdp npt 4-level',
   ],
-  [machine('memory 0 +4K\npolicy roots = keep'), '3:1 error: no policies yet: roots = keep cannot be chosen'],
+  [machine('memory 0 +4K\npolicy roots = keep'), '3:1 error: unknown policy roots; there are page-split'],
   // guest
   [`machine { memory 0 +4K slot 0 }\nguest k { }\nguest k { }${run}`, '3:1 error: guest k is on line 2 already'],
   [`guest cr3 { }${run}`, '1:1 error: cr3 has a meaning in expressions already: call the guest something else'],

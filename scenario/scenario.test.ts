@@ -136,6 +136,7 @@ test('a machine says all that it has', () => {
       second-stage tdp npt 4-level
       maxphyaddr 40
       cpu 1g-pages
+      policy page-split = lazy
     }
     vcpu 0 {}`);
   assert.deepEqual(plain(machine), {
@@ -148,6 +149,7 @@ test('a machine says all that it has', () => {
     second: 'npt',
     maxPhyAddr: 40,
     features: ['1g-pages', 'amd'],
+    policies: { 'page-split': 'lazy' },
   });
 });
 

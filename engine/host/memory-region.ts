@@ -86,10 +86,14 @@ export const kvmSetMemoryRegion = defineFunction<RegionLocals>({
     {
       name: 'dirty-log',
       text: 'logging begins: split large pages and write-protect the slot, so that writes fault; logging ends: recover large pages',
-      run(_machine, task, { change }) {
+      run(machine, task, { change }) {
         if (change.kind !== 'log') return NEXT;
         return change.enable
-          ? call(task, startDirtyLog, { slot: change.id, next: -1, phase: 'split' })
+          ? call(task, startDirtyLog, {
+              slot: change.id,
+              next: -1,
+              phase: machine.policies['page-split'] === 'eager' ? 'split' : 'protect',
+            })
           : call(task, recoverHugePages, { slot: change.id, next: 0 });
       },
     },

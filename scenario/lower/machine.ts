@@ -1,6 +1,7 @@
 import type { Feature } from '../../engine/formats/format.ts';
 import { Machine, MachineError } from '../../engine/machine.ts';
 import { MAX_SLOT_ID, MemslotError } from '../../engine/memory/memslots.ts';
+import { choosePolicy, DEFAULT_POLICIES } from '../../engine/policies.ts';
 import type { MachineConfig, SlotConfig } from '../../engine/program.ts';
 import { didYouMean, type Placed, type Problems, spanOf } from '../diagnostics.ts';
 import type * as Ast from '../generated/ast.ts';
@@ -45,13 +46,16 @@ export function lowerMachine(machines: readonly Ast.Machine[], problems: Problem
   const seen = new Map<string, Ast.MachineItem>();
   let { second, maxPhyAddr } = DEFAULT_MACHINE;
   let features: readonly Feature[] | undefined;
+  let policies = DEFAULT_POLICIES;
   for (const item of machine.items) {
     if (item.$type === 'Memory') {
       memory.push(item);
       continue;
     }
     if (item.$type === 'Policy') {
-      problems.error(item, `no policies yet: ${item.subject}${item.value ? ` = ${item.value}` : ''} cannot be chosen`);
+      const chosen = choosePolicy(policies, item.subject, item.value ?? '');
+      if ('error' in chosen) problems.error(item, chosen.error);
+      else policies = chosen;
       continue;
     }
     const before = seen.get(item.$type);
@@ -64,7 +68,7 @@ export function lowerMachine(machines: readonly Ast.Machine[], problems: Problem
   features ??= DEFAULT_MACHINE.features;
   // A processor with NPT is AMD's, and so are its guests' reserved bits.
   if (second === 'npt') features = [...features, 'amd'];
-  const config = { slots: [], second, maxPhyAddr, features };
+  const config = { slots: [], second, maxPhyAddr, features, policies };
   if (memory.length === 0)
     problems.warning(machine, 'a machine without memory: every access will be MMIO; add a line like memory 0 +64M');
   return { ...config, slots: lowerMemory(memory, config, problems) };

@@ -394,13 +394,22 @@ test('launch attributes of the wrong type, missing files and bad scenarios are n
       ],
       [
         { program: 'x.mmu', stopAtEntry: true },
-        'unknown launch attribute "stopAtEntry"; there are "program", "target", "stopOnEntry", "stopAtEnd", "history"',
+        'unknown launch attribute "stopAtEntry"; there are "program", "target", "stopOnEntry", "stopAtEnd", "history", "policies"',
+      ],
+      [
+        { program: 'x.mmu', policies: [] },
+        '"policies" must be an object of names and values, such as {"page-split": "lazy"}, not []',
       ],
       [{ program: '/nowhere/x.mmu' }, 'cannot read "program" /nowhere/x.mmu: there is no such file'],
     ] as const) {
       assert.equal(errorText(await client.raw('launch', { type: 'kvm-mmu', request: 'launch', ...args })), message);
     }
     assert.match(errorText(await client.raw('launch', { program: bad })), /bad\.mmu:2: .*0x123/);
+    const fine = scenario('fine.mmu', 'vcpu 0 {\n  read 0x1000\n}\n');
+    assert.equal(
+      errorText(await client.raw('launch', { program: fine, policies: { 'page-split': 'never' } })),
+      'policy page-split cannot be never; it is eager or lazy',
+    );
     for (const command of ['threads', 'continue', 'stackTrace', 'evaluate', 'mmu/hover']) {
       const response = await client.raw(command, { threadId: 1, expression: '1' });
       assert.equal(response.success, false, command);

@@ -99,6 +99,12 @@ for (const second of ['ept', 'npt']) {
     );
   });
 
+  test(`${second}: with page-split = lazy a large page of a logged slot stays until it is written`, () => {
+    holds(
+      `machine x86-64 {\n  memory 0 +64M huge 2M\n  second-stage tdp ${second} 4-level\n  policy page-split = lazy\n}\nvcpu 0 {\n  write 0x200000 = 1\n  write 0x400000 = 1\n  wait until sptes.changed > 4\n  read 0x200000\n  expect level(0x200000) == 2\n  write 0x200000 = 2\n}\nhost logger {\n  wait until faults.fixed > 1\n  log dirty slot 0 on\n}\nexpect level(0x200000) == 1\nexpect level(0x400000) == 2\nexpect u64(0x200000) == 2\n`,
+    );
+  });
+
   test(`${second}: when dirty logging ends, large pages come back`, () => {
     holds(
       `machine x86-64 {\n  memory 0 +64M huge 2M\n  second-stage tdp ${second} 4-level\n}\nvcpu 0 {\n  write 0x200000 = 7\n  wait until sptes.changed > 500\n  write 0x201000 = 8\n  wait until level(0x200000) == 2\n  write 0x202000 = 9\n}\nhost logger {\n  wait until faults.fixed > 0\n  log dirty slot 0 on\n  wait until faults.fast > 0\n  log dirty slot 0 off\n}\nexpect level(0x200000) == 2\nexpect u64(0x200000) == 7\nexpect u64(0x201000) == 8\nexpect hpa(0x202000) - hpa(0x200000) == 0x2000\n`,
