@@ -37,7 +37,7 @@ try {
       const engine = measure(process.execPath, ['--max-old-space-size=12000', join(folder, 'engine.mjs'), ...args]);
       const reference = compiled.status === 0 ? measure(join(folder, 'reference'), args) : Number.NaN;
       console.log(
-        `${`${work}, ${words}`.padEnd(34)} ${String(size).padStart(8)} ${engine.toFixed(2).padStart(11)} ${reference.toFixed(2).padStart(12)} ${(reference / engine).toFixed(3).padStart(11)}`,
+        `${`${work}, ${words}`.padEnd(34)} ${String(size).padStart(8)} ${engine.toFixed(2).padStart(11)} ${reference.toFixed(2).padStart(12)} ${(reference / engine).toPrecision(2).padStart(11)}`,
       );
     }
   }
