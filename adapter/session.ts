@@ -15,15 +15,15 @@ import { ExpressionError, evaluate, evaluateInteger, truthy } from '../engine/ex
 import { REGISTER_BITS, RegisterError } from '../engine/guest/registers.ts';
 import type { Machine } from '../engine/machine.ts';
 import { hex } from '../engine/memory/words.ts';
-import { functionSpec, type Task } from '../engine/operation.ts';
+import type { Task } from '../engine/operation.ts';
 import { choosePolicy, DEFAULT_POLICIES } from '../engine/policies.ts';
-import { answer } from '../engine/queries/answer.ts';
 import type { StopAnswer } from '../engine/queries/answers.ts';
 import { listing, listings, stepOfLine } from '../engine/queries/listing.ts';
 import { parseRequest, type ViewEvent } from '../engine/queries/protocol.ts';
 import type { FaultInfo } from '../engine/tdp/fault.ts';
 import { parseExpression, parseScenario } from '../scenario/index.ts';
 import { describeAddress, parseAddress, toHost } from './addresses.ts';
+import { fromBase64, toBase64 } from './base64.ts';
 import {
   Breakpoints,
   Condition,
@@ -34,7 +34,9 @@ import {
   faultScope,
   hitCondition,
 } from './breakpoints.ts';
+import { runCommand } from './console.ts';
 import { type LaunchArguments, parseLaunch } from './launch.ts';
+import { breakableLines, listingName, listingSource } from './sources.ts';
 import { describeStop, taskTitle } from './stops.ts';
 import { EmulatorTarget } from './targets/emulator.ts';
 import type { Halt, Motion, Target, Watcher } from './targets/target.ts';
@@ -48,8 +50,6 @@ export interface SessionHost {
   /** Resolves once waiting messages have been handled. */
   yieldToLoop(): Promise<void>;
 }
-
-const LISTING_SUFFIX = '.kvmfn';
 
 interface FrameRef {
   readonly task: number;
@@ -771,7 +771,10 @@ export class KvmMmuSession extends DebugSession {
     this.#answer(response, () => {
       const { machine } = this.#stoppedTarget();
       const text = args.expression.trim();
-      const command = args.context === 'repl' ? this.#command(text, args.frameId) : undefined;
+      const command =
+        args.context === 'repl'
+          ? runCommand(machine, this.#focusedVcpu(args.frameId), this.#moment(), text)
+          : undefined;
       if (command !== undefined) {
         response.body = { result: command, variablesReference: 0 };
         return;
@@ -804,63 +807,6 @@ export class KvmMmuSession extends DebugSession {
         type: typeof value,
       };
     });
-  }
-
-  /** The console's own commands; undefined for anything else. */
-  #command(text: string, frameId: number | undefined): string | undefined {
-    const { machine } = this.#need();
-    const [name, ...rest] = text.split(/\s+/);
-    const vcpu = this.#focusedVcpu(frameId);
-    switch (name) {
-      case 'help':
-        return 'walk ADDRESS — how an address is translated\nhistory ADDRESS — what changed there\ncosts — what has been counted\nAn address is 0x… (gpa), gva:0x…, gpa:0x…, hpa:0x…; anything else is an expression.';
-      case 'costs':
-        return machine
-          .counterList()
-          .map(([counter, value]) => `${counter.padEnd(20)} ${value}`)
-          .join('\n');
-      case 'walk':
-      case 'history': {
-        const located = parseAddress(rest.join(' '), 'gva', vcpu);
-        if (!located) throw new RequestError(`${name} needs an address, such as 0x400000 or gpa:0x200000`);
-        if (name === 'walk') return this.#walkText(located);
-        const host = toHost(machine, located);
-        if (!host) throw new RequestError(`nothing is mapped at ${rest.join(' ')}`);
-        const { answer: result } = answer(
-          machine,
-          {
-            kind: 'history',
-            space: 'hpa',
-            address: hex((BigInt(host.pfn) << 12n) + BigInt(host.offset & ~7)),
-            size: '0x8',
-          },
-          this.#moment(),
-        );
-        if (result.kind !== 'history') return '';
-        return (
-          result.changes
-            .map((change) => `step ${change.step}: ${change.task}: ${change.old} → ${change.new} (${change.what})`)
-            .join('\n') || `nothing changed since step ${result.since}`
-        );
-      }
-      default:
-        return undefined;
-    }
-  }
-
-  #walkText(located: { space: 'gva' | 'gpa' | 'hpa'; vcpu: number; address: bigint }): string {
-    if (located.space === 'hpa') return describeAddress(this.#need().machine, located).join('\n');
-    const { answer: walk } = answer(
-      this.#need().machine,
-      { kind: 'walk', vcpu: located.vcpu, space: located.space, address: hex(located.address) },
-      this.#moment(),
-    );
-    if (walk.kind !== 'walk') return walk.kind === 'error' ? walk.message : '';
-    const lines = walk.references.map(
-      (reference) =>
-        `${String(reference.number).padStart(2)} ${reference.stage.padEnd(6)} ${reference.entry.name} ${reference.index} at ${reference.address} = ${reference.entry.value} ${reference.note ?? reference.entry.state} (${reference.purpose})`,
-    );
-    return [...lines, walk.sentence].join('\n');
   }
 
   // ---- memory
@@ -906,6 +852,7 @@ export class KvmMmuSession extends DebugSession {
       const target = this.#stoppedTarget();
       const located = this.#locate(args.memoryReference);
       const bytes = fromBase64(args.data);
+      if (!bytes) throw new RequestError('the data is not base64');
       const start = located.address + BigInt(args.offset ?? 0);
       for (let done = 0; done < bytes.length; ) {
         const host = toHost(target.machine, { ...located, address: BigInt.asUintN(64, start + BigInt(done)) });
@@ -985,45 +932,4 @@ export class KvmMmuSession extends DebugSession {
 
 function isFaultInfo(value: unknown): value is FaultInfo {
   return typeof value === 'object' && value !== null && 'errorCode' in value;
-}
-
-/** Lines on which a statement begins, ascending. */
-function breakableLines(machine: Machine): number[] {
-  const lines = new Set<number>();
-  for (const code of machine.code)
-    for (const instruction of code) if (instruction.kind !== 'end-loop') lines.add(instruction.statement.span.line);
-  return [...lines].sort((a, b) => a - b);
-}
-
-function listingSource(fn: string): DebugProtocol.Source {
-  return {
-    name: `${fn}${LISTING_SUFFIX}`,
-    path: `${fn}${LISTING_SUFFIX}`,
-    sourceReference: listings().indexOf(fn) + 1,
-    origin: functionSpec(fn).where,
-  };
-}
-
-/** The function that a source lists, if it is a listing. */
-function listingName(source: DebugProtocol.Source): string | undefined {
-  const named = (source.path ?? source.name)?.replace(/^.*[/\\]/, '');
-  if (named?.endsWith(LISTING_SUFFIX)) {
-    const fn = named.slice(0, -LISTING_SUFFIX.length);
-    return listings().includes(fn) ? fn : undefined;
-  }
-  return source.sourceReference ? listings()[source.sourceReference - 1] : undefined;
-}
-
-function toBase64(bytes: readonly number[]): string {
-  let text = '';
-  for (const byte of bytes) text += String.fromCharCode(byte);
-  return btoa(text);
-}
-
-function fromBase64(data: string): number[] {
-  try {
-    return [...atob(data)].map((char) => char.charCodeAt(0));
-  } catch {
-    throw new RequestError('the data is not base64');
-  }
 }
