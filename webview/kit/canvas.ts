@@ -32,12 +32,16 @@ export class Canvas {
     this.#scheduled = true;
     requestAnimationFrame(() => {
       this.#scheduled = false;
-      if (this.width === 0) return;
-      const ratio = devicePixelRatio;
-      this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
-      this.context.clearRect(0, 0, this.width, this.height);
-      this.#draw();
+      this.#drawNow();
     });
+  }
+
+  #drawNow(): void {
+    if (this.width === 0) return;
+    const ratio = devicePixelRatio;
+    this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    this.context.clearRect(0, 0, this.width, this.height);
+    this.#draw();
   }
 
   /** Value of a CSS variable of the theme. */
@@ -107,6 +111,7 @@ export class Canvas {
     this.height = height;
     this.element.width = Math.round(width * devicePixelRatio);
     this.element.height = Math.round(height * devicePixelRatio);
-    this.redraw();
+    // A new size empties the canvas: drawn in the same frame, it is never seen empty.
+    this.#drawNow();
   }
 }
