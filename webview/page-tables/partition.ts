@@ -90,6 +90,8 @@ export class Partition {
     this.#moving?.stop();
     const from = this.#view;
     const arrive = (view: Viewport) => {
+      // A path from one page across the whole space is too steep for the interpolation's logarithm: wait for its end.
+      if (!Number.isFinite(view.start) || !Number.isFinite(view.size)) return;
       this.#view = view;
       this.#canvas.redraw();
       this.#moved();
