@@ -48,6 +48,8 @@ export class Format {
   readonly rootLevel: number;
   /** Input frames an entry of a level covers: 512^(level−1). */
   readonly span: Float64Array;
+  /** Input frames that the tables translate. */
+  readonly inputFrames: number;
   /** 1 / span: exact, since spans are powers of two. */
   readonly inverseSpan: Float64Array;
   /** Bits of which any makes an entry present; all stand in the low word. */
@@ -84,6 +86,7 @@ export class Format {
     this.rootLevel = Math.max(...spec.levels.map((level) => level.level));
     const size = this.rootLevel + 1;
     this.span = Float64Array.from({ length: size }, (_, level) => (level === 0 ? 1 : 512 ** (level - 1)));
+    this.inputFrames = 512 * this.span[this.rootLevel]!;
     this.inverseSpan = this.span.map((span) => 1 / span);
     this.largeLo = new Int32Array(size);
     this.reservedLo = new Int32Array(2 * size);

@@ -208,7 +208,7 @@ function secondReference(walk: Walk, second: SecondStage, memory: WalkMemory, tr
   const judged = format.judge(level, lo, hi);
   const state = judged & 3;
   // A guest-physical address beyond what the tables translate has no entry.
-  if (state === ABSENT || (level === format.rootLevel && walk.gfn >= format.span[level]! * 512)) {
+  if (state === ABSENT || walk.gfn >= format.inputFrames) {
     secondFault(walk, 'violation', 0, index, lo, hi);
     return;
   }

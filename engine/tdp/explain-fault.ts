@@ -111,7 +111,7 @@ function guestReason(walk: Walk, mode: PagingMode): string {
 function secondReason(walk: Walk, second: SecondStage, bits: number): string {
   const { format, kind } = second;
   const entry = `${kind.toUpperCase()} level-${walk.secondLevel} entry ${walk.secondIndex}`;
-  if (walk.secondLevel === format.rootLevel && walk.gfn >= format.span[format.rootLevel]! * 512)
+  if (walk.gfn >= format.inputFrames)
     return `gpa ${hex(frameToAddress(walk.gfn))} lies beyond the ${12 + Math.log2(format.span[format.rootLevel]! * 512)} bits that the tables translate`;
   if (format.classify(walk.secondLevel, walk.lo) === ABSENT) return `${entry} is not present`;
   const problems = entryProblems(format, walk.secondLevel, walk.lo, walk.hi);

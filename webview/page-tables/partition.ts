@@ -1,4 +1,4 @@
-import { interpolateZoom, timer } from 'd3';
+import { timer } from 'd3';
 import type { RootAnswer, TableQuery } from '../../engine/queries/answers.ts';
 import { Canvas } from '../kit/canvas.ts';
 import { h } from '../kit/element.ts';
@@ -10,7 +10,7 @@ import { hideTooltip, showTooltipSoon } from '../kit/tooltip.ts';
 import { type Box, boxAt, layout, wholeSpace } from './layout.ts';
 import { addressAt, type EntryPath, type GetTable, totalSize } from './model.ts';
 import { runFacts } from './run-words.ts';
-import { clampViewport, fit, pan, ticks, type Viewport, zoomAround } from './viewport.ts';
+import { clampViewport, fit, pan, ticks, type Viewport, zoomAround, zoomPath } from './viewport.ts';
 
 const AXIS = 20;
 const ROW = 34;
@@ -88,30 +88,20 @@ export class Partition {
   /** Moves the eye there, along a path on which it does not lose its place. */
   moveTo(target: Viewport): void {
     this.#moving?.stop();
-    const from = this.#view;
-    const arrive = (view: Viewport) => {
-      // A path from one page across the whole space is too steep for the interpolation's logarithm: wait for its end.
-      if (!Number.isFinite(view.start) || !Number.isFinite(view.size)) return;
-      this.#view = view;
-      this.#canvas.redraw();
-      this.#moved();
-    };
-    if (
-      matchMedia('(prefers-reduced-motion: reduce)').matches ||
-      (from.size === target.size && from.start === target.start)
-    ) {
-      arrive(target);
-      return;
-    }
-    const middle = (view: Viewport) => view.start + view.size / 2;
-    const between = interpolateZoom([middle(from), 0, from.size], [middle(target), 0, target.size]);
+    const path = zoomPath(this.#view, target);
+    const duration = matchMedia('(prefers-reduced-motion: reduce)').matches ? 0 : MOVE;
     const moving = timer((elapsed) => {
-      const t = Math.min(1, elapsed / MOVE);
+      const t = elapsed < duration ? elapsed / duration : 1;
       if (t === 1) moving.stop();
-      const [centre, , size] = between(t * t * (3 - 2 * t));
-      arrive(t === 1 ? target : { start: centre - size / 2, size });
+      this.#go(path(t * t * (3 - 2 * t)));
     });
     this.#moving = moving;
+  }
+
+  #go(view: Viewport): void {
+    this.#view = view;
+    this.#canvas.redraw();
+    this.#moved();
   }
 
   zoom(factor: number, fraction = 0.5): void {
@@ -140,6 +130,8 @@ export class Partition {
     if (!this.#root) return;
     const { context, width } = this.#canvas;
     this.#boxes = layout(this.#root, this.#get, this.#view, width, () => {});
+    const shown = formatAddress(addressAt(Math.max(0, Math.floor(this.#view.start)), this.#root));
+    this.#canvas.element.setAttribute('aria-description', `${formatSize(Math.round(this.#view.size))} from ${shown}`);
     const font = getComputedStyle(document.body);
     context.font = `12px ${font.getPropertyValue('--mono')}`;
     context.textBaseline = 'middle';
@@ -282,9 +274,7 @@ export class Partition {
     const jump = (view: Viewport) => {
       this.#moving?.stop();
       hideTooltip();
-      this.#view = view;
-      this.#canvas.redraw();
-      this.#moved();
+      this.#go(view);
     };
     element.addEventListener(
       'wheel',

@@ -199,6 +199,12 @@ describe('the views', () => {
       async () => /0x201000/.test((await tables.locator('.search-answer').textContent()) ?? ''),
       'the walk of 0x401000 in words',
     );
+    // The eye has come to the page: sixteen pages, with this one amid them.
+    const canvas = tables.locator('.partition-canvas');
+    await until(
+      async () => (await canvas.getAttribute('aria-description')) === '64K from 3f_9800',
+      'the partition at 0x401000',
+    );
     await tables.locator('.search input').fill('nonsense');
     await page.keyboard.press('Enter');
     await tables.getByText('is not an address').waitFor();
