@@ -9,17 +9,20 @@ export interface Policies {
 
 export const DEFAULT_POLICIES: Policies = { 'page-split': 'eager' };
 
-const VALUES: { readonly [K in keyof Policies]: readonly Policies[K][] } = { 'page-split': ['eager', 'lazy'] };
+/** What each policy can be, its default first. */
+export const POLICY_VALUES: { readonly [K in keyof Policies]: readonly Policies[K][] } = {
+  'page-split': ['eager', 'lazy'],
+};
 
 function isPolicy(name: string): name is keyof Policies {
-  return Object.hasOwn(VALUES, name);
+  return Object.hasOwn(POLICY_VALUES, name);
 }
 
 /** These policies with one chosen by name, or what is wrong with the choice and what there is. */
 export function choosePolicy(policies: Policies, name: string, value: string): Policies | { readonly error: string } {
-  if (!isPolicy(name)) return { error: `unknown policy ${name}; there are ${Object.keys(VALUES).join(', ')}` };
-  const chosen = VALUES[name].find((candidate) => candidate === value);
+  if (!isPolicy(name)) return { error: `unknown policy ${name}; there are ${Object.keys(POLICY_VALUES).join(', ')}` };
+  const chosen = POLICY_VALUES[name].find((candidate) => candidate === value);
   if (chosen === undefined)
-    return { error: `policy ${name} cannot be ${value || 'empty'}; it is ${VALUES[name].join(' or ')}` };
+    return { error: `policy ${name} cannot be ${value || 'empty'}; it is ${POLICY_VALUES[name].join(' or ')}` };
   return { ...policies, [name]: chosen };
 }

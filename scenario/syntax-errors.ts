@@ -9,7 +9,7 @@ import { clip } from './number.ts';
 /** Words that begin something, by the rule in whose block they stand. */
 export const BLOCK_WORDS: Readonly<Record<'Scenario' | 'Machine' | 'Guest' | 'Vcpu' | 'Host', readonly string[]>> = {
   Scenario: ['machine', 'guest', 'vcpu', 'host', 'expect'],
-  Machine: ['memory', 'second-stage', 'maxphyaddr', 'cpu'],
+  Machine: ['memory', 'second-stage', 'maxphyaddr', 'cpu', 'policy'],
   Guest: ['map', 'entry', 'tables'],
   Vcpu: [
     ...['read', 'write', 'fetch', 'user', 'supervisor', 'implicit', 'invlpg', 'repeat', 'loop', 'map', 'unmap'],

@@ -9,6 +9,7 @@ import {
   InsertTextFormat,
 } from 'vscode-languageserver-types';
 import { REGISTERS } from '../../engine/guest/registers.ts';
+import { POLICY_VALUES } from '../../engine/policies.ts';
 import { isScenario } from '../generated/ast.ts';
 import { FAMILIES, FEATURES, FUNCTIONS, isRegister, registerBits, VALUES } from '../names.ts';
 import { BLOCK_WORDS } from '../syntax-errors.ts';
@@ -74,7 +75,7 @@ export class MmuCompletionProvider implements CompletionProvider {
     const before = all.filter((token) => !isComment(token) && token.startOffset < offset);
     const line = textDocument.getText({ start: { line: params.position.line, character: 0 }, end: params.position });
     // The word at the cursor is what gets replaced.
-    const partial = /(?<![\w-])(second-\w*|read-\w*|x86-\w*|1g-\w*|execute-\w*)$|\w*$/.exec(line)![0];
+    const partial = /(?<![\w-])(second-\w*|read-\w*|x86-\w*|1g-\w*|execute-\w*|page-\w*)$|\w*$/.exec(line)![0];
     const start = offset - partial.length;
     const tokens = before.filter((token) => token.startOffset < start);
     const replaced = { start: textDocument.positionAt(start), end: params.position };
@@ -107,6 +108,18 @@ export class MmuCompletionProvider implements CompletionProvider {
     if (first.image === 'vcpu' && statement.length === 2) return [keyword('in')];
     if (first.image === 'vcpu' && last.image === 'in') return guests.map(guestItem);
     if (first.image === 'cpu') return [...Object.keys(FEATURES), 'none'].map((word) => keyword(word, FEATURES[word]));
+    if (first.image === 'policy') {
+      const chosen = Object.entries(POLICY_VALUES).find(
+        ([name]) =>
+          name ===
+          statement
+            .slice(1, -1)
+            .map(({ image }) => image)
+            .join(''),
+      );
+      if (last.image === '=' && chosen) return chosen[1].map((word) => keyword(word));
+      return last === first ? Object.keys(POLICY_VALUES).map((word) => keyword(`${word} = `)) : [];
+    }
     if (first.image === 'memory') return ['huge', 'read-only', 'slot'].map((word) => keyword(word));
     if ((first.image === 'map' && statement.some(({ image }) => image === '->')) || first.image === 'protect')
       return ATTRIBUTES.map((word) => keyword(word));

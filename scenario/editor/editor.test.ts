@@ -47,7 +47,7 @@ const at = (marker: string, by = 0): string => {
 
 test('a block offers what it can hold', async () => {
   assert.deepEqual(await labels('|'), ['machine', 'guest', 'vcpu', 'host', 'expect']);
-  assert.deepEqual(await labels('machine {\n  |\n}'), ['memory', 'second-stage', 'maxphyaddr', 'cpu']);
+  assert.deepEqual(await labels('machine {\n  |\n}'), ['memory', 'second-stage', 'maxphyaddr', 'cpu', 'policy']);
   assert.deepEqual(await labels('guest k {\n  m|\n}'), ['map', 'entry', 'tables']);
   const vcpu = await labels('vcpu 0 {\n  repeat 2 {\n    |\n  }\n}');
   assert.ok(vcpu.includes('write') && vcpu.includes('cr0') && !vcpu.includes('migrate'));
@@ -87,6 +87,8 @@ test('a mapping offers permissions, a comment nothing', async () => {
   assert.ok((await labels('guest k {\n  map 0 -> 0 4K |')).includes('rw-'));
   assert.deepEqual(await labels('vcpu 0 {\n  # read |'), []);
   assert.deepEqual(await labels('machine {\n  second-stage |'), ['tdp']);
+  assert.deepEqual(await labels('machine {\n  policy |'), ['page-split = ']);
+  assert.deepEqual(await labels('machine {\n  policy page-split = |'), ['eager', 'lazy']);
   assert.deepEqual(await labels('machine {\n  cpu |'), ['1g-pages', 'execute-only', 'none']);
 });
 

@@ -14,6 +14,8 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
     'Which tables translate guest-physical to host-physical: `tdp ept 4-level` (Intel) or `tdp npt 4-level` (AMD).',
   maxphyaddr: 'MAXPHYADDR: bits of a physical address, 32 … 52. Address bits above are reserved in table entries.',
   cpu: 'What the processor offers: `1g-pages`, `execute-only`, or `none`. Without the line it has both.',
+  policy:
+    'Where KVM can do a thing in more than one way: `policy page-split = eager` splits large pages when dirty logging starts, `lazy` at the first write.',
   guest:
     'Page tables of the guest that exist before the vCPUs start. The name stands for the address of the root, as in `cr3 = NAME`.',
   tables:
