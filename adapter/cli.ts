@@ -87,7 +87,7 @@ function run(args: string[]): number {
   }
   const tables = machine.roots().map((root) => ({
     root: hex(BigInt(root.pfn) << 12n),
-    hash: hashTables(machine.memory, machine.secondFormat, root.pfn),
+    hash: hashTables(machine.memory, { format: machine.secondFormat, root: root.pfn }),
   }));
   const ok = failures.length === 0 && stuck === undefined;
   if (values.json) {

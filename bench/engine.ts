@@ -45,11 +45,11 @@ function walk(n: number): { sum: number; nanoseconds: number } {
   const memory = new PhysicalMemory();
   const format = new Format(X86_64, options);
   const store = makeStore(memory, 1);
-  const root = store.allocate();
+  const root = store.allocate(1);
   map({ store, format, root }, 0, n, 7, { rights: RIGHTS }, 1);
   // Small trees are walked often enough for the compiler to have done its work.
   const result = best(Math.max(7, Math.ceil(2e7 / n)), () => {
-    const walker = new Walker(memory, format, root, 0, n, LEAF | READ_ONLY);
+    const walker = new Walker(memory, { format, root }, 0, n, LEAF | READ_ONLY);
     let sum = 0;
     while (walker.next() !== DONE) sum += walker.target;
     return sum;
@@ -64,11 +64,11 @@ function translate(n: number, m: number): { sum: number; nanoseconds: number } {
   const eptFormat = new Format(EPT, options);
   // Guest tables: host frame k is guest frame n + k − 1. The data pages' frames do not matter: only tables are read.
   const guestStore = makeStore(memory, 1, n - 1);
-  const cr3 = guestStore.allocate();
+  const cr3 = guestStore.allocate(1);
   map({ store: guestStore, format: guestFormat, root: cr3 }, 0, n, 0, { rights: RIGHTS, fields: { A: 1, D: 1 } }, 1);
   const tables = guestStore.used - 1;
   const store = makeStore(memory, guestStore.used);
-  const root = store.allocate();
+  const root = store.allocate(1);
   const ept = { store, format: eptFormat, root };
   const attributes = { rights: RIGHTS, fields: { 'memory type': 6, A: 1, D: 1 } };
   map(ept, 0, n, 0, attributes, 1);

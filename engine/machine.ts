@@ -244,7 +244,7 @@ export class Machine {
   /** What `makeSlot` would make. @throws MemslotError, MachineError when it is misaligned or does not fit. */
   describeSlot(config: SlotConfig): Memslot {
     const { base, pages } = frameRange(`slot ${config.id}`, config.base, config.size);
-    const limit = this.secondFormat.span[this.secondFormat.rootLevel]! * 512;
+    const limit = this.secondFormat.inputFrames;
     if (base + pages > limit)
       throw new MachineError(
         `slot ${config.id} ends beyond the ${12 + Math.log2(limit)} address bits that ${this.secondFormat.spec.title} tables translate`,

@@ -20,7 +20,7 @@ export function createMachine(program: Program, logLimit?: number): Machine {
     const next =
       guest.tablesAt === undefined ? first!.base + first!.pages - 1 - pool * 1024 : Number(guest.tablesAt >> 12n);
     machine.small.tablePools.push({ next, step: guest.tablesAt === undefined ? -1 : 1, free: [] });
-    const root = guestTableStore(machine, pool).allocate();
+    const root = guestTableStore(machine, pool).allocate(1);
     machine.guestRoots.set(guest.name, root);
     const tables = guestTables(machine, pool, format, root);
     for (const mapping of guest.mappings) {

@@ -1,4 +1,5 @@
 import {
+  ALL_RIGHTS,
   type EntryKind,
   type Feature,
   type Field,
@@ -6,6 +7,9 @@ import {
   fieldApplies,
   fieldMask,
   type Level,
+  SUPER_EXEC,
+  SUPER_WRITE,
+  USER_READ,
 } from './format.ts';
 
 /** What a walk finds in an entry. */
@@ -21,7 +25,7 @@ export const ACC_WRITE = 2;
 export const ACC_USER = 4;
 
 export interface FormatOptions {
-  /** Physical-address width in bits, 32 … 52: address bits from here up are reserved. */
+  /** Physical-address width in bits, 32 … 52 unless the format says otherwise: address bits from here up are reserved. */
   readonly maxPhyAddr: number;
   readonly features: ReadonlySet<Feature>;
 }
@@ -35,8 +39,16 @@ function words(mask: bigint): Words {
   return { lo: Number(mask & 0xffffffffn) | 0, hi: Number(mask >> 32n) | 0 };
 }
 
+/** A field's values that take rights away. */
+interface Withholding {
+  readonly lo: boolean;
+  readonly shift: number;
+  readonly mask: number;
+  /** Rights taken, by value. */
+  readonly takes: Uint8Array;
+}
+
 const KINDS: readonly EntryKind[] = ['table', 'leaf'];
-const ALL_64 = (1n << 64n) - 1n;
 
 /**
  * A format for one machine: every mask a walk needs, as words, per level. Index the per-kind arrays with
@@ -46,7 +58,17 @@ export class Format {
   readonly spec: FormatSpec;
   readonly options: FormatOptions;
   readonly rootLevel: number;
-  /** Input frames an entry of a level covers: 512^(level−1). */
+  readonly pageSize: number;
+  readonly entryBytes: number;
+  /** Entries of a table of each level. */
+  readonly entries: Int32Array;
+  /** 4K frames that a table of each level fills: 1 but for large granules and concatenated tables. */
+  readonly tableFrames: Int32Array;
+  /** An entry's place in its 4K frame: `(index & perFrameMask) << wordShift` is its word, `index >> perFrameBits` the frame. */
+  readonly perFrameBits: number;
+  readonly perFrameMask: number;
+  readonly wordShift: number;
+  /** Input frames (of 4K) an entry of a level covers. */
   readonly span: Float64Array;
   /** Input frames that the tables translate. */
   readonly inputFrames: number;
@@ -54,69 +76,118 @@ export class Format {
   readonly inverseSpan: Float64Array;
   /** Bits of which any makes an entry present; all stand in the low word. */
   readonly presentLo: number;
-  /** Bit that makes an entry of a level a leaf; 0 where none does. Level 1 is always a leaf. */
-  readonly largeLo: Int32Array;
+  /** Bits that an entry of level 1 must all have to map a page, besides. */
+  readonly pageLo: number;
   readonly reservedLo: Int32Array;
   readonly reservedHi: Int32Array;
   readonly addressLo: Int32Array;
   readonly addressHi: Int32Array;
+  /** Every address bit of the low word, those that stand apart included. */
+  readonly anyAddressLo: Int32Array;
+  /** The last frame that a leaf of each level can map. */
+  readonly lastFrame: Float64Array;
+  /** Whether address bits stand in an entry where they stand in the address. */
+  readonly isPlain: boolean;
+  readonly #addressShift: number;
+  readonly #highScale: number;
+  readonly #extraLo: Int32Array;
+  readonly #extraShift: number;
+  readonly #extraScale: number;
   /**
    * What bits 11:0 say by themselves, per level: all that a walk asks of most entries in one look-up. Index with
    * `level << 12 | low bits`; the value is as `judge` returns it.
    */
   readonly #low: Uint8Array;
+  /** Whether entries tell users' rights from the supervisor's. */
+  readonly tellsUsers: boolean;
+  readonly #withholding: (readonly Withholding[])[];
   readonly accessedLo: number;
   readonly dirtyLo: number;
   readonly writeLo: number;
   readonly userLo: number;
   readonly globalLo: number;
-  readonly executeLo: number;
-  readonly noExecuteHi: number;
+  readonly #noExecuteHi: number;
   readonly #keyMaskHi: number;
   readonly #keyShiftHi: number;
   #levels: (Level | undefined)[] = [];
 
   constructor(spec: FormatSpec, options: FormatOptions) {
     const { maxPhyAddr } = options;
-    if (!Number.isInteger(maxPhyAddr) || maxPhyAddr < 32 || maxPhyAddr > 52)
-      throw new RangeError(`MAXPHYADDR ${maxPhyAddr} is out of range: 32 … 52`);
+    const [least, most] = spec.physicalBits ?? [32, 52];
+    if (!Number.isInteger(maxPhyAddr) || maxPhyAddr < least || maxPhyAddr > most)
+      throw new RangeError(`MAXPHYADDR ${maxPhyAddr} is out of range: ${least} … ${most}`);
     this.spec = spec;
     this.options = options;
     for (const level of spec.levels) this.#levels[level.level] = level;
     this.rootLevel = Math.max(...spec.levels.map((level) => level.level));
     const size = this.rootLevel + 1;
-    this.span = Float64Array.from({ length: size }, (_, level) => (level === 0 ? 1 : 512 ** (level - 1)));
-    this.inputFrames = 512 * this.span[this.rootLevel]!;
+    const pageBits = spec.pageBits ?? 12;
+    this.pageSize = 2 ** pageBits;
+    this.entryBytes = spec.entryBytes ?? 8;
+    this.wordShift = this.entryBytes === 8 ? 1 : 0;
+    this.perFrameBits = 10 - this.wordShift;
+    this.perFrameMask = (1 << this.perFrameBits) - 1;
+    this.entries = new Int32Array(size);
+    this.tableFrames = new Int32Array(size);
+    this.span = new Float64Array(size);
+    this.span[0] = 1;
+    let covered = 2 ** (pageBits - 12);
+    for (let level = 1; level < size; level++) {
+      this.span[level] = covered;
+      this.entries[level] = 2 ** (this.level(level).indexBits ?? 9);
+      this.tableFrames[level] = Math.ceil((this.entries[level]! * this.entryBytes) / 4096);
+      covered *= this.entries[level]!;
+    }
+    this.inputFrames = covered;
     this.inverseSpan = this.span.map((span) => 1 / span);
-    this.largeLo = new Int32Array(size);
     this.reservedLo = new Int32Array(2 * size);
     this.reservedHi = new Int32Array(2 * size);
     this.addressLo = new Int32Array(2 * size);
     this.addressHi = new Int32Array(2 * size);
+    this.#extraLo = new Int32Array(2 * size);
+    this.anyAddressLo = new Int32Array(2 * size);
+    this.lastFrame = new Float64Array(size);
+    this.#withholding = Array.from({ length: 2 * size }, () => []);
     const roles = spec.roles;
+    const down = spec.addressDown ?? 0;
+    this.#addressShift = 12 - down;
+    this.#highScale = 2 ** (20 + down);
+    const extra = spec.fields.find((field) => field.name === roles.addressHigh?.name);
+    this.isPlain = down === 0 && !extra && this.entryBytes === 8;
+    this.#extraShift = extra ? extra.bits[1] : 0;
+    this.#extraScale = roles.addressHigh ? 2 ** (roles.addressHigh.to - 12) : 0;
     this.presentLo = roles.present.reduce((mask, name) => mask | this.#bit(name).lo, 0);
+    this.pageLo =
+      spec.leaf.otherwise === 'absent' ? spec.leaf.fields.reduce((mask, name) => mask | this.#bit(name).lo, 0) : 0;
     for (const { level } of spec.levels) {
       for (const kind of KINDS) {
         const slot = 2 * level + (kind === 'leaf' ? 1 : 0);
         const reserved = words(this.reservedMask(level, kind));
         this.reservedLo[slot] = reserved.lo;
         this.reservedHi[slot] = reserved.hi;
-        const address = words(this.addressMask(level, kind));
+        const address = words(this.#mainAddressMask(level, kind));
         this.addressLo[slot] = address.lo;
         this.addressHi[slot] = address.hi;
+        this.#extraLo[slot] = words(this.#extraAddressMask(level, kind)).lo;
+        this.anyAddressLo[slot] = address.lo | this.#extraLo[slot]!;
+        const main = Number((this.#mainAddressMask(level, kind) << BigInt(down)) >> 12n);
+        const high = (this.#extraLo[slot]! >>> this.#extraShift) * this.#extraScale;
+        this.lastFrame[level] = main + high + this.span[level]! - 1;
+        this.#withholding[slot] = this.#withholdings(level, kind);
       }
-      if (level > 1 && this.isLargeLevel(level)) this.largeLo[level] = this.#bit(roles.largePage).lo;
     }
     this.accessedLo = this.#bit(roles.accessed).lo;
     this.dirtyLo = this.#bit(roles.dirty).lo;
     this.writeLo = this.#bit(roles.write).lo;
     this.userLo = this.#bit(roles.user).lo;
     this.globalLo = this.#bit(roles.global).lo;
-    this.executeLo = this.#bit(roles.execute).lo;
-    this.noExecuteHi = this.#bit(roles.noExecute).hi;
+    this.#noExecuteHi = this.#bit(roles.noExecute).hi;
     this.#keyMaskHi = this.#bit(roles.protectionKey).hi;
     this.#keyShiftHi = this.#keyMaskHi === 0 ? 0 : 31 - Math.clz32(this.#keyMaskHi & -this.#keyMaskHi);
     this.#low = this.#compileLow();
+    this.tellsUsers = this.#withholding.some((each) =>
+      each.some(({ takes }) => takes.some((taken) => (taken & 7) !== taken >>> 3)),
+    );
   }
 
   /** Mask of a field by name; zero for a role that the format lacks. */
@@ -125,10 +196,25 @@ export class Format {
     return field ? words(fieldMask(field)) : { lo: 0, hi: 0 };
   }
 
+  #withholdings(level: number, kind: EntryKind): Withholding[] {
+    return this.fields(level, kind)
+      .filter((field) => field.withholds !== undefined)
+      .map(({ bits: [high, low], withholds }) => {
+        const values = 2 ** (high - low + 1);
+        const takes = Uint8Array.from({ length: values }, (_, value) => withholds![value] ?? 0);
+        return { lo: low < 32, shift: low % 32, mask: values - 1, takes };
+      });
+  }
+
   level(level: number): Level {
     const found = this.#levels[level];
     if (!found) throw new RangeError(`${this.spec.title} has no level ${level}`);
     return found;
+  }
+
+  /** What the manual calls a level. */
+  number(level: number): number {
+    return this.level(level).number ?? level;
   }
 
   /** Whether entries of this level may map a page on this machine (always at level 1). */
@@ -148,20 +234,37 @@ export class Format {
       .sort((a, b) => b.bits[0] - a.bits[0]);
   }
 
-  addressMask(level: number, kind: EntryKind): bigint {
+  /** Bits of the field that holds a frame's address, or its larger part, up to MAXPHYADDR. */
+  #mainAddressMask(level: number, kind: EntryKind): bigint {
     const field = this.fields(level, kind).find((candidate) => candidate.name === this.spec.roles.address);
-    const width = (1n << BigInt(this.options.maxPhyAddr)) - 1n;
+    const width = (1n << BigInt(this.options.maxPhyAddr - (this.spec.addressDown ?? 0))) - 1n;
     return field ? fieldMask(field) & width : 0n;
+  }
+
+  #extraAddressMask(level: number, kind: EntryKind): bigint {
+    const { addressHigh } = this.spec.roles;
+    const field = this.fields(level, kind).find((candidate) => candidate.name === addressHigh?.name);
+    if (!field || !addressHigh) return 0n;
+    const used = Math.max(0, this.options.maxPhyAddr - addressHigh.to);
+    return fieldMask(field) & (((1n << BigInt(used)) - 1n) << BigInt(field.bits[1]));
+  }
+
+  /** Bits of an entry that hold an address, up to MAXPHYADDR. */
+  addressMask(level: number, kind: EntryKind): bigint {
+    return this.#mainAddressMask(level, kind) | this.#extraAddressMask(level, kind);
   }
 
   /** Bits that must be zero in a present entry: those of no field, and address bits from MAXPHYADDR up. */
   reservedMask(level: number, kind: EntryKind): bigint {
-    const address = this.spec.roles.address;
-    const used = this.fields(level, kind).reduce(
-      (mask, field) => mask | (field.name === address ? this.addressMask(level, kind) : fieldMask(field)),
-      0n,
-    );
-    return ALL_64 & ~used;
+    const { address, addressHigh } = this.spec.roles;
+    const isAddress = (field: Field): boolean => field.name === address || field.name === addressHigh?.name;
+    const fields = this.fields(level, kind);
+    const width = (1n << BigInt(8 * this.entryBytes)) - 1n;
+    const usable = this.addressMask(level, kind);
+    if (this.spec.unused === 'ignored')
+      return fields.filter(isAddress).reduce((mask, field) => mask | fieldMask(field), 0n) & ~usable;
+    const used = fields.filter((field) => !isAddress(field)).reduce((mask, field) => mask | fieldMask(field), usable);
+    return width & ~used;
   }
 
   /** ABSENT, TABLE or LEAF, without judging reserved bits. */
@@ -178,7 +281,7 @@ export class Format {
     if (judged === ABSENT) return ABSENT;
     const slot = 2 * level + ((judged >>> 1) & 1);
     if (((lo & this.reservedLo[slot]!) | (hi & this.reservedHi[slot]!)) !== 0) judged |= MALFORMED;
-    if ((hi & this.noExecuteHi) !== 0) judged &= ~(ACC_EXEC << 2);
+    if ((hi & this.#noExecuteHi) !== 0) judged &= ~(ACC_EXEC << 2);
     return judged;
   }
 
@@ -191,15 +294,28 @@ export class Format {
     const low = new Uint8Array((this.rootLevel + 1) << 12);
     for (const { level } of this.spec.levels) {
       for (let bits = 0; bits < 4096; bits++) {
-        if ((bits & this.presentLo) === 0) continue;
-        const leaf = level === 1 || (bits & this.largeLo[level]!) !== 0;
+        const state = this.#stateOf(level, bits);
+        if (state === ABSENT) continue;
+        const leaf = state === LEAF;
         low[(level << 12) | bits] =
-          (leaf ? LEAF : TABLE) |
-          (this.access(bits, 0) << 2) |
+          state |
+          (accessOf(this.#rightsOf(2 * level + (leaf ? 1 : 0), bits, 0)) << 2) |
           (this.#illegal(level, leaf, bits) === undefined ? 0 : MALFORMED);
       }
     }
     return low;
+  }
+
+  #stateOf(level: number, bits: number): number {
+    const { fields, when, otherwise } = this.spec.leaf;
+    if ((bits & this.presentLo) === 0) return ABSENT;
+    const set = this.fields(level, 'leaf').some(
+      ({ name, bits: [, low] }) => fields.includes(name) && (bits & (1 << low)) !== 0,
+    );
+    if (level === 1) return set || otherwise !== 'absent' ? LEAF : ABSENT;
+    if (set !== (when === 'any-set')) return TABLE;
+    // A format whose entries say `leaf` where none may be has nothing there; others reserve the bit.
+    return this.isLargeLevel(level) ? LEAF : when === 'clear' ? ABSENT : TABLE;
   }
 
   /** Says which combination of legal bits the walk refuses, if any. Such rules concern bits 11:0 only. */
@@ -208,6 +324,9 @@ export class Format {
   }
 
   #illegal(level: number, leaf: boolean, lo: number): string | undefined {
+    const { fields, otherwise } = this.spec.leaf;
+    if (level === 1 && otherwise === 'malformed' && fields.every((name) => (lo & this.#bit(name).lo) === 0))
+      return 'a pointer to a table, at the last level';
     for (const rule of this.spec.illegal) {
       if ((lo & rule.mask) === rule.value && !(rule.unless && this.options.features.has(rule.unless)))
         return rule.words;
@@ -221,22 +340,44 @@ export class Format {
     return undefined;
   }
 
-  /** The frame an entry points to: the next table's or the page's. */
+  /** The 4K frame an entry points to: the next table's first or the page's first. */
   frame(level: number, lo: number, hi: number): number {
-    const slot = 2 * level + (level === 1 || (lo & this.largeLo[level]!) !== 0 ? 1 : 0);
-    const low = (lo & this.addressLo[slot]!) >>> 12;
+    const slot = 2 * level + ((this.#low[(level << 12) | (lo & 0xfff)]! >>> 1) & 1);
+    const low = (lo & this.addressLo[slot]!) >>> this.#addressShift;
     const high = hi & this.addressHi[slot]!;
+    const extra = lo & this.#extraLo[slot]!;
+    if (extra !== 0) return low + high * this.#highScale + (extra >>> this.#extraShift) * this.#extraScale;
     // Most frames fit 20 bits of the low word: kept an integer, they cost no floating point.
-    return high === 0 ? low : low + high * 1048576;
+    return high === 0 ? low : low + high * this.#highScale;
+  }
+
+  /** The low word of an entry that points to a frame and says nothing else. */
+  frameLo(frame: number): number {
+    const extra = this.#extraScale === 0 ? 0 : Math.floor(frame / this.#extraScale);
+    const main = frame - extra * this.#extraScale;
+    return ((main % this.#highScale) * 2 ** this.#addressShift + extra * 2 ** this.#extraShift) >>> 0;
+  }
+
+  /** The high word of the same. */
+  frameHi(frame: number): number {
+    const main = this.#extraScale === 0 ? frame : frame % this.#extraScale;
+    return Math.floor(main / this.#highScale);
+  }
+
+  #rightsOf(slot: number, lo: number, hi: number): number {
+    let taken = 0;
+    for (const each of this.#withholding[slot]!) taken |= each.takes[((each.lo ? lo : hi) >>> each.shift) & each.mask]!;
+    return ALL_RIGHTS & ~taken;
+  }
+
+  /** Rights (SUPER_*, USER_*) that one entry leaves. */
+  rights(level: number, lo: number, hi: number): number {
+    return this.#rightsOf(2 * level + (this.classify(level, lo) === LEAF ? 1 : 0), lo, hi);
   }
 
   /** Rights of one entry in ACC_* bits. Where the format has no user bit, ACC_USER means readable, as for KVM's EPT. */
-  access(lo: number, hi: number): number {
-    let access = 0;
-    if ((lo & this.writeLo) !== 0) access |= ACC_WRITE;
-    if (this.userLo !== 0 ? (lo & this.userLo) !== 0 : (lo & 1) !== 0) access |= ACC_USER;
-    if (this.executeLo !== 0 ? (lo & this.executeLo) !== 0 : (hi & this.noExecuteHi) === 0) access |= ACC_EXEC;
-    return access;
+  access(level: number, lo: number, hi: number): number {
+    return accessOf(this.rights(level, lo, hi));
   }
 
   /** The protection key of a leaf; 0 in a format without keys. */
@@ -245,6 +386,14 @@ export class Format {
   }
 
   indexOf(frame: number, level: number): number {
-    return (frame * this.inverseSpan[level]!) & 511;
+    return (frame * this.inverseSpan[level]!) & (this.entries[level]! - 1);
   }
+}
+
+function accessOf(rights: number): number {
+  return (
+    ((rights & SUPER_EXEC) !== 0 ? ACC_EXEC : 0) |
+    ((rights & SUPER_WRITE) !== 0 ? ACC_WRITE : 0) |
+    ((rights & USER_READ) !== 0 ? ACC_USER : 0)
+  );
 }

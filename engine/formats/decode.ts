@@ -19,7 +19,12 @@ export interface DecodedEntry {
   readonly name: string;
   readonly value: string;
   readonly state: 'absent' | 'table' | 'leaf' | 'malformed';
-  /** `rwx`-like rights of this entry alone, with `u` or `s` where the format tells users from the supervisor. */
+  /** The level as the manual counts it. */
+  readonly number: number;
+  /**
+   * `rwx`-like rights of this entry alone. Where the format tells users from the supervisor: `u` or `s`, and the user's own
+   * rights where they differ: `rw-u, user r--`.
+   */
   readonly rights: string;
   /** Physical address of the next table or page; absent for an entry that is not present. */
   readonly address?: string;
@@ -30,11 +35,17 @@ export interface DecodedEntry {
   readonly problems: readonly string[];
 }
 
-export function rightsWords(format: Format, lo: number, hi: number): string {
-  const access = format.access(lo, hi);
-  const readable = format.userLo !== 0 || (access & 4) !== 0;
-  const rwx = `${readable ? 'r' : '-'}${access & 2 ? 'w' : '-'}${access & 1 ? 'x' : '-'}`;
-  return format.userLo === 0 ? rwx : `${rwx}${access & 4 ? 'u' : 's'}`;
+export function rightsWords(format: Format, rights: number): string {
+  const supervisor = rwx(rights);
+  const user = rwx(rights >>> 3);
+  if (!format.tellsUsers) return supervisor;
+  if (user === '---') return `${supervisor}s`;
+  if (supervisor === '---') return `${user}u`;
+  return user === supervisor ? `${supervisor}u` : `${supervisor}u, user ${user}`;
+}
+
+function rwx(rights: number): string {
+  return `${rights & 1 ? 'r' : '-'}${rights & 2 ? 'w' : '-'}${rights & 4 ? 'x' : '-'}`;
 }
 
 function bitsWords(mask: bigint): string {
@@ -56,8 +67,12 @@ export function entryProblems(format: Format, level: number, lo: number, hi: num
   const kind: EntryKind = state === LEAF ? 'leaf' : 'table';
   const set = toBigint(lo, hi) & format.reservedMask(level, kind);
   const problems: string[] = [];
+  const { roles } = format.spec;
   if (set !== 0n) {
-    const beyond = set & ((1n << 52n) - 1n) & ~((1n << BigInt(format.options.maxPhyAddr)) - 1n);
+    const address = format
+      .fields(level, kind)
+      .filter(({ name }) => name === roles.address || name === roles.addressHigh?.name);
+    const beyond = set & address.reduce((mask, field) => mask | fieldMask(field), 0n);
     const other = set & ~beyond;
     if (other !== 0n) problems.push(`reserved ${bitsWords(other)} set`);
     if (beyond !== 0n) problems.push(`address ${bitsWords(beyond)} beyond MAXPHYADDR ${format.options.maxPhyAddr}`);
@@ -84,10 +99,11 @@ export function decodeEntry(format: Format, level: number, lo: number, hi: numbe
   return {
     format: spec.name,
     level,
+    number: format.number(level),
     name: format.level(level).entry,
     value: hexWords(lo, hi),
     state: state === ABSENT ? 'absent' : problems.length > 0 ? 'malformed' : kind,
-    rights: rightsWords(format, lo, hi),
+    rights: rightsWords(format, format.rights(level, lo, hi)),
     ...(state === ABSENT ? {} : { address: hex(BigInt(format.frame(level, lo, hi)) << 12n) }),
     ...(state === LEAF ? { size: format.span[level]! * 4096 } : {}),
     fields,

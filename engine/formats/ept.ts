@@ -1,4 +1,4 @@
-import type { FormatSpec } from './format.ts';
+import { EXEC, type FormatSpec, READ, WRITE } from './format.ts';
 
 /** Intel extended page tables, four levels, with the bits that KVM keeps in them (SDM vol. 3, 29.3; KVM: `spte.h`). */
 export const EPT: FormatSpec = {
@@ -11,14 +11,16 @@ export const EPT: FormatSpec = {
     { level: 2, entry: 'EPT PDE', table: 'EPT page directory' },
     { level: 1, entry: 'EPT PTE', table: 'EPT page table' },
   ],
+  leaf: { fields: ['PS'], when: 'any-set', otherwise: 'leaf' },
   largeLevels: [{ level: 3, requires: '1g-pages' }, { level: 2 }],
   fields: [
-    { name: 'R', bits: [0, 0], setBy: 'software', meaning: 'readable' },
-    { name: 'W', bits: [1, 1], setBy: 'software', meaning: 'writable' },
+    { name: 'R', bits: [0, 0], withholds: { 0: READ }, setBy: 'software', meaning: 'readable' },
+    { name: 'W', bits: [1, 1], withholds: { 0: WRITE }, setBy: 'software', meaning: 'writable' },
     {
       name: 'X',
       bits: [2, 2],
       setBy: 'software',
+      withholds: { 0: EXEC },
       meaning: 'executable (by the supervisor, with mode-based execute control)',
     },
     {
@@ -98,12 +100,9 @@ export const EPT: FormatSpec = {
   ],
   roles: {
     present: ['R', 'W', 'X'],
-    read: 'R',
     write: 'W',
-    execute: 'X',
     accessed: 'A',
     dirty: 'D',
-    largePage: 'PS',
     address: 'address',
   },
   illegal: [

@@ -5,12 +5,28 @@
 
 export type EntryKind = 'leaf' | 'table';
 
+/** Rights: what the supervisor (EL1, S-mode, CPL 0 … 2) may do, and what user code may do. */
+export const SUPER_READ = 1;
+export const SUPER_WRITE = 2;
+export const SUPER_EXEC = 4;
+export const USER_READ = 8;
+export const USER_WRITE = 16;
+export const USER_EXEC = 32;
+/** The same right of both. */
+export const READ = SUPER_READ | USER_READ;
+export const WRITE = SUPER_WRITE | USER_WRITE;
+export const EXEC = SUPER_EXEC | USER_EXEC;
+export const USER = USER_READ | USER_WRITE | USER_EXEC;
+export const ALL_RIGHTS = 63;
+
 /** Something a machine has or lacks that changes which bits are legal. */
 export type Feature =
   | 'nx' // EFER.NXE (for host tables: always on under KVM)
   | '1g-pages' // CPUID.80000001H:EDX[26], or EPT's 1G capability
   | 'execute-only' // IA32_VMX_EPT_VPID_CAP[0]
-  | 'amd'; // AMD's reserved bits where they differ from Intel's
+  | 'amd' // AMD's reserved bits where they differ from Intel's
+  | 'pse' // CR4.PSE, in 32-bit paging
+  | 'svpbmt'; // RISC-V page-based memory types
 
 export interface Field {
   readonly name: string;
@@ -31,6 +47,8 @@ export interface Field {
   /** Words for values. With `legal`, a value that is not listed there is an illegal combination. */
   readonly values?: Readonly<Record<number, string>>;
   readonly legal?: readonly number[];
+  /** Rights that a value of the field takes from the entry and all below it. */
+  readonly withholds?: Readonly<Record<number, number>>;
   /** The walk ignores these bits. */
   readonly ignored?: true;
 }
@@ -44,7 +62,12 @@ export interface IllegalCombination {
 }
 
 export interface Level {
+  /** Counted from the last level, 1, upwards, in every format. */
   readonly level: number;
+  /** What the manual calls the level, where it counts otherwise: arm64 from the top, −1 … 3; RISC-V from 0. */
+  readonly number?: number;
+  /** Bits of the input address that index a table of this level: 9 unless told. */
+  readonly indexBits?: number;
   /** The entry's name in the manual, e.g. `PDE`. */
   readonly entry: string;
   /** The table's name in the manual, e.g. `page directory`. */
@@ -55,20 +78,25 @@ export interface Level {
 export interface FieldRoles {
   /** An entry is present when any of these is set. */
   readonly present: readonly string[];
-  readonly read?: string;
-  readonly write: string;
-  /** Set allows execution … */
-  readonly execute?: string;
-  /** … or set forbids it. */
+  readonly write?: string;
   readonly noExecute?: string;
   readonly user?: string;
   readonly accessed?: string;
   readonly dirty?: string;
   readonly global?: string;
   readonly protectionKey?: string;
-  /** Set in an entry above level 1 that maps a page. */
-  readonly largePage: string;
   readonly address: string;
+  /** Further address bits that stand apart: the field, and the address bit that its lowest bit means. */
+  readonly addressHigh?: { readonly name: string; readonly to: number };
+}
+
+/** How an entry says that it maps a page. */
+export interface LeafMark {
+  readonly fields: readonly string[];
+  /** Above level 1 a leaf has any of the fields set, or all of them clear. */
+  readonly when: 'any-set' | 'clear';
+  /** At level 1 an entry without the mark of a table or a leaf respectively: a leaf all the same, nothing, or refused. */
+  readonly otherwise: 'leaf' | 'absent' | 'malformed';
 }
 
 export interface FormatSpec {
@@ -77,6 +105,19 @@ export interface FormatSpec {
   /** Where the rules come from. */
   readonly source: string;
   readonly levels: readonly Level[];
+  /** log2 of the page size: 12 unless told. */
+  readonly pageBits?: number;
+  /** Bytes of an entry: 8 unless told. */
+  readonly entryBytes?: 4 | 8;
+  /** Which widths of physical addresses there are, in bits: 32 … 52 unless told. */
+  readonly physicalBits?: readonly [least: number, most: number];
+  /** How many bits lower than in the address a frame's bits stand in an entry: 0 unless told. */
+  readonly addressDown?: number;
+  /** What the walk does about bits of no field: refuses the entry, or ignores them. */
+  readonly unused?: 'reserved' | 'ignored';
+  /** Whether the upper half of the input space is that of sign-extended addresses. */
+  readonly canonical?: true;
+  readonly leaf: LeafMark;
   /** Levels above 1 at which an entry may map a page, with what that needs. */
   readonly largeLevels: readonly { readonly level: number; readonly requires?: Feature }[];
   readonly fields: readonly Field[];

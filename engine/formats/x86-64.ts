@@ -1,10 +1,10 @@
-import type { Field, FormatSpec } from './format.ts';
+import { EXEC, type Field, type FormatSpec, USER, WRITE } from './format.ts';
 
 /** Fields that x86-64 and NPT entries share: NPT is the same format, walked as user accesses. */
 export const X86_FIELDS: readonly Field[] = [
   { name: 'P', bits: [0, 0], setBy: 'software', meaning: 'present: the entry maps something' },
-  { name: 'W', bits: [1, 1], setBy: 'software', meaning: 'writable' },
-  { name: 'U', bits: [2, 2], setBy: 'software', meaning: 'user: accessible at CPL 3' },
+  { name: 'W', bits: [1, 1], withholds: { 0: WRITE }, setBy: 'software', meaning: 'writable' },
+  { name: 'U', bits: [2, 2], withholds: { 0: USER }, setBy: 'software', meaning: 'user: accessible at CPL 3' },
   { name: 'PWT', bits: [3, 3], setBy: 'software', meaning: 'page-level write-through: bit 0 of the PAT index' },
   { name: 'PCD', bits: [4, 4], setBy: 'software', meaning: 'page-level cache disable: bit 1 of the PAT index' },
   { name: 'A', bits: [5, 5], setBy: 'hardware', meaning: 'accessed: a translation has used the entry' },
@@ -51,7 +51,7 @@ export const X86_FIELDS: readonly Field[] = [
   { name: 'address', bits: [51, 12], kind: 'leaf', levels: [1], setBy: 'software', meaning: 'frame of the page' },
   { name: 'address', bits: [51, 21], kind: 'leaf', levels: [2], setBy: 'software', meaning: 'frame of the page' },
   { name: 'address', bits: [51, 30], kind: 'leaf', levels: [3], setBy: 'software', meaning: 'frame of the page' },
-  { name: 'NX', bits: [63, 63], requires: 'nx', setBy: 'software', meaning: 'no execute' },
+  { name: 'NX', bits: [63, 63], requires: 'nx', setBy: 'software', withholds: { 1: EXEC }, meaning: 'no execute' },
 ];
 
 /** x86-64 paging with four levels (SDM vol. 3, 4.5; APM vol. 2, 5.3). */
@@ -65,6 +65,8 @@ export const X86_64: FormatSpec = {
     { level: 2, entry: 'PDE', table: 'page directory' },
     { level: 1, entry: 'PTE', table: 'page table' },
   ],
+  canonical: true,
+  leaf: { fields: ['PS'], when: 'any-set', otherwise: 'leaf' },
   largeLevels: [{ level: 3, requires: '1g-pages' }, { level: 2 }],
   fields: [
     ...X86_FIELDS,
@@ -102,7 +104,6 @@ export const X86_64: FormatSpec = {
     dirty: 'D',
     global: 'G',
     protectionKey: 'PK',
-    largePage: 'PS',
     address: 'address',
   },
   illegal: [],

@@ -119,7 +119,7 @@ function traceText(machine: Machine, event: string, fields: Readonly<Record<stri
       return `gfn ${number('gfn')} pfn ${(fields.pfn as number) < 0 ? '8000000000000000' : number('pfn')} level ${fields.level}`;
     case 'kvm_mmu_set_spte': {
       const { lo, hi } = fields.spte as Words;
-      const access = machine.secondFormat.access(lo, hi);
+      const access = machine.secondFormat.access(1, lo, hi);
       return `gfn ${number('gfn')} spte ${spte('spte')} (r${access & 2 ? 'w' : '-'}${access & 1 ? 'x' : '-'}${access & 4 ? 'u' : '-'}) level ${fields.level} at ${number('sptep')}`;
     }
     case 'mark_mmio_spte':

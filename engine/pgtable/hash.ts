@@ -1,5 +1,4 @@
-import type { Format } from '../formats/compile.ts';
-import type { Tables } from './tables.ts';
+import type { Tables, Tree } from './tables.ts';
 import { ABSENT_TOO, DONE, LEAF, READ_ONLY, TABLE_PRE, Walker } from './walker.ts';
 
 /**
@@ -7,22 +6,16 @@ import { ABSENT_TOO, DONE, LEAF, READ_ONLY, TABLE_PRE, Walker } from './walker.t
  * the address part of table entries. Two trees that map alike with tables at other addresses hash alike (seed S5).
  * @throws PgtableError on a tree that contains itself.
  */
-export function hashTables(tables: Tables, format: Format, root: number): string {
-  const walker = new Walker(
-    tables,
-    format,
-    root,
-    0,
-    format.span[format.rootLevel]! * 512,
-    LEAF | ABSENT_TOO | TABLE_PRE | READ_ONLY,
-  );
+export function hashTables(tables: Tables, tree: Tree): string {
+  const { format } = tree;
+  const walker = new Walker(tables, tree, 0, format.inputFrames, LEAF | ABSENT_TOO | TABLE_PRE | READ_ONLY);
   // Two multiplicative lanes with different odd constants (those of MurmurHash3 and xxHash), mixed at the end.
   let a = 0x9747b28c;
   let b = 0x27d4eb2f;
   for (let visit = walker.next(); visit !== DONE; visit = walker.next()) {
     let { lo, hi } = walker;
     if (visit === TABLE_PRE) {
-      lo &= ~format.addressLo[2 * walker.level]!;
+      lo &= ~format.anyAddressLo[2 * walker.level]!;
       hi &= ~format.addressHi[2 * walker.level]!;
     }
     const place = (walker.level << 16) | (walker.index << 1) | (visit === TABLE_PRE ? 1 : 0);

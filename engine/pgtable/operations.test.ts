@@ -51,14 +51,14 @@ function contents(table: Pgtable): { pages: Map<number, string>; tables: Set<num
   const { store, format, root } = table;
   const pages = new Map<number, string>();
   const tables = new Set([root]);
-  const walker = new Walker(store, format, root, 0, format.span[4]! * 512, LEAF | TABLE_PRE | READ_ONLY);
+  const walker = new Walker(store, table, 0, format.inputFrames, LEAF | TABLE_PRE | READ_ONLY);
   for (let visit = walker.next(); visit !== DONE; visit = walker.next()) {
     const { level, lo, hi, frame } = walker;
     if (visit === TABLE_PRE) tables.add(format.frame(level, lo, hi));
     else {
       assert.equal(format.isMalformed(level, lo, hi), false, 'an operation stored a malformed leaf');
       for (let i = 0; i < format.span[level]!; i++)
-        pages.set(frame + i, `${format.frame(level, lo, hi) + i} ${format.access(lo, hi)}`);
+        pages.set(frame + i, `${format.frame(level, lo, hi) + i} ${format.access(level, lo, hi)}`);
     }
   }
   return { pages, tables };
@@ -135,26 +135,26 @@ for (const spec of [X86_64, EPT, NPT]) {
   test(`${spec.name}: split and collapse undo each other`, () => {
     const table = makeTables(spec);
     map(table, 0, 512 * 512, 0, { rights: { write: true, execute: false, user: true } });
-    const before = hashTables(table.store, table.format, table.root);
+    const before = hashTables(table.store, table);
     split(table, 0, HUGE, 1);
-    assert.notEqual(hashTables(table.store, table.format, table.root), before);
+    assert.notEqual(hashTables(table.store, table), before);
     collapse(table, 0, 512 * 512);
     collapse(table, 0, 512 * 512);
-    assert.equal(hashTables(table.store, table.format, table.root), before);
+    assert.equal(hashTables(table.store, table), before);
   });
 
   test(`${spec.name}: the hash leaves out where tables lie, and nothing else`, () => {
     const here = makeTables(spec, 0x1000);
     const there = makeTables(spec, 0x9000);
     for (const table of [here, there]) map(table, 3, 1000, 77, { rights: { write: true, execute: true, user: true } });
-    const hash = hashTables(here.store, here.format, here.root);
-    assert.equal(hash, hashTables(there.store, there.format, there.root));
+    const hash = hashTables(here.store, here);
+    assert.equal(hash, hashTables(there.store, there));
     protect(there, 900, 1, { write: false, execute: true, user: true });
-    assert.notEqual(hash, hashTables(there.store, there.format, there.root));
+    assert.notEqual(hash, hashTables(there.store, there));
     protect(there, 900, 1, { write: true, execute: true, user: true });
-    assert.equal(hash, hashTables(there.store, there.format, there.root));
+    assert.equal(hash, hashTables(there.store, there));
     map(there, 900, 1, 12345, { rights: { write: true, execute: true, user: true } });
-    assert.notEqual(hash, hashTables(there.store, there.format, there.root));
+    assert.notEqual(hash, hashTables(there.store, there));
   });
 }
 
@@ -162,7 +162,7 @@ test('the walker visits tables before and after their entries, and entries in ad
   const table = makeTables(EPT);
   map(table, 0, 2, 10, { rights: { write: true, execute: true, user: true } }, 1);
   map(table, HUGE, HUGE, HUGE, { rights: { write: true, execute: true, user: true } });
-  const walker = new Walker(table.store, table.format, table.root, 0, 3 * HUGE, LEAF | TABLE_PRE | TABLE_POST);
+  const walker = new Walker(table.store, table, 0, 3 * HUGE, LEAF | TABLE_PRE | TABLE_POST);
   const visits: string[] = [];
   for (let visit = walker.next(); visit !== DONE; visit = walker.next())
     visits.push(`${['', 'leaf', 'pre', '', 'post'][visit]} ${walker.level}.${walker.index} ${walker.frame}`);
@@ -183,7 +183,7 @@ test('a tree that contains itself is refused by name, not walked for ever', () =
   const table = makeTables(X86_64);
   map(table, 0, 1, 1, { rights: { write: true, execute: true, user: true } });
   table.store.store(table.root, 511, (table.root << 12) | 3, 0);
-  assert.throws(() => hashTables(table.store, table.format, table.root), {
+  assert.throws(() => hashTables(table.store, table), {
     message: 'the level-4 table at 0x1000000 has an entry that leads back to the table at 0x1000000 on its own path',
   });
 });

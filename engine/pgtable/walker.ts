@@ -1,5 +1,5 @@
 import { ABSENT, LEAF as FORMAT_LEAF, type Format, TABLE } from '../formats/compile.ts';
-import { cycleError, type Tables } from './tables.ts';
+import { cycleError, entryLo, outsideError, type PgtableError, type Tables, type Tree } from './tables.ts';
 
 /** What `next` came to, and at the same time the flag that asks for such visits. */
 export const DONE = 0;
@@ -48,26 +48,50 @@ export class Walker {
   #base = 0;
   readonly #baseAt: number[] = [];
   readonly #presentLo: number;
-  /** Address bits of a 4K leaf. */
+  readonly #mustLo: number;
+  /** Address bits of a leaf of level 1, in formats that keep them together. */
   readonly #pageLo: number;
   readonly #pageHi: number;
+  readonly #isPlain: boolean;
+  readonly #wordShift: number;
+  readonly #rootEntry: number;
+  /** The frame of the table that holds the entry, and the index of the entry at its word 0. */
   #page: Uint32Array;
+  #first = 0;
   #end: number;
   #start: number;
   #state = VISIT;
-  /** In a page table: the index at which the table or the range ends. Meaningless above level 1. */
+  /** In a page table: the index at which the frame, the table or the range ends. Meaningless above level 1. */
   #leafEnd = 0;
+  readonly #skipped: ((problem: PgtableError) => void) | undefined;
 
-  /** Walks input frames [start, end) of the tree at `root`. */
-  constructor(tables: Tables, format: Format, root: number, start: number, end: number, flags: number) {
+  /**
+   * Walks input frames [start, end) of a tree. An entry that leads back to a table on its own path, or out of memory, is
+   * passed over and told to `skipped`.
+   * @throws PgtableError at such an entry where there is no `skipped`.
+   */
+  constructor(
+    tables: Tables,
+    tree: Tree,
+    start: number,
+    end: number,
+    flags: number,
+    skipped?: (problem: PgtableError) => void,
+  ) {
+    const { format, root, rootEntry = 0 } = tree;
     this.#tables = tables;
     this.#format = format;
     this.#flags = flags;
+    this.#skipped = skipped;
     this.#rootLevel = format.rootLevel;
+    this.#rootEntry = rootEntry;
     this.#presentLo = format.presentLo;
+    this.#mustLo = format.pageLo;
     this.#pageLo = format.addressLo[3]!;
     this.#pageHi = format.addressHi[3]!;
-    const limit = format.span[format.rootLevel]! * 512;
+    this.#isPlain = format.isPlain;
+    this.#wordShift = format.wordShift;
+    const limit = format.inputFrames;
     if (!(start >= 0 && start <= end && end <= limit))
       throw new RangeError(
         `frames 0x${start.toString(16)} … 0x${end.toString(16)} are not within 0 … 0x${limit.toString(16)}`,
@@ -76,18 +100,24 @@ export class Walker {
     this.#end = end;
     this.level = format.rootLevel;
     this.table = root;
-    this.#page = tables.page(root);
     this.index = format.indexOf(start, this.level);
+    this.#page = tables.page(root);
+    this.#load();
     if (start === end) this.#state = FINISHED;
   }
 
   /** The entry's words. Read them before changing the entry. */
   get lo(): number {
-    return this.#page[this.index << 1]!;
+    return this.#page[(this.index - this.#first) << this.#wordShift]!;
   }
 
   get hi(): number {
-    return this.#page[(this.index << 1) + 1]!;
+    return this.#wordShift === 0 ? 0 : this.#page[((this.index - this.#first) << 1) + 1]!;
+  }
+
+  /** The entry counted from the beginning of the table's frame: where to store it. */
+  get place(): number {
+    return this.index + (this.level === this.#rootLevel ? this.#rootEntry : 0);
   }
 
   /** First input frame that the entry covers. */
@@ -97,17 +127,18 @@ export class Walker {
 
   /** The frame that the entry points to: the page's, or the next table's. */
   get target(): number {
-    if (this.level > 1) return this.#format.frame(this.level, this.lo, this.hi);
-    const word = this.index << 1;
+    if (this.level > 1 || !this.#isPlain) return this.#format.frame(this.level, this.lo, this.hi);
+    const word = (this.index - this.#first) << 1;
     return ((this.#page[word]! & this.#pageLo) >>> 12) + (this.#page[word + 1]! & this.#pageHi) * 1048576;
   }
 
   next(): number {
-    // The common case, kept small enough to be inlined: from one 4K leaf to the next in the same table.
+    // The common case, kept small enough to be inlined: from one leaf to the next in the same page table.
     if (this.#state === NEXT_LEAF) {
       const index = this.index + 1;
       if (index < this.#leafEnd) {
-        if ((this.#page[index << 1]! & this.#presentLo) !== 0) {
+        const lo = this.#page[(index - this.#first) << this.#wordShift]!;
+        if ((lo & this.#presentLo) !== 0 && (lo & this.#mustLo) === this.#mustLo) {
           this.index = index;
           return LEAF;
         }
@@ -132,8 +163,8 @@ export class Walker {
           continue;
         }
       }
-      const { lo } = this;
-      if ((lo & this.#presentLo) === 0) {
+      const kind = this.#format.classify(this.level, this.lo);
+      if (kind === ABSENT) {
         this.#state = ADVANCE;
         if ((flags & ABSENT_TOO) === 0) continue;
         this.#state = AFTER_ENTRY;
@@ -146,7 +177,7 @@ export class Walker {
         continue;
       }
       this.#state = AFTER_ENTRY;
-      if (this.#format.classify(this.level, lo) === FORMAT_LEAF) {
+      if (kind === FORMAT_LEAF) {
         if ((flags & LEAF) !== 0) return LEAF;
       } else if ((flags & TABLE_PRE) !== 0) return TABLE_PRE;
     }
@@ -155,33 +186,52 @@ export class Walker {
   /** Reads the entry again and goes into its table, if it is one. */
   #descend(): boolean {
     if (this.level === 1) return false;
-    if ((this.#flags & READ_ONLY) === 0) {
-      this.#page = this.#tables.page(this.table);
-    }
+    if ((this.#flags & READ_ONLY) === 0) this.#load();
     if (this.#format.classify(this.level, this.lo) !== TABLE) return false;
     const child = this.#format.frame(this.level, this.lo, this.hi);
     this.#tableAt[this.level] = this.table;
+    for (let level = this.level; level <= this.#rootLevel; level++) {
+      if (this.#tableAt[level] === child && (level < this.#rootLevel || this.#rootEntry === 0))
+        return this.#skip(cycleError(this.#format, this.level, this.table, child));
+    }
+    if (this.#tables.has?.(child) === false)
+      return this.#skip(outsideError(this.#format, this.level, this.table, this.index, child));
     this.#indexAt[this.level] = this.index;
     this.#baseAt[this.level] = this.#base;
-    for (let level = this.level; level <= this.#rootLevel; level++) {
-      if (this.#tableAt[level] === child) throw cycleError(this.level, this.table, child);
-    }
     const base = this.frame;
     this.#base = base;
     this.level--;
     this.table = child;
-    this.#page = this.#tables.page(child);
     this.index = this.#format.indexOf(Math.max(base, this.#start), this.level);
-    this.#leafEnd = this.#end - base >= 512 ? 512 : (this.#end - base) | 0;
+    this.#load();
     this.#state = VISIT;
     return true;
+  }
+
+  #skip(problem: PgtableError): false {
+    if (!this.#skipped) throw problem;
+    this.#skipped(problem);
+    return false;
+  }
+
+  /** Finds the frame that holds the current entry. */
+  #load(): void {
+    const { perFrameBits, perFrameMask, entries, span } = this.#format;
+    const { place } = this;
+    this.#page = this.#tables.page(this.table + (place >>> perFrameBits));
+    this.#first = this.index - (place & perFrameMask);
+    if (this.level > 1) return;
+    const inRange = (this.#end - this.#base) / span[1]!;
+    this.#leafEnd = Math.ceil(Math.min(entries[1]!, this.#first + perFrameMask + 1, inRange));
   }
 
   /** Moves to the next entry of the same table. False at the table's or the range's end. */
   #advance(): boolean {
     this.index++;
     this.#state = VISIT;
-    return this.index < 512 && this.frame < this.#end;
+    if (this.index >= this.#format.entries[this.level]! || this.frame >= this.#end) return false;
+    if (this.index - this.#first > this.#format.perFrameMask) this.#load();
+    return true;
   }
 
   #ascend(): void {
@@ -189,16 +239,15 @@ export class Walker {
     this.table = this.#tableAt[this.level]!;
     this.index = this.#indexAt[this.level]!;
     this.#base = this.#baseAt[this.level]!;
-    this.#page = this.#tables.page(this.table);
+    this.#load();
     this.#state = ADVANCE;
   }
 }
 
 /** Whether every entry of a table is absent. */
 export function isEmptyTable(tables: Tables, format: Format, level: number, table: number): boolean {
-  const page = tables.page(table);
-  for (let index = 0; index < 512; index++) {
-    if (format.classify(level, page[2 * index]!) !== ABSENT) return false;
+  for (let index = 0; index < format.entries[level]!; index++) {
+    if (format.classify(level, entryLo(tables, format, table, index)) !== ABSENT) return false;
   }
   return true;
 }

@@ -35,7 +35,7 @@ export const startDirtyLog = defineFunction<DirtyLogLocals>({
         const end = slot.base + slot.pages;
         const format = machine.secondFormat;
         const walker =
-          from < end ? new Walker(machine.memory, format, root.pfn, from, end, LEAF | READ_ONLY) : undefined;
+          from < end ? new Walker(machine.memory, { format, root: root.pfn }, from, end, LEAF | READ_ONLY) : undefined;
         if (!walker || walker.next() === DONE) {
           if (locals.phase === 'protect') return NEXT;
           locals.phase = 'protect';
@@ -91,7 +91,7 @@ export const recoverHugePages = defineFunction<RecoverLocals>({
         const end = slot.base + slot.pages;
         if (!root || from >= end) return NEXT;
         const format = machine.secondFormat;
-        const walker = new Walker(machine.memory, format, root.pfn, from, end, TABLE_PRE | READ_ONLY);
+        const walker = new Walker(machine.memory, { format, root: root.pfn }, from, end, TABLE_PRE | READ_ONLY);
         while (walker.next() !== DONE) {
           const { level, table, index, frame, target } = walker;
           if (frame < from || !format.isLargeLevel(level) || maxMappingLevel(slot, frame, level) < level) continue;

@@ -112,7 +112,7 @@ function secondReason(walk: Walk, second: SecondStage, bits: number): string {
   const { format, kind } = second;
   const entry = `${kind.toUpperCase()} level-${walk.secondLevel} entry ${walk.secondIndex}`;
   if (walk.gfn >= format.inputFrames)
-    return `gpa ${hex(frameToAddress(walk.gfn))} lies beyond the ${12 + Math.log2(format.span[format.rootLevel]! * 512)} bits that the tables translate`;
+    return `gpa ${hex(frameToAddress(walk.gfn))} lies beyond the ${12 + Math.log2(format.inputFrames)} bits that the tables translate`;
   if (format.classify(walk.secondLevel, walk.lo) === ABSENT) return `${entry} is not present`;
   const problems = entryProblems(format, walk.secondLevel, walk.lo, walk.hi);
   if (problems.length > 0) return `${entry} is malformed: ${problems.join(', ')}`;

@@ -269,7 +269,7 @@ export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
         fault.slot = -1;
         fault.pfn = PFN_NOSLOT;
         fault.mapWritable = false;
-        const limit = machine.secondFormat.span[machine.secondFormat.rootLevel]! * 512;
+        const limit = machine.secondFormat.inputFrames;
         const markable =
           spteFormat(machine.secondFormat).mmio !== null &&
           fault.gfn < 2 ** (machine.config.maxPhyAddr - 12) &&

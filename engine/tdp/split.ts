@@ -1,6 +1,6 @@
+import { moveLeaf } from '../formats/encode.ts';
 import type { Machine } from '../machine.ts';
-import { frameHi, frameLo, type Gfn, type Pfn } from '../memory/words.ts';
-import { leafBelow } from '../pgtable/operations.ts';
+import type { Gfn, Pfn } from '../memory/words.ts';
 import type { SpteRef } from './iterate.ts';
 
 /**
@@ -16,11 +16,17 @@ export function splitHugePage(machine: Machine, entry: SpteRef, gfn: Gfn): Pfn {
     parent: entry.table,
     parentIndex: entry.index,
   }).pfn;
-  const below = leafBelow(format, entry.level, entry.lo, entry.hi);
+  const below = moveLeaf(format, entry.level, level, entry.lo, entry.hi);
   const base = format.frame(entry.level, entry.lo, entry.hi);
   for (let index = 0; index < 512; index++) {
     const frame = base + index * format.span[level]!;
-    machine.setSpte(child, index, (below.lo | frameLo(frame)) >>> 0, (below.hi | frameHi(frame)) >>> 0, false);
+    machine.setSpte(
+      child,
+      index,
+      (below.lo | format.frameLo(frame)) >>> 0,
+      (below.hi | format.frameHi(frame)) >>> 0,
+      false,
+    );
   }
   machine.trace('kvm_mmu_split_huge_page', { gfn, spte: { lo: entry.lo, hi: entry.hi }, level: entry.level, errno: 0 });
   return child;

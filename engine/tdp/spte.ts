@@ -1,6 +1,6 @@
 import { ACC_EXEC, ACC_USER, ACC_WRITE, type Format } from '../formats/compile.ts';
 import { type Entry, encodeLeaf, encodeTable } from '../formats/encode.ts';
-import { frameHi, frameLo, type Gfn, type Pfn, toBigint } from '../memory/words.ts';
+import { type Gfn, type Pfn, toBigint } from '../memory/words.ts';
 
 /**
  * What KVM puts into second-stage entries beyond the format: its own bits, and values that are not translations
@@ -50,7 +50,7 @@ const mask = (format: Format, name: string): Entry => {
 };
 
 function build(format: Format): SpteFormat {
-  const ept = format.spec.roles.execute !== undefined;
+  const ept = !format.tellsUsers;
   const hostWritable = mask(format, 'host-writable');
   const mmuWritable = mask(format, 'MMU-writable');
   // EPT: writable and executable but not readable. NPT: present, with reserved address bit 51 (none left at 52 bits).
@@ -103,7 +103,7 @@ export function isMmio(spte: SpteFormat, lo: number, hi: number): boolean {
 export function makeLeaf(spte: SpteFormat, level: number, pfn: Pfn, writable: boolean): Entry {
   const template = spte.leafTemplates[level]!;
   const entry = writable ? template.writable : template.readonly;
-  return { lo: (entry.lo | frameLo(pfn)) >>> 0, hi: (entry.hi | frameHi(pfn)) >>> 0 };
+  return { lo: (entry.lo | spte.format.frameLo(pfn)) >>> 0, hi: (entry.hi | spte.format.frameHi(pfn)) >>> 0 };
 }
 
 /** make_nonleaf_spte */
@@ -118,8 +118,8 @@ export function makeMmio(spte: SpteFormat, gfn: Gfn, generation: number): Entry 
   const low = gen & GENERATION_LOW_MASK;
   const high = gen >>> 8;
   return {
-    lo: (spte.mmio!.lo | (low << GENERATION_LOW_SHIFT) | frameLo(gfn)) >>> 0,
-    hi: (spte.mmio!.hi | (high << GENERATION_HIGH_SHIFT_HI) | frameHi(gfn)) >>> 0,
+    lo: (spte.mmio!.lo | (low << GENERATION_LOW_SHIFT) | spte.format.frameLo(gfn)) >>> 0,
+    hi: (spte.mmio!.hi | (high << GENERATION_HIGH_SHIFT_HI) | spte.format.frameHi(gfn)) >>> 0,
   };
 }
 
@@ -129,7 +129,8 @@ export function mmioGeneration(lo: number, hi: number): number {
 
 /** is_access_allowed: `needs` in ACC_* bits. */
 export function allows(spte: SpteFormat, lo: number, hi: number, needs: number): boolean {
-  return (spte.format.access(lo, hi) & needs) === needs;
+  // Entries of every level of EPT and NPT say their rights alike.
+  return (spte.format.access(1, lo, hi) & needs) === needs;
 }
 
 export function isMmuWritable(spte: SpteFormat, lo: number, hi: number): boolean {

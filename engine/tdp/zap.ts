@@ -15,7 +15,13 @@ function isEmpty(lo: number, hi: number): boolean {
 
 /** The first leaf or MMIO marker at or after a gfn, below `end`. */
 function nextLeaf(machine: Machine, root: Pfn, from: Gfn, end: Gfn): Walker | undefined {
-  const walker = new Walker(machine.memory, machine.secondFormat, root, from, end, LEAF | ABSENT_TOO | READ_ONLY);
+  const walker = new Walker(
+    machine.memory,
+    { format: machine.secondFormat, root },
+    from,
+    end,
+    LEAF | ABSENT_TOO | READ_ONLY,
+  );
   for (let visit = walker.next(); visit !== DONE; visit = walker.next()) {
     if (!isEmpty(walker.lo, walker.hi)) return walker;
   }
@@ -57,7 +63,7 @@ export const tdpMmuZapLeafs = defineFunction<ZapLeafsLocals>({
       run(machine, task, locals) {
         const root = locals.roots[0];
         if (root === undefined) return returns(task, locals.zapped);
-        const limit = machine.secondFormat.span[machine.secondFormat.rootLevel]! * 512;
+        const limit = machine.secondFormat.inputFrames;
         const walker = nextLeaf(machine, root, locals.next, Math.min(locals.end, limit));
         if (!walker) {
           locals.roots.shift();
@@ -84,10 +90,9 @@ function nextAtLevel(machine: Machine, root: Pfn, from: Gfn, level: number): Wal
   const format = machine.secondFormat;
   const walker = new Walker(
     machine.memory,
-    format,
-    root,
+    { format, root },
     from,
-    format.span[format.rootLevel]! * 512,
+    format.inputFrames,
     LEAF | TABLE_PRE | ABSENT_TOO | READ_ONLY,
   );
   for (let visit = walker.next(); visit !== DONE; visit = walker.next()) {
@@ -130,7 +135,7 @@ export const zapInvalidatedRoots = defineFunction<ZapRootLocals>({
         machine.setSpte(walker.table, walker.index, emptyEntry.lo, emptyEntry.hi);
         if (level > 1 && format.classify(level, lo) === TABLE) freeRemovedTable(machine, format.frame(level, lo, hi));
         locals.next = walker.frame + format.span[level]!;
-        return locals.next >= format.span[format.rootLevel]! * 512 ? 'entry-end' : AGAIN;
+        return locals.next >= format.inputFrames ? 'entry-end' : AGAIN;
       },
     },
     {

@@ -23,7 +23,8 @@ for (const name of readdirSync('examples').filter((file) => file.endsWith('.mmu'
     const tables = machine
       .roots()
       .map(
-        (root) => `root 0x${root.pfn.toString(16)}000 ${hashTables(machine.memory, machine.secondFormat, root.pfn)}`,
+        (root) =>
+          `root 0x${root.pfn.toString(16)}000 ${hashTables(machine.memory, { format: machine.secondFormat, root: root.pfn })}`,
       );
     const rest = events.length > LINES ? [`… and ${events.length - LINES} more`] : [];
     const text = `${[...events.slice(0, LINES), ...rest, ...costs, ...tables].join('\n')}\n`;

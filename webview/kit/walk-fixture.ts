@@ -23,6 +23,7 @@ export function entry(
   return {
     format,
     level,
+    number: level,
     name: NAMES[level]!,
     value: '0x0',
     state,

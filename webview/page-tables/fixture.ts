@@ -33,6 +33,7 @@ function run(
     entry: {
       format: 'x86-64',
       level: query.level,
+      number: query.level,
       name: 'PTE',
       value: state === 'absent' ? '0x0' : '0x5007',
       state,
