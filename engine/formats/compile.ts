@@ -375,6 +375,12 @@ export class Format {
     return this.#rightsOf(2 * level + (this.classify(level, lo) === LEAF ? 1 : 0), lo, hi);
   }
 
+  /** What accumulated rights come to, where some exclude others. */
+  effective(rights: number): number {
+    const { implied } = this.spec;
+    return implied && (rights & implied.when) !== 0 ? rights & ~implied.takes : rights;
+  }
+
   /** Rights of one entry in ACC_* bits. Where the format has no user bit, ACC_USER means readable, as for KVM's EPT. */
   access(level: number, lo: number, hi: number): number {
     return accessOf(this.rights(level, lo, hi));

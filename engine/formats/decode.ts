@@ -103,7 +103,7 @@ export function decodeEntry(format: Format, level: number, lo: number, hi: numbe
     name: format.level(level).entry,
     value: hexWords(lo, hi),
     state: state === ABSENT ? 'absent' : problems.length > 0 ? 'malformed' : kind,
-    rights: rightsWords(format, format.rights(level, lo, hi)),
+    rights: rightsWords(format, format.effective(format.rights(level, lo, hi))),
     ...(state === ABSENT ? {} : { address: hex(BigInt(format.frame(level, lo, hi)) << 12n) }),
     ...(state === LEAF ? { size: format.span[level]! * 4096 } : {}),
     fields,

@@ -5,7 +5,7 @@ import { ALL_RIGHTS as ALL, type EntryKind, EXEC, fieldMask, READ, USER, WRITE }
 export interface Rights {
   readonly write: boolean;
   readonly execute: boolean;
-  /** Has no effect in a format without a user bit. */
+  /** Has no effect in a format that does not tell users' rights; in arm64 stage 2 it tells of execution alone. */
   readonly user: boolean;
 }
 

@@ -1,4 +1,5 @@
 import { EXEC, type FormatSpec, READ, WRITE } from './format.ts';
+import { withFifthLevel } from './x86-64.ts';
 
 /** Intel extended page tables, four levels, with the bits that KVM keeps in them (SDM vol. 3, 29.3; KVM: `spte.h`). */
 export const EPT: FormatSpec = {
@@ -115,3 +116,6 @@ export const EPT: FormatSpec = {
     },
   ],
 };
+
+/** The same with five levels. */
+export const EPT_5: FormatSpec = withFifthLevel(EPT, 'ept-5', 'EPT, 5-level', 'EPT PML5E', 'EPT PML5');

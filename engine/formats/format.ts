@@ -123,6 +123,8 @@ export interface FormatSpec {
   readonly fields: readonly Field[];
   readonly roles: FieldRoles;
   readonly illegal: readonly IllegalCombination[];
+  /** Rights that having others takes away: on arm64 what EL0 may write EL1 does not execute. */
+  readonly implied?: { readonly when: number; readonly takes: number };
 }
 
 export function fieldApplies(field: Field, level: number, kind: EntryKind): boolean {

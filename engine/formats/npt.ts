@@ -1,12 +1,14 @@
 import type { FormatSpec } from './format.ts';
-import { X86_64, X86_FIELDS } from './x86-64.ts';
+import { withFifthLevel, X86_64, X86_FIELDS } from './x86-64.ts';
 
 /**
  * AMD nested page tables, four levels, with the bits that KVM keeps in them. The walk treats every access as a user
  * access, so U must be set in each entry (APM vol. 2, 15.25; KVM: `spte.h`).
  */
+const { canonical: _signExtended, ...PLAIN } = X86_64;
+
 export const NPT: FormatSpec = {
-  ...X86_64,
+  ...PLAIN,
   name: 'npt',
   title: 'NPT, 4-level',
   source: 'APM vol. 2, 15.25; KVM spte.h',
@@ -38,3 +40,6 @@ export const NPT: FormatSpec = {
     { name: 'available', bits: [62, 54], setBy: 'software', ignored: true, meaning: 'not used by the walk' },
   ],
 };
+
+/** The same with five levels, as a host with CR4.LA57 has it. */
+export const NPT_5: FormatSpec = withFifthLevel(NPT, 'npt-5', 'NPT, 5-level', 'PML5E', 'PML5');

@@ -108,3 +108,25 @@ export const X86_64: FormatSpec = {
   },
   illegal: [],
 };
+
+/** A format with a fifth level on top, whose entries are like those of the fourth. */
+export function withFifthLevel(
+  spec: FormatSpec,
+  name: string,
+  title: string,
+  entry: string,
+  table: string,
+): FormatSpec {
+  return {
+    ...spec,
+    name,
+    title,
+    levels: [{ level: 5, entry, table }, ...spec.levels],
+    fields: spec.fields.map((field) =>
+      field.levels?.includes(4) ? { ...field, levels: [...field.levels, 5] } : field,
+    ),
+  };
+}
+
+/** x86-64 paging with five levels, CR4.LA57 (SDM vol. 3, 4.5). */
+export const X86_64_5: FormatSpec = withFifthLevel(X86_64, 'x86-64-5', 'x86-64, 5-level', 'PML5E', 'PML5');
