@@ -75,11 +75,17 @@ export function entryProblems(format: Format, level: number, lo: number, hi: num
     const beyond = set & address.reduce((mask, field) => mask | fieldMask(field), 0n);
     const other = set & ~beyond;
     if (other !== 0n) problems.push(`reserved ${bitsWords(other)} set`);
-    if (beyond !== 0n) problems.push(`address ${bitsWords(beyond)} beyond MAXPHYADDR ${format.options.maxPhyAddr}`);
+    if (beyond !== 0n) problems.push(`address ${bitsWords(beyond)} beyond ${widthWords(format)}`);
   }
   const illegal = format.illegalWords(level, lo);
   if (illegal) problems.push(illegal);
   return problems;
+}
+
+function widthWords({ spec, options }: Format): string {
+  return spec.unused === 'ignored'
+    ? `the ${options.maxPhyAddr} bits of an output address`
+    : `MAXPHYADDR ${options.maxPhyAddr}`;
 }
 
 export function decodeEntry(format: Format, level: number, lo: number, hi: number): DecodedEntry {
