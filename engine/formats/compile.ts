@@ -102,6 +102,8 @@ export class Format {
   readonly tellsUsers: boolean;
   readonly #withholding: (readonly Withholding[])[];
   readonly accessedLo: number;
+  /** The same by level: 0 where entries have no accessed bit, as PDPTEs of PAE paging. */
+  readonly accessedAt: Int32Array;
   readonly dirtyLo: number;
   readonly writeLo: number;
   readonly userLo: number;
@@ -177,6 +179,11 @@ export class Format {
       }
     }
     this.accessedLo = this.#bit(roles.accessed).lo;
+    this.accessedAt = new Int32Array(size);
+    for (const { level } of spec.levels) {
+      const kinds = KINDS.filter((kind) => this.fields(level, kind).some(({ name }) => name === roles.accessed));
+      if (kinds.length > 0) this.accessedAt[level] = this.accessedLo;
+    }
     this.dirtyLo = this.#bit(roles.dirty).lo;
     this.writeLo = this.#bit(roles.write).lo;
     this.userLo = this.#bit(roles.user).lo;

@@ -139,10 +139,14 @@ function fillFromWalk(machine: Machine, vcpu: Vcpu, walk: Walk): void {
 /** Whether a non-canonical address ends the access before any translation. */
 export function isUntranslatable(vcpu: Vcpu, address: bigint): string | undefined {
   const vfn = addressToFrame(address);
-  if (vcpu.mode.paging)
-    return isCanonical(vfn) ? undefined : `${`0x${address.toString(16)}`} is not canonical (bits 63:47 differ): #GP`;
+  const { paging, addressBits } = vcpu.mode;
+  if (paging && addressBits > 32)
+    return isCanonical(vfn, addressBits)
+      ? undefined
+      : `0x${address.toString(16)} is not canonical (bits 63:${addressBits - 1} differ): #GP`;
+  const when = paging ? 'outside of long mode' : 'while paging is off';
   return address > 0xffff_ffffn
-    ? `0x${address.toString(16)} is beyond 4G, which no address reaches while paging is off`
+    ? `0x${address.toString(16)} is beyond 4G, which no address reaches ${when}`
     : undefined;
 }
 

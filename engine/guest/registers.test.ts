@@ -10,16 +10,38 @@ test('the registers that a kernel runs with are accepted, and so are those befor
 });
 
 test('what is not modelled or not possible is named with its register', () => {
-  assert.equal(problem({ cr4: 0x10a0n | 0x1000n }), 'cr4.la57: 5-level paging is not modelled yet');
   assert.equal(problem({ cr4: 0xa0n | (1n << 17n) }), 'cr4.pcide: process-context identifiers are not modelled yet');
   assert.equal(problem({ cr4: 0xa0n | (1n << 23n) }), 'cr4.cet: shadow stacks are not modelled yet');
-  assert.equal(problem({ cr4: 0n }), '32-bit paging (cr4.pae = 0) is not modelled yet');
-  assert.equal(problem({ efer: 0n }), 'PAE paging (efer.lme = 0) is not modelled yet');
+  assert.equal(problem({ cr4: 0n }), 'efer.lme needs cr4.pae while paging is on');
+  assert.equal(problem({ efer: 0n, cr4: 0x1020n }), 'cr4.la57 needs long mode');
+  assert.equal(
+    problem({ efer: 0n, cr3: 1n << 32n }),
+    'cr3 0x100000000 has more than the 32 bits that there are outside of long mode',
+  );
   assert.equal(problem({ cr0: 0x8000_0000n }), 'cr0.pg needs cr0.pe');
   assert.equal(problem({ cr3: 1n << 62n }), 'cr3 0x4000000000000000: linear-address masking is not modelled yet');
   assert.equal(problem({ cr3: 1n << 46n }), 'cr3 0x400000000000 has bits beyond MAXPHYADDR 46');
   assert.equal(problem({ cpl: 4n }), 'cpl 4 is out of range: 0 … 3');
   assert.equal(problem({ pkru: 1n << 32n }), 'pkru 0x100000000 has more than 32 bits');
+});
+
+test('CR4.PAE, EFER.LME and CR4.LA57 select the tables', () => {
+  const cpu = { maxPhyAddr: 46, features: new Set(['1g-pages'] as const) };
+  const mode = (change: Partial<typeof LONG_MODE>) => pagingMode({ ...LONG_MODE, cr3: 0x1234_5fe0n, ...change }, cpu);
+  const facts = ({ format, addressBits, rootEntry, nxe }: ReturnType<typeof mode>) => [
+    format.spec.name,
+    addressBits,
+    rootEntry,
+    nxe,
+  ];
+  assert.deepEqual(facts(mode({})), ['x86-64', 48, 0, true]);
+  assert.deepEqual(facts(mode({ cr4: 0x10a0n })), ['x86-64-5', 57, 0, true]);
+  assert.deepEqual(facts(mode({ efer: 0x800n })), ['pae', 32, 0xfe0 / 8, true]);
+  assert.deepEqual(facts(mode({ efer: 0x800n, cr4: 0x90n })), ['x86-32', 32, 0, false]);
+  assert.equal(mode({ efer: 0x800n, cr4: 0x90n }).format.isLargeLevel(2), true);
+  assert.equal(mode({ efer: 0x800n, cr4: 0x80n }).format.isLargeLevel(2), false);
+  // PKRU counts in long mode only.
+  assert.equal(mode({ efer: 0x800n, cr4: 0x4000_a0n }).pke, false);
 });
 
 test('the mode follows the registers bit by bit', () => {

@@ -1,6 +1,8 @@
 import { Format } from '../formats/compile.ts';
-import type { Feature } from '../formats/format.ts';
-import { X86_64 } from '../formats/x86-64.ts';
+import type { Feature, FormatSpec } from '../formats/format.ts';
+import { PAE } from '../formats/pae.ts';
+import { X86_32 } from '../formats/x86-32.ts';
+import { X86_64, X86_64_5 } from '../formats/x86-64.ts';
 import { type Gfn, hex } from '../memory/words.ts';
 import { type Protection, permissionBitmaps } from './permission.ts';
 
@@ -18,6 +20,8 @@ export const REGISTER_BITS: Readonly<Partial<Record<RegisterName, Readonly<Recor
 };
 
 const bit = (register: RegisterName, name: string): bigint => 1n << BigInt(REGISTER_BITS[register]![name]!);
+const has = (registers: Registers, register: RegisterName, name: string): boolean =>
+  (registers[register] & bit(register, name)) !== 0n;
 
 /** 64-bit mode with paging, as a kernel runs: CR0.PE, WP and PG, CR4.PAE and PGE, EFER.LME, LMA and NXE. */
 export const LONG_MODE: Registers = {
@@ -40,7 +44,6 @@ export class RegisterError extends Error {}
 const CR3_LAM = 3n << 61n;
 
 const REFUSED: readonly [RegisterName, string, string][] = [
-  ['cr4', 'la57', '5-level paging'],
   ['cr4', 'pcide', 'process-context identifiers'],
   ['cr4', 'cet', 'shadow stacks'],
   ['cr4', 'pks', 'protection keys for supervisor pages'],
@@ -60,8 +63,11 @@ export function registerProblem(registers: Registers, maxPhyAddr: number): strin
   const paging = (registers.cr0 & bit('cr0', 'pg')) !== 0n;
   if (!paging) return undefined;
   if (!(registers.cr0 & bit('cr0', 'pe'))) return 'cr0.pg needs cr0.pe';
-  if (!(registers.cr4 & bit('cr4', 'pae'))) return '32-bit paging (cr4.pae = 0) is not modelled yet';
-  if (!(registers.efer & bit('efer', 'lme'))) return 'PAE paging (efer.lme = 0) is not modelled yet';
+  const long = (registers.efer & bit('efer', 'lme')) !== 0n;
+  if (long && !(registers.cr4 & bit('cr4', 'pae'))) return 'efer.lme needs cr4.pae while paging is on';
+  if (!long && registers.cr3 > 0xffff_ffffn)
+    return `cr3 ${hex(registers.cr3)} has more than the 32 bits that there are outside of long mode`;
+  if (!long && registers.cr4 & bit('cr4', 'la57')) return 'cr4.la57 needs long mode';
   if (registers.cr3 & CR3_LAM) return `cr3 ${hex(registers.cr3)}: linear-address masking is not modelled yet`;
   const address = registers.cr3 & ((1n << 61n) - 1n);
   if (address >> BigInt(maxPhyAddr) !== 0n) return `cr3 ${hex(registers.cr3)} has bits beyond MAXPHYADDR ${maxPhyAddr}`;
@@ -73,6 +79,10 @@ export interface PagingMode extends Protection {
   readonly paging: boolean;
   readonly format: Format;
   readonly rootGfn: Gfn;
+  /** Entry of that frame at which the root table begins: PAE's four PDPTEs need only be aligned to 32 bytes. */
+  readonly rootEntry: number;
+  /** Bits of a linear address: 32 outside of long mode, 48 or 57 with sign extension in it. */
+  readonly addressBits: number;
   /** The F bit is reported only with NXE or SMEP. */
   readonly reportsFetch: boolean;
   readonly permissions: Uint8Array;
@@ -88,39 +98,57 @@ export interface GuestCpu {
 
 const formats = new Map<string, Format>();
 
-/** The guest's table format, with NX legal or reserved as EFER.NXE says. */
-export function guestFormat(cpu: GuestCpu, nxe: boolean): Format {
+/** How x86 paging is called, and its format. */
+export const PAGING = { '32-bit': X86_32, pae: PAE, '4-level': X86_64, '5-level': X86_64_5 } as const;
+export type PagingName = keyof typeof PAGING;
+
+/** The guest's table format, with NX legal or reserved as EFER.NXE says, and large pages of 32-bit paging as CR4.PSE does. */
+export function guestFormat(cpu: GuestCpu, nxe: boolean, spec: FormatSpec = X86_64, pse = true): Format {
   const features = new Set(cpu.features);
   if (nxe) features.add('nx');
   else features.delete('nx');
-  const key = `${cpu.maxPhyAddr} ${[...features].sort().join(' ')}`;
+  if (pse) features.add('pse');
+  else features.delete('pse');
+  const key = `${spec.name} ${cpu.maxPhyAddr} ${[...features].sort().join(' ')}`;
   let format = formats.get(key);
   if (!format) {
-    format = new Format(X86_64, { maxPhyAddr: cpu.maxPhyAddr, features });
+    format = new Format(spec, { maxPhyAddr: cpu.maxPhyAddr, features });
     formats.set(key, format);
   }
   return format;
 }
 
+/** Which paging these registers select. */
+export function pagingName(registers: Registers): PagingName {
+  if (!(registers.cr4 & bit('cr4', 'pae'))) return '32-bit';
+  if (!(registers.efer & bit('efer', 'lme'))) return 'pae';
+  return registers.cr4 & bit('cr4', 'la57') ? '5-level' : '4-level';
+}
+
 export function pagingMode(registers: Registers, cpu: GuestCpu): PagingMode {
-  const has = (register: RegisterName, name: string): boolean => (registers[register] & bit(register, name)) !== 0n;
+  const paging = has(registers, 'cr0', 'pg');
+  // Without paging the format counts for nothing but the words that say so.
+  const name = paging ? pagingName(registers) : '4-level';
+  const long = name === '4-level' || name === '5-level';
   const protection = {
-    wp: has('cr0', 'wp'),
-    nxe: has('efer', 'nxe'),
-    smep: has('cr4', 'smep'),
-    smap: has('cr4', 'smap'),
-    ac: has('rflags', 'ac'),
-    pke: has('cr4', 'pke'),
+    wp: has(registers, 'cr0', 'wp'),
+    nxe: has(registers, 'efer', 'nxe') && name !== '32-bit',
+    smep: has(registers, 'cr4', 'smep'),
+    smap: has(registers, 'cr4', 'smap'),
+    ac: has(registers, 'rflags', 'ac'),
+    pke: has(registers, 'cr4', 'pke') && long,
     pkru: Number(registers.pkru),
   };
   return {
     ...protection,
-    paging: has('cr0', 'pg'),
-    format: guestFormat(cpu, protection.nxe),
+    paging,
+    format: guestFormat(cpu, protection.nxe, PAGING[name], has(registers, 'cr4', 'pse')),
     rootGfn: Number((registers.cr3 & ((1n << 52n) - 1n)) >> 12n),
+    rootEntry: name === 'pae' ? Number((registers.cr3 >> 3n) & 0x1fcn) : 0,
+    addressBits: long ? (name === '5-level' ? 57 : 48) : 32,
     reportsFetch: protection.nxe || protection.smep,
     permissions: permissionBitmaps(protection),
-    pge: has('cr4', 'pge'),
+    pge: has(registers, 'cr4', 'pge'),
     cpl: Number(registers.cpl),
   };
 }

@@ -167,7 +167,7 @@ test('KVM’s own walk needs no second stage, and stops where no slot holds a ta
   assert.deepEqual([fault.status, fault.error, fault.level], ['guest-fault', 6, 2]);
 });
 
-test('canonical addresses agree in bits 63:47', () => {
+test('canonical addresses agree in bits 63:47, or 63:56 with five levels', () => {
   for (const [address, expected] of [
     [0n, true],
     [0x7fff_ffff_f000n, true],
@@ -177,5 +177,12 @@ test('canonical addresses agree in bits 63:47', () => {
     [0xffff_ffff_ffff_f000n, true],
     [0x0001_0000_0000_0000n, false],
   ] as const)
-    assert.equal(isCanonical(Number(address >> 12n)), expected, address.toString(16));
+    assert.equal(isCanonical(Number(address >> 12n), 48), expected, address.toString(16));
+  for (const [address, expected] of [
+    [0xff_ffff_ffff_f000n, true],
+    [0x100_0000_0000_0000n, false],
+    [0xff00_0000_0000_0000n, true],
+    [0xfeff_ffff_ffff_f000n, false],
+  ] as const)
+    assert.equal(isCanonical(Number(address >> 12n), 57), expected, address.toString(16));
 });

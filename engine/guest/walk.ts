@@ -41,6 +41,8 @@ export interface Reference {
   /** The table that holds the entry: guest frame in the guest stage, host frame in the second. */
   readonly table: number;
   readonly index: number;
+  /** Where the entry lies in the frame, in bytes. */
+  readonly offset: number;
   /** Host frame that is read. */
   readonly pfn: Pfn;
   readonly lo: number;
@@ -142,10 +144,10 @@ export function startWalk(mode: PagingMode, second: SecondStage | undefined, vfn
   return walk;
 }
 
-/** Whether bits 63:47 of an address agree. */
-export function isCanonical(vfn: Vfn): boolean {
-  const top = Math.floor(vfn / 2 ** 35);
-  return top === 0 || top === 0x1ffff;
+/** Whether the bits of an address from its highest translated one (47 or 56) up agree. */
+export function isCanonical(vfn: Vfn, addressBits: number): boolean {
+  const top = Math.floor(vfn / 2 ** (addressBits - 13));
+  return top === 0 || top === 2 ** (65 - addressBits) - 1;
 }
 
 /** What the second stage checks for a guest-table reference: with A/D bits a table is read as if written. */
@@ -201,6 +203,7 @@ function secondReference(walk: Walk, second: SecondStage, memory: WalkMemory, tr
     forLevel: walk.level,
     table: walk.secondTable,
     index,
+    offset: 8 * index,
     pfn: walk.secondTable,
     lo,
     hi,
@@ -292,11 +295,22 @@ function guestReference(
   const { format } = mode;
   const { level } = walk;
   const index = format.indexOf(walk.vfn, level);
+  const word = placeOf(mode, level, index) << format.wordShift;
   const page = memory.page(walk.tablePfn);
-  const lo = page[2 * index]!;
-  const hi = page[2 * index + 1]!;
+  const lo = page[word]!;
+  const hi = format.wordShift === 0 ? 0 : page[word + 1]!;
   walk.references++;
-  trace?.push({ stage: 'guest', level, forLevel: level, table: walk.gfn, index, pfn: walk.tablePfn, lo, hi });
+  trace?.push({
+    stage: 'guest',
+    level,
+    forLevel: level,
+    table: walk.gfn,
+    index,
+    offset: 4 * word,
+    pfn: walk.tablePfn,
+    lo,
+    hi,
+  });
   walk.lo = lo;
   walk.hi = hi;
   walk.index = index;
@@ -313,7 +327,7 @@ function guestReference(
   const lost = walk.access & ~(judged >>> 2);
   if (lost !== 0) noteLost(walk, lost, level);
   walk.access &= judged >>> 2;
-  walk.unset |= ~lo & format.accessedLo;
+  walk.unset |= ~lo & format.accessedAt[level]!;
   walk.entryGfn[level] = walk.gfn;
   walk.entryPfn[level] = walk.tablePfn;
   if (state === LEAF) {
@@ -343,6 +357,16 @@ function guestReference(
   }
 }
 
+/** An entry's number counted from the beginning of its frame. */
+function placeOf(mode: PagingMode, level: number, index: number): number {
+  return level === mode.format.rootLevel ? index + mode.rootEntry : index;
+}
+
+/** Where the guest entry that is read next, or was read last, lies in its frame, in bytes. */
+export function entryOffset(walk: Walk, mode: PagingMode): number {
+  return placeOf(mode, walk.level, mode.format.indexOf(walk.vfn, walk.level)) * mode.format.entryBytes;
+}
+
 function noteLost(walk: Walk, lost: number, level: number): void {
   if ((lost & ACC_WRITE) !== 0) walk.withoutWrite = level;
   if ((lost & ACC_USER) !== 0) walk.withoutUser = level;
@@ -353,13 +377,15 @@ function setGuestBits(walk: Walk, mode: PagingMode, memory: WalkMemory): void {
   const { format } = mode;
   for (let level = format.rootLevel; level >= walk.leafLevel; level--) {
     const pfn = walk.entryPfn[level]!;
-    const index = format.indexOf(walk.vfn, level);
+    const word = placeOf(mode, level, format.indexOf(walk.vfn, level)) << format.wordShift;
     const page = memory.page(pfn);
-    const lo = page[2 * index]!;
+    const lo = page[word]!;
     const dirty = level === walk.leafLevel && (walk.bits & PFERR_WRITE) !== 0 ? format.dirtyLo : 0;
-    const wanted = (lo | format.accessedLo | dirty) >>> 0;
-    if (wanted !== lo && (walk.second || memory.mayUpdate(walk.entryGfn[level]!)))
-      memory.setBits(pfn, index, wanted, page[2 * index + 1]!);
+    const wanted = (lo | format.accessedAt[level]! | dirty) >>> 0;
+    if (wanted === lo || !(walk.second || memory.mayUpdate(walk.entryGfn[level]!))) continue;
+    // Entries of 4 bytes are stored with the neighbour that shares their 8.
+    if ((word & 1) === 0) memory.setBits(pfn, word >>> 1, wanted, page[word + 1]!);
+    else memory.setBits(pfn, word >>> 1, page[word - 1]!, wanted);
   }
 }
 

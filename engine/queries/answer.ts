@@ -233,7 +233,7 @@ function referenceAnswer(
     forLevel: reference.forLevel,
     table: hex(frameToAddress(reference.table)),
     index: reference.index,
-    address: hex(frameToAddress(reference.pfn, reference.index * 8)),
+    address: hex(frameToAddress(reference.pfn, reference.offset)),
     entry: decodeEntry(format, reference.level, reference.lo, reference.hi),
     ...(note === undefined ? {} : { note }),
     decides: last,

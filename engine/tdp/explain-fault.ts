@@ -2,7 +2,7 @@ import { ABSENT } from '../formats/compile.ts';
 import { entryProblems } from '../formats/decode.ts';
 import { PFERR_FETCH, PFERR_PRESENT, PFERR_RSVD, PFERR_WRITE, permissionReasons } from '../guest/permission.ts';
 import type { PagingMode } from '../guest/registers.ts';
-import type { SecondStage, Walk } from '../guest/walk.ts';
+import { entryOffset, type SecondStage, type Walk } from '../guest/walk.ts';
 import { frameToAddress, hex } from '../memory/words.ts';
 import type { PendingAccess } from '../operation.ts';
 import { type FaultInfo, PFERR_GUEST_FINAL, PFERR_GUEST_PAGE } from './fault.ts';
@@ -47,7 +47,7 @@ export function describeWalkFault(
     };
   }
   const table = walk.level > 0;
-  const offset = table ? mode.format.indexOf(walk.vfn, walk.level) * 8 : Number(access.address & 0xfffn);
+  const offset = table ? entryOffset(walk, mode) : Number(access.address & 0xfffn);
   const bits = table ? PFERR_WRITE : walk.bits;
   const misconfigured = walk.status === 'misconfiguration';
   const rsvd = (walk.error & PFERR_RSVD) !== 0;
