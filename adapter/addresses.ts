@@ -1,5 +1,5 @@
 import { type DecodedEntry, decodeEntry } from '../engine/formats/decode.ts';
-import { isUntranslatable } from '../engine/guest/access.ts';
+import { untranslatable } from '../engine/guest/access.ts';
 import type { Reference } from '../engine/guest/walk.ts';
 import type { Machine } from '../engine/machine.ts';
 import { addressToFrame, formatSize, frameToAddress, hex, pageOffset } from '../engine/memory/words.ts';
@@ -37,7 +37,7 @@ export function toHost(
   if (located.space === 'hpa') return frame < 2 ** 40 ? { pfn: frame, offset } : undefined;
   let gfn = frame;
   if (located.space === 'gva') {
-    if (isUntranslatable(machine.vcpu(located.vcpu), located.address) !== undefined) return undefined;
+    if (untranslatable(machine.vcpu(located.vcpu).mode, located.address) !== undefined) return undefined;
     const walk = softTranslate(machine, located.vcpu, located.address);
     if (walk.status !== 'done') return undefined;
     gfn = walk.gfn;
@@ -69,7 +69,7 @@ export function describeAddress(machine: Machine, located: Located): string[] {
     return [`gpa ${groups(address)} ${end} ${others}`, ...lines];
   }
   const title = `gva ${groups(address)} (vCPU ${vcpu})`;
-  const problem = isUntranslatable(machine.vcpu(vcpu), address);
+  const problem = untranslatable(machine.vcpu(vcpu).mode, address);
   if (problem !== undefined) return [`${title}: ${problem} ${others}`];
   const trace: Reference[] = [];
   const walk = softTranslate(machine, vcpu, address, trace);

@@ -1,6 +1,6 @@
 import type { Instruction } from './code.ts';
 import { ExpressionError, evaluate, evaluateInteger, truthy } from './expression.ts';
-import { accessPages, EMULATED, FAILED, FAULTED, isUntranslatable, lookUp, pageWalk } from './guest/access.ts';
+import { accessPages, EMULATED, FAILED, FAULTED, lookUp, pageWalk, untranslatable } from './guest/access.ts';
 import { REGISTER_BITS, RegisterError } from './guest/registers.ts';
 import { applyMapping, guestTables, protectRange, unmapRange } from './guest/tables.ts';
 import { Kind } from './history/log.ts';
@@ -71,7 +71,7 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
     case 'invlpg': {
       const address = evaluateInteger(statement.address, programScope(machine, task), 'invlpg');
       const vcpu = machine.vcpu(task.vcpu);
-      if (isUntranslatable(vcpu, address) === undefined) machine.invalidatePage(vcpu, addressToFrame(address));
+      if (untranslatable(vcpu.mode, address) === undefined) machine.invalidatePage(vcpu, addressToFrame(address));
       break;
     }
     case 'map':
@@ -224,7 +224,7 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
     return;
   }
   const { access } = task;
-  const problem = isUntranslatable(vcpu, access.address);
+  const problem = untranslatable(vcpu.mode, access.address);
   if (problem !== undefined) {
     machine.warn(`${task.name}: ${problem}`);
     finishAccess(task);

@@ -23,6 +23,8 @@ export interface Arm64Shape {
   readonly levels: number;
   /** Descriptors with 52-bit addresses: TCR.DS (FEAT_LPA2) in 4K and 16K granules, FEAT_LPA in 64K ones. */
   readonly wide: boolean;
+  /** Whether TCR.HPD turns the permissions of table descriptors off. */
+  readonly flat?: boolean;
 }
 
 /** Bits that a level of a granule resolves. */
@@ -157,8 +159,9 @@ function shared(shape: Arm64Shape): Pick<FormatSpec, 'levels' | 'pageBits' | 'le
  */
 export function arm64Stage1(shape: Arm64Shape, privileges: 1 | 2): FormatSpec {
   const title = `arm64 stage-1${privileges === 1 ? ' EL2' : ''}, ${shapeName(shape)}`;
-  const tableBits: Field[] =
-    privileges === 2
+  const tableBits: Field[] = shape.flat
+    ? []
+    : privileges === 2
       ? [
           {
             name: 'PXNTable',
@@ -258,7 +261,7 @@ export function arm64Stage1(shape: Arm64Shape, privileges: 1 | 2): FormatSpec {
             meaning: 'not executable',
           },
         ];
-  return cached(`1 ${privileges} ${title}`, () => ({
+  return cached(`1 ${privileges} ${title} ${shape.flat === true}`, () => ({
     ...shared(shape),
     name: 'arm64-s1',
     title,

@@ -9,6 +9,7 @@ import type { FaultInfo } from '../tdp/fault.ts';
 import { EXIT_EMULATED, EXIT_INJECTED } from '../tdp/results.ts';
 import { vcpuEnterGuest } from '../tdp/vcpu.ts';
 import { PFERR_FETCH, PFERR_USER, PFERR_WRITE, permissionFault } from './permission.ts';
+import type { PagingMode } from './registers.ts';
 import { isCanonical, startWalk, stepWalk, type Walk } from './walk.ts';
 
 /** How the processor's part of an access ended. */
@@ -137,9 +138,8 @@ function fillFromWalk(machine: Machine, vcpu: Vcpu, walk: Walk): void {
 }
 
 /** Whether a non-canonical address ends the access before any translation. */
-export function isUntranslatable(vcpu: Vcpu, address: bigint): string | undefined {
+export function untranslatable({ paging, addressBits }: PagingMode, address: bigint): string | undefined {
   const vfn = addressToFrame(address);
-  const { paging, addressBits } = vcpu.mode;
   if (paging && addressBits > 32)
     return isCanonical(vfn, addressBits)
       ? undefined

@@ -1,6 +1,6 @@
 import { ABSENT, type Format, LEAF, TABLE } from '../formats/compile.ts';
 import { decodeEntry } from '../formats/decode.ts';
-import { isUntranslatable } from '../guest/access.ts';
+import { untranslatable } from '../guest/access.ts';
 import { PFERR_FETCH, PFERR_USER, PFERR_WRITE } from '../guest/permission.ts';
 import { finishWalk, type Reference, startWalk, type Walk } from '../guest/walk.ts';
 import { isMemoryKind, Kind } from '../history/log.ts';
@@ -112,7 +112,7 @@ function walkAnswer(machine: Machine, query: Extract<Query, { kind: 'walk' }>, f
     registers: registersThatCount(machine, vcpu.id, mode.paging),
   } as const;
   const second = vcpu.second;
-  const problem = query.space === 'gva' ? isUntranslatable(vcpu, asked) : undefined;
+  const problem = query.space === 'gva' ? untranslatable(vcpu.mode, asked) : undefined;
   if (problem !== undefined)
     return {
       ...base,

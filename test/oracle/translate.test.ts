@@ -5,7 +5,7 @@ import { Format } from '../../engine/formats/compile.ts';
 import { EPT } from '../../engine/formats/ept.ts';
 import type { Feature } from '../../engine/formats/format.ts';
 import { NPT } from '../../engine/formats/npt.ts';
-import { accessBits, isUntranslatable } from '../../engine/guest/access.ts';
+import { accessBits, untranslatable } from '../../engine/guest/access.ts';
 import { LONG_MODE, pagingMode, type Registers } from '../../engine/guest/registers.ts';
 import { finishWalk, type SecondStage, startWalk, type WalkMemory } from '../../engine/guest/walk.ts';
 import { PhysicalMemory } from '../../engine/memory/physical.ts';
@@ -168,8 +168,8 @@ function engineOutcome(test: Case, memory: PhysicalMemory): NaiveOutcome {
           }),
           root: SECOND_BASE,
         };
-  const vcpu = { mode } as Parameters<typeof isUntranslatable>[0];
-  if (mode.paging && isUntranslatable(vcpu, test.gva) !== undefined) return { kind: 'not-canonical' };
+
+  if (mode.paging && untranslatable(mode, test.gva) !== undefined) return { kind: 'not-canonical' };
   const before = memory.clone();
   const walkMemory: WalkMemory = {
     page: (pfn) => memory.page(pfn),

@@ -1,0 +1,75 @@
+import { readFileSync } from 'node:fs';
+import { project } from '../../engine/history/project.ts';
+import { hex } from '../../engine/memory/words.ts';
+import { hashTables } from '../../engine/pgtable/hash.ts';
+import { Run } from '../../engine/run.ts';
+import { parseScenario } from '../../scenario/index.ts';
+import { readOptions, UsageError } from './usage.ts';
+
+/** `kvm-mmu run`: a scenario in the emulator. The exit status. */
+export function run(args: string[]): number {
+  const { values, positionals } = readOptions({
+    args,
+    allowPositionals: true,
+    options: { json: { type: 'boolean' }, trace: { type: 'boolean' }, 'max-steps': { type: 'string' } },
+  });
+  const [path] = positionals;
+  if (path === undefined || positionals.length > 1) throw new UsageError('run takes one file');
+  const limit = values['max-steps'] === undefined ? 100_000_000 : Number(values['max-steps']);
+  if (!Number.isInteger(limit) || limit < 1)
+    throw new UsageError(`--max-steps must be a whole number above 0, not ${values['max-steps']}`);
+  let text: string;
+  try {
+    text = readFileSync(path, 'utf8');
+  } catch (error) {
+    throw new UsageError(`cannot read ${path}: ${(error as Error).message}`);
+  }
+  const { program, diagnostics } = parseScenario(text);
+  for (const { severity, message, span } of diagnostics)
+    console.error(`${path}:${span.line}:${span.column}: ${severity}: ${message}`);
+  if (!program) return 2;
+  const session = new Run(program);
+  if (!session.runToEnd(limit)) {
+    console.error(`${path}: still running after ${limit} steps: give --max-steps, or end its loops`);
+    return 3;
+  }
+  const { machine } = session;
+  const stuck = session.stuck();
+  const { failures } = machine.small;
+  if (values.trace) {
+    for (const { step, task, event, text: words } of project(machine))
+      console.log(`${task.replace(' ', '-').padStart(16)} [000] ${String(step).padStart(8)}: ${event}: ${words}`);
+  }
+  const tables = machine.roots().map((root) => ({
+    root: hex(BigInt(root.pfn) << 12n),
+    hash: hashTables(machine.memory, { format: machine.secondFormat, root: root.pfn }),
+  }));
+  const ok = failures.length === 0 && stuck === undefined;
+  if (values.json) {
+    console.log(
+      JSON.stringify({
+        ok,
+        steps: machine.steps,
+        counters: session.counters(),
+        failures,
+        warnings: machine.small.warnings,
+        ...(stuck === undefined ? {} : { stuck }),
+        tables,
+      }),
+    );
+  } else {
+    for (const { line, task, step, text: words } of machine.small.warnings)
+      console.error(`${path}:${line === undefined ? '' : `${line}:`} warning: ${task} at step ${step}: ${words}`);
+    for (const failure of failures) console.error(`${path}:${failure.line}: ${failure.text}: ${failure.actual}`);
+    if (stuck !== undefined) console.error(`${path}: nothing can run: ${stuck}`);
+    console.log(`${machine.steps} steps`);
+    for (const [name, value] of machine.counterList()) if (value > 0) console.log(`${name.padEnd(20)} ${value}`);
+    for (const { root, hash } of tables) console.log(`${'tables'.padEnd(20)} ${hash} (root ${root})`);
+    const what =
+      failures.length === 1
+        ? 'one thing that the scenario asks for'
+        : `${failures.length} things that the scenario asks for`;
+    console.log(ok ? 'ok' : stuck === undefined ? `failed: ${what}` : 'failed: nothing can run');
+  }
+  return ok ? 0 : 1;
+}

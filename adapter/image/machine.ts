@@ -1,0 +1,160 @@
+import type { Feature } from '../../engine/formats/format.ts';
+import { arm64Regime } from '../../engine/guest/arm64.ts';
+import { type Regime, RegimeError } from '../../engine/guest/regime.ts';
+import { LONG_MODE, type PagingName, type Registers } from '../../engine/guest/registers.ts';
+import { riscvRegime } from '../../engine/guest/riscv.ts';
+import { type X86Second, x86Regime } from '../../engine/guest/x86-regime.ts';
+import { hex } from '../../engine/memory/words.ts';
+import { ImageError } from './file.ts';
+import type { MemoryImage } from './image.ts';
+
+/** What a person says of the machine whose memory an image is: registers by name, in hexadecimal or as numbers. */
+export interface MachineOptions {
+  readonly paging?: PagingName;
+  readonly maxPhyAddr?: number;
+  /** Which CPU of a core. */
+  readonly cpu?: number;
+  readonly registers: Readonly<Partial<Record<ImageRegister, bigint>>>;
+  /** arm64: registers are those of EL2. */
+  readonly el2?: boolean;
+  readonly nptPaging?: '4-level' | '5-level';
+}
+
+export const IMAGE_REGISTERS = {
+  x86: ['cr0', 'cr3', 'cr4', 'efer', 'ept', 'npt'],
+  arm64: ['ttbr0', 'ttbr1', 'tcr', 'sctlr', 'vttbr', 'vtcr'],
+  riscv: ['satp', 'hgatp'],
+} as const;
+export type ImageRegister = (typeof IMAGE_REGISTERS)[keyof typeof IMAGE_REGISTERS][number];
+
+const ARCHITECTURES = ['x86', 'arm64', 'riscv'] as const;
+/** A long or 5-level mode, by name: what CR4 and EFER say there. */
+const MODES: Readonly<Record<PagingName, { readonly cr4: bigint; readonly efer: bigint }>> = {
+  '32-bit': { cr4: 0x90n, efer: 0n },
+  pae: { cr4: 0xb0n, efer: 0x800n },
+  '4-level': { cr4: 0xa0n, efer: 0xd01n },
+  '5-level': { cr4: 0x10a0n, efer: 0xd01n },
+};
+
+/**
+ * The translation of an image: by the registers that are given, else by those that a core keeps.
+ * @throws ImageError and RegimeError that name the option or the register
+ */
+export function imageRegime(image: MemoryImage, options: MachineOptions): Regime {
+  const given = Object.keys(options.registers) as ImageRegister[];
+  const architectures = ARCHITECTURES.filter((arch) =>
+    given.some((name) => (IMAGE_REGISTERS[arch] as readonly string[]).includes(name)),
+  );
+  if (architectures.length > 1)
+    throw new ImageError(`registers of ${architectures.join(' and of ')} are given: ${given.join(', ')}`);
+  const [arch = options.paging ? 'x86' : image.facts.arch] = architectures;
+  if (arch === undefined)
+    throw new ImageError(
+      `${image.path} does not say where page tables begin: give cr3 (x86), ttbr0 or ttbr1 with tcr (arm64), or satp (RISC-V), or only a second stage (ept, npt, vttbr with vtcr, hgatp)`,
+    );
+  if (image.facts.arch !== undefined && image.facts.arch !== arch)
+    throw new ImageError(
+      `${image.path} is the memory of a ${image.facts.arch} machine; registers of ${arch} are given`,
+    );
+  const regime =
+    arch === 'x86' ? x86(image, options) : arch === 'arm64' ? arm64(image, options) : riscv(image, options);
+  const roots = [...(regime.second ? [regime.second] : []), ...(regime.second ? [] : regime.stages)];
+  for (const { register, value, tree } of roots) {
+    if (!image.has(tree.root))
+      throw new RegimeError(
+        `${register} ${hex(value)}: the root table lies at ${hex(BigInt(tree.root) * 4096n)}, where ${image.path} has no memory`,
+      );
+  }
+  return regime;
+}
+
+function x86(image: MemoryImage, { registers, paging, maxPhyAddr = 52, cpu, nptPaging }: MachineOptions): Regime {
+  const { ept, npt } = registers;
+  if (ept !== undefined && npt !== undefined) throw new ImageError('ept and npt are given: a machine has one of them');
+  const second: X86Second | undefined =
+    ept !== undefined
+      ? { kind: 'ept', root: ept, levels: 4 }
+      : npt !== undefined
+        ? { kind: 'npt', root: npt, levels: nptPaging === '5-level' ? 5 : 4 }
+        : undefined;
+  const features: ReadonlySet<Feature> = new Set(['1g-pages']);
+  const found = guestRegisters(image, registers, paging, cpu, second !== undefined);
+  return x86Regime(found, { maxPhyAddr, features }, second);
+}
+
+/** Registers of the guest, from options or from a core; undefined where only the second stage is wanted. */
+function guestRegisters(
+  image: MemoryImage,
+  { cr0, cr3, cr4, efer }: MachineOptions['registers'],
+  paging: PagingName | undefined,
+  cpu: number | undefined,
+  hasSecond: boolean,
+): Registers | undefined {
+  if (cr3 !== undefined) {
+    const mode = MODES[paging ?? '4-level'];
+    return {
+      ...LONG_MODE,
+      cr0: cr0 ?? LONG_MODE.cr0,
+      cr3,
+      cr4: cr4 ?? mode.cr4,
+      efer: efer ?? mode.efer,
+    };
+  }
+  if (hasSecond) return undefined;
+  const { cpus, vmcoreinfo } = image.facts;
+  if (cpus) {
+    const chosen = cpus[cpu ?? 0];
+    if (!chosen) throw new ImageError(`${image.path} has no CPU ${cpu}: it has ${cpus.length}, counted from 0`);
+    return {
+      ...LONG_MODE,
+      cr0: chosen.cr0,
+      cr3: chosen.cr3,
+      cr4: chosen.cr4,
+      // QEMU's notes lack EFER; every kernel that can sets NXE.
+      efer: chosen.long ? 0xd01n : 0x800n,
+    };
+  }
+  const root = vmcoreinfo && kernelRoot(vmcoreinfo);
+  if (root !== undefined) {
+    const mode = vmcoreinfo?.get('NUMBER(pgtable_l5_enabled)') === '1' ? MODES['5-level'] : MODES['4-level'];
+    return { ...LONG_MODE, cr3: root, ...mode };
+  }
+  throw new ImageError(`${image.path} keeps no control registers: give cr3${paging ? '' : ', and paging'}`);
+}
+
+/** Where an x86-64 kernel's text is mapped: its physical base is VMCOREINFO's `phys_base`. */
+const START_KERNEL_MAP = 0xffff_ffff_8000_0000n;
+
+/** The physical address of a kernel's own top table, by its VMCOREINFO. */
+function kernelRoot(info: ReadonlyMap<string, string>): bigint | undefined {
+  const symbol = info.get('SYMBOL(init_top_pgt)') ?? info.get('SYMBOL(swapper_pg_dir)');
+  const base = info.get('NUMBER(phys_base)');
+  if (symbol === undefined || base === undefined || !/^-?\d+$/.test(base) || !/^[0-9a-f]+$/i.test(symbol))
+    return undefined;
+  return BigInt.asUintN(64, BigInt(`0x${symbol}`) - START_KERNEL_MAP + BigInt(base));
+}
+
+function arm64(image: MemoryImage, { registers, el2 }: MachineOptions): Regime {
+  const { ttbr0, ttbr1, tcr, sctlr, vttbr, vtcr } = registers;
+  if (ttbr0 === undefined && ttbr1 === undefined && vttbr === undefined)
+    throw new ImageError(
+      `${image.path} keeps no translation registers: give ttbr0 or ttbr1 with tcr, or vttbr with vtcr`,
+    );
+  const regime = el2 ? (ttbr1 === undefined ? 'el2' : 'vhe') : 'el1';
+  return arm64Regime({
+    regime,
+    ...(ttbr0 === undefined ? {} : { ttbr0 }),
+    ...(ttbr1 === undefined ? {} : { ttbr1 }),
+    ...(tcr === undefined ? {} : { tcr }),
+    ...(sctlr === undefined ? {} : { sctlr }),
+    ...(vttbr === undefined ? {} : { vttbr }),
+    ...(vtcr === undefined ? {} : { vtcr }),
+  });
+}
+
+function riscv(image: MemoryImage, { registers }: MachineOptions): Regime {
+  const { satp, hgatp } = registers;
+  if (satp === undefined && hgatp === undefined)
+    throw new ImageError(`${image.path} keeps no satp: give satp or hgatp`);
+  return riscvRegime({ ...(satp === undefined ? {} : { satp }), ...(hgatp === undefined ? {} : { hgatp }) });
+}
