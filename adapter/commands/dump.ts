@@ -1,5 +1,5 @@
 import { writeSync } from 'node:fs';
-import { rightsWords } from '../../engine/formats/decode.ts';
+import { rightsWords, rwx } from '../../engine/formats/decode.ts';
 import { USER } from '../../engine/formats/format.ts';
 import type { Stage } from '../../engine/guest/regime.ts';
 import { inputFrame, tableFrame } from '../../engine/guest/regime.ts';
@@ -221,7 +221,7 @@ function flagWords(stage: Stage, { level, lo, hi }: Row): string {
           high === low && !withholds && !ignored && isSet(rest, restHi, low),
       )
       .map(({ name }) => name)
-      .filter((name) => !format.spec.roles.present.includes(name))
+      .filter((name) => !format.spec.roles.present.includes(name) && !format.spec.leaf.fields.includes(name))
       .reverse();
     const malformed = format.isMalformed(level, lo, hi) ? ' malformed' : '';
     words = `${flags.length > 0 ? ` ${flags.join(' ')}` : ''}${malformed}`;
@@ -241,7 +241,8 @@ function jsonRow({ frame, target, span, rights, level, lo, hi }: Row, stage: Sta
     input: hex(frameToAddress(frame)),
     output: hex(frameToAddress(target)),
     size: span * 4096,
-    rights: rightsWords(format, rights),
+    supervisor: rwx(rights),
+    user: rwx(rights >>> 3),
     ...leaf,
     register: stage.register,
   });

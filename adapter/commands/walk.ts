@@ -45,8 +45,10 @@ function outcomeWords(regime: Regime, address: bigint, result: RegimeWalk): stri
 
 function entryWords({ format, level, index, lo, hi }: RegimeReference): { name: string; says: string; value: string } {
   const entry = decodeEntry(format, level, lo, hi);
+  // That it is present, and a table or a page, is said in words.
+  const marks = [...format.spec.roles.present, ...format.spec.leaf.fields, 'ignored'];
   const flags = entry.fields
-    .filter(({ bits: [high, low], value }) => high === low && value !== '0x0')
+    .filter(({ name, bits: [high, low], value }) => high === low && value !== '0x0' && !marks.includes(name))
     .map(({ name }) => name)
     .reverse();
   const to =

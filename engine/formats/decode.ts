@@ -44,7 +44,8 @@ export function rightsWords(format: Format, rights: number): string {
   return user === supervisor ? `${supervisor}u` : `${supervisor}u, user ${user}`;
 }
 
-function rwx(rights: number): string {
+/** `rwx` of the supervisor's rights; shift by 3 for the user's. */
+export function rwx(rights: number): string {
   return `${rights & 1 ? 'r' : '-'}${rights & 2 ? 'w' : '-'}${rights & 4 ? 'x' : '-'}`;
 }
 
@@ -94,6 +95,7 @@ export function decodeEntry(format: Format, level: number, lo: number, hi: numbe
   const state = format.classify(level, lo);
   const kind: EntryKind = state === LEAF ? 'leaf' : 'table';
   const problems = entryProblems(format, level, lo, hi);
+  const rights = format.rights(level, lo, hi);
   const fields = format.fields(level, kind).map((field): DecodedField => {
     const isAddress = field.name === spec.roles.address;
     const masked = raw & (isAddress ? format.addressMask(level, kind) : fieldMask(field));
@@ -109,7 +111,7 @@ export function decodeEntry(format: Format, level: number, lo: number, hi: numbe
     name: format.level(level).entry,
     value: hexWords(lo, hi),
     state: state === ABSENT ? 'absent' : problems.length > 0 ? 'malformed' : kind,
-    rights: rightsWords(format, format.effective(format.rights(level, lo, hi))),
+    rights: rightsWords(format, state === LEAF ? format.effective(rights) : rights),
     ...(state === ABSENT ? {} : { address: hex(BigInt(format.frame(level, lo, hi)) << 12n) }),
     ...(state === LEAF ? { size: format.span[level]! * 4096 } : {}),
     fields,

@@ -118,6 +118,8 @@ export interface FormatSpec {
   /** Whether the upper half of the input space is that of sign-extended addresses. */
   readonly canonical?: true;
   readonly leaf: LeafMark;
+  /** Level whose entries the processor reads into registers when CR3 is loaded; it judges them then and not in a walk. */
+  readonly loadedLevel?: number;
   /** Levels above 1 at which an entry may map a page, with what that needs. */
   readonly largeLevels: readonly { readonly level: number; readonly requires?: Feature }[];
   readonly fields: readonly Field[];

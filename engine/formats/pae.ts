@@ -14,6 +14,7 @@ export const PAE: FormatSpec = {
     { level: 2, entry: 'PDE', table: 'page directory' },
     { level: 1, entry: 'PTE', table: 'page table' },
   ],
+  loadedLevel: 3,
   leaf: { fields: ['PS'], when: 'any-set', otherwise: 'leaf' },
   largeLevels: [{ level: 2 }],
   fields: [

@@ -166,8 +166,12 @@ export function faultStatus(kind: FaultKind, level: number): number {
 const statusWords = (kind: FaultKind, level: number): string =>
   `${kind} fault, level ${level} (status 0x${faultStatus(kind, level).toString(16).padStart(2, '0')})`;
 
-/** How a descent failed, or undefined. */
-function descentFault(format: Format, found: Descent): { kind: FaultKind; reason: string } | undefined {
+/** How a descent failed, or undefined. Where hardware manages the access flag, its lack is none. */
+function descentFault(
+  format: Format,
+  found: Descent,
+  hardwareAccess: boolean,
+): { kind: FaultKind; reason: string } | undefined {
   const entry = entryName(format, found.level, found.index);
   switch (found.end) {
     case 'absent':
@@ -180,7 +184,7 @@ function descentFault(format: Format, found: Descent): { kind: FaultKind; reason
     case 'outside':
       return { kind: 'external abort', reason: outsideWords(format, found.level, found.table) };
     case 'leaf':
-      return (found.lo & format.accessedLo) === 0
+      return !hardwareAccess && (found.lo & format.accessedLo) === 0
         ? { kind: 'access flag', reason: `${entry} has its access flag clear (AF=0)` }
         : undefined;
   }
@@ -195,6 +199,22 @@ function stage1Rights(rights: number, { pan, sctlr = 0n, regime }: Arm64Register
   }
   if (pan && regime !== 'el2' && rights & (USER_READ | USER_WRITE)) left &= ~(SUPER_READ | SUPER_WRITE);
   return left;
+}
+
+interface Managed {
+  readonly access: boolean;
+  readonly dirty: boolean;
+}
+
+function managed(control: bigint | undefined, ha: number, hd: number): Managed {
+  const access = control !== undefined && field(control, ha, ha) === 1;
+  return { access, dirty: access && field(control!, hd, hd) === 1 };
+}
+
+/** Rights with the write that hardware gives a leaf with DBM (bit 51) set, where it manages dirty state. */
+function writable({ rights, hi }: Descent, dirty: boolean): number {
+  if (!dirty || (hi & (1 << 19)) === 0) return rights;
+  return rights | (rights & SUPER_READ ? SUPER_WRITE : 0) | (rights & USER_READ ? USER_WRITE : 0);
 }
 
 const NEEDS = { read: [SUPER_READ, USER_READ], write: [SUPER_WRITE, USER_WRITE], fetch: [SUPER_EXEC, USER_EXEC] };
@@ -223,6 +243,10 @@ function refusal(
 export function arm64Regime(registers: Arm64Registers): Regime {
   const first = stages(registers);
   const second = stage2(registers.vttbr, registers.vtcr);
+  // TCR.HA and HD: hardware manages access flag and dirty state.
+  const [ha, hd] = registers.regime === 'el2' ? [21, 22] : [39, 40];
+  const firstManaged = managed(registers.tcr, ha!, hd!);
+  const secondManaged = managed(registers.vtcr, 21, 22);
   const suffix = registers.regime === 'el1' ? 'EL1' : 'EL2';
   const shown: readonly (readonly [string, bigint | undefined])[] = [
     [`TTBR0_${suffix}`, registers.ttbr0],
@@ -239,15 +263,17 @@ export function arm64Regime(registers: Arm64Registers): Regime {
       reason: `${hex(address)} is in no range: ${rangesWords(first)}`,
     }),
     first(format, found, access) {
-      const fault = descentFault(format, found);
+      const fault = descentFault(format, found, firstManaged.access);
       const number = format.number(found.level);
       if (fault) return { code: statusWords(fault.kind, number), reason: fault.reason };
-      const refused = refusal(registers, found.rights, access, format, found);
+      const rights = writable(found, firstManaged.dirty);
+      const refused = refusal(registers, rights, access, format, found);
       return refused === undefined ? undefined : { code: statusWords('permission', number), reason: refused };
     },
     second(format, found, access, forTable) {
       const asked: RegimeAccess = forTable ? { kind: 'read', user: false } : access;
-      const fault = descentFault(format, found) ?? stage2Refusal(found, asked, format);
+      const fault =
+        descentFault(format, found, secondManaged.access) ?? stage2Refusal(found, asked, format, secondManaged.dirty);
       if (!fault) return undefined;
       const code = `stage-2 ${statusWords(fault.kind, format.number(found.level))}${onTable(forTable)}`;
       return { code, reason: fault.reason };
@@ -257,7 +283,7 @@ export function arm64Regime(registers: Arm64Registers): Regime {
       reason: beyondWords(format),
     }),
     outside: (format, level) => statusWords('external abort', format.number(level)),
-    rights: ({ rights }) => stage1Rights(rights, registers),
+    rights: (found) => stage1Rights(writable(found, firstManaged.dirty), registers),
   };
   return {
     arch: 'arm64',
@@ -272,8 +298,9 @@ function stage2Refusal(
   found: Descent,
   { kind, user }: RegimeAccess,
   format: Format,
+  dirty: boolean,
 ): { kind: FaultKind; reason: string } | undefined {
-  if ((found.rights & NEEDS[kind][user ? 1 : 0]!) !== 0) return undefined;
+  if ((writable(found, dirty) & NEEDS[kind][user ? 1 : 0]!) !== 0) return undefined;
   const verb = kind === 'fetch' ? 'execution' : kind === 'read' ? 'reads' : 'writes';
   return { kind: 'permission', reason: `${entryName(format, found.level, found.index)} does not allow ${verb}` };
 }

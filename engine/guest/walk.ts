@@ -320,7 +320,8 @@ function guestReference(
     guestFault(walk, mode, 0);
     return;
   }
-  if ((judged & MALFORMED) !== 0) {
+  // PDPTEs of PAE paging were judged when CR3 was loaded.
+  if ((judged & MALFORMED) !== 0 && level !== format.spec.loadedLevel) {
     guestFault(walk, mode, PFERR_PRESENT | PFERR_RSVD);
     return;
   }
