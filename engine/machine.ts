@@ -4,6 +4,7 @@ import { EPT } from './formats/ept.ts';
 import type { Feature } from './formats/format.ts';
 import { NPT } from './formats/npt.ts';
 import {
+  changeProblem,
   type GuestCpu,
   LONG_MODE,
   type PagingMode,
@@ -21,6 +22,7 @@ import { backingPfn, frameRange, type Memslot, Memslots, newBacking } from './me
 import { PhysicalMemory } from './memory/physical.ts';
 import { Tlb, type TlbEntry, tlbSpan } from './memory/tlb.ts';
 import { type Gfn, highWord, lowWord, type Pfn, toBigint, type Vfn } from './memory/words.ts';
+import type { Mirror } from './mirror.ts';
 import { LOCKS, type LockName, type Task } from './operation.ts';
 import { DEFAULT_POLICIES, type Policies } from './policies.ts';
 import type { MachineConfig, Program, SlotConfig } from './program.ts';
@@ -126,7 +128,9 @@ export class Machine {
   readonly config: MachineConfig;
   readonly program: Program;
   readonly code: readonly (readonly Instruction[])[];
-  readonly memory = new PhysicalMemory();
+  readonly memory: PhysicalMemory;
+  /** Whose state this machine shows, when it is not the emulator's own. */
+  readonly mirror: Mirror | undefined;
   readonly log: Log;
   readonly cpu: GuestCpu;
   readonly secondFormat: Format;
@@ -148,8 +152,10 @@ export class Machine {
   #nextTable: Pfn = TABLE_FRAMES;
   readonly #freeTables: Pfn[] = [];
 
-  constructor(program: Program, logLimit = 1 << 20) {
+  constructor(program: Program, logLimit = 1 << 20, mirror?: Mirror) {
     this.program = program;
+    this.mirror = mirror;
+    this.memory = new PhysicalMemory(mirror?.memory);
     this.config = program.machine;
     this.policies = program.machine.policies ?? DEFAULT_POLICIES;
     this.log = new Log(logLimit);
@@ -269,6 +275,7 @@ export class Machine {
 
   /** The host frame behind a guest frame; −1 when no slot holds it. */
   resolve(gfn: Gfn): Pfn {
+    if (this.mirror) return this.mirror.resolve(gfn);
     const slot = this.slots.find(gfn);
     return slot ? backingPfn(slot, gfn) : -1;
   }
@@ -362,6 +369,8 @@ export class Machine {
     const registers = { ...vcpu.registers, [name]: BigInt.asUintN(64, value) };
     const problem = registerProblem(registers, this.config.maxPhyAddr);
     if (problem) throw new RegisterError(problem);
+    const change = changeProblem(vcpu.registers, registers);
+    if (change) throw new RegisterError(change);
     const old = vcpu.registers[name];
     this.append(
       Kind.REGISTER,

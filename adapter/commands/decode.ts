@@ -21,6 +21,10 @@ export function decode(args: string[]): number {
       json: { type: 'boolean' },
     },
   });
+  if (values.format === 'help') {
+    for (const [name, spec] of FORMATS) console.log(`${name.padEnd(16)} ${spec.title}`);
+    return 0;
+  }
   const [written] = positionals;
   if (written === undefined || positionals.length > 1)
     throw new UsageError(

@@ -291,6 +291,7 @@ export function arm64Regime(registers: Arm64Registers): Regime {
     second,
     registers: shown.flatMap(([name, value]) => (value === undefined ? [] : [{ name, value }])),
     walk: (memory, address, access) => twoStageWalk(memory, first, second, rules, address, access),
+    walkSecond: (memory, gpa) => twoStageWalk(memory, [], second, rules, gpa, { kind: 'read', user: false }),
   };
 }
 

@@ -80,6 +80,8 @@ export interface Regime {
   readonly registers: readonly { readonly name: string; readonly value: bigint }[];
   /** Translates an address in `memory`, which is the host's where there is a second stage. */
   walk(memory: Tables, address: bigint, access: RegimeAccess): RegimeWalk;
+  /** Translates a guest-physical address, as a read. Only where there is a second stage. */
+  walkSecond(memory: Tables, gpa: bigint): RegimeWalk;
 }
 
 /** Registers that make no sense, with their names. */

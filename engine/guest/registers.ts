@@ -74,6 +74,20 @@ export function registerProblem(registers: Registers, maxPhyAddr: number): strin
   return undefined;
 }
 
+/** Says why registers cannot follow others: the architecture lets some bits change only while paging is off (SDM vol. 3, 4.1.2). */
+export function changeProblem(before: Registers, after: Registers): string | undefined {
+  if (!has(before, 'cr0', 'pg') || !has(after, 'cr0', 'pg')) return undefined;
+  for (const [register, name] of [
+    ['efer', 'lme'],
+    ['cr4', 'la57'],
+  ] as const) {
+    // Outside of long mode LA57 is out of question, and refused as such.
+    if (has(before, register, name) !== has(after, register, name))
+      return `${register}.${name} cannot change while paging is on`;
+  }
+  return undefined;
+}
+
 /** What the registers mean for translation: computed once a change, read at every access. */
 export interface PagingMode extends Protection {
   readonly paging: boolean;

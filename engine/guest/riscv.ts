@@ -125,5 +125,6 @@ export function riscvRegime(registers: RiscvRegisters): Regime {
       ...(hgatp === undefined ? [] : [{ name: 'hgatp', value: hgatp }]),
     ],
     walk: (memory, address, access) => twoStageWalk(memory, stages, second, rules, address, access),
+    walkSecond: (memory, gpa) => twoStageWalk(memory, [], second, rules, gpa, { kind: 'read', user: true }),
   };
 }

@@ -14,7 +14,7 @@ import {
   type RegimeWalk,
   type Stage,
 } from './regime.ts';
-import { type GuestCpu, pagingMode, type Registers, registerProblem } from './registers.ts';
+import { type GuestCpu, type PagingMode, pagingMode, type Registers, registerProblem, UNPAGED } from './registers.ts';
 import { finishWalk, type Reference, type SecondStage, startWalk } from './walk.ts';
 
 /** Second-stage tables of x86. The root's kind says how its entries are read. */
@@ -53,6 +53,7 @@ export function x86Regime(registers: Registers | undefined, cpu: GuestCpu, secon
   if (problem !== undefined) throw new RegimeError(problem);
   const secondStage = second && x86SecondStage(second, cpu);
   const mode = registers && pagingMode(registers, cpu);
+  const unpaged = pagingMode(UNPAGED, cpu);
   const stages: Stage[] = mode?.paging
     ? [
         {
@@ -75,12 +76,12 @@ export function x86Regime(registers: Registers | undefined, cpu: GuestCpu, secon
       ...(registers ? shown : []),
       ...(secondStage ? [{ name: secondStage.register, value: secondStage.value }] : []),
     ],
-    walk: (memory, address, access) => walk(memory, address, access),
+    walk: (memory, address, access) => walk(mode ?? unpaged, memory, address, access),
+    walkSecond: (memory, gpa) => walk(unpaged, memory, gpa, { kind: 'read', user: false }),
   };
 
-  function walk(memory: Tables, address: bigint, { kind, user }: RegimeAccess): RegimeWalk {
-    const asked = mode ?? pagingMode({ cr0: 0n, cr3: 0n, cr4: 0n, efer: 0n, rflags: 2n, pkru: 0n, cpl: 0n }, cpu);
-    const why = mode ? untranslatable(asked, address) : undefined;
+  function walk(asked: PagingMode, memory: Tables, address: bigint, { kind, user }: RegimeAccess): RegimeWalk {
+    const why = asked === mode ? untranslatable(asked, address) : undefined;
     if (why !== undefined) return { references: [], end: 'untranslatable', reason: why };
     const hardware: SecondStage | undefined = secondStage && {
       kind: second!.kind,

@@ -27,6 +27,11 @@ function newPage(): Uint32Array {
   return page;
 }
 
+/** Memory that is elsewhere, an image's for example. Its pages are not to be written. */
+export interface FrameSource {
+  page(pfn: Pfn): Uint32Array;
+}
+
 /** An absent page reads as zeroes. Nobody may write it. */
 const ZERO_PAGE = new Uint32Array(1024);
 
@@ -35,8 +40,14 @@ const ZERO_PAGE = new Uint32Array(1024);
  * Addresses are (frame, word index); a word is 32 bits, an 8-byte entry is words 2i and 2i+1.
  */
 export class PhysicalMemory {
+  /** Where frames come from that were never written here; zeroes without. */
+  readonly #source: FrameSource | undefined;
   #dense: (Chunk | undefined)[] = [];
   #sparse = new Map<number, Chunk>();
+
+  constructor(source?: FrameSource) {
+    this.#source = source;
+  }
 
   #chunk(pfn: Pfn): Chunk | undefined {
     const number = Math.floor(pfn / FRAMES_PER_CHUNK);
@@ -47,9 +58,13 @@ export class PhysicalMemory {
   page(pfn: Pfn): Uint32Array {
     if (pfn < DENSE_FRAMES) {
       // biome-ignore lint/plugin: the frame has at most 28 bits here, and this is the hottest line of all.
-      return this.#dense[pfn >>> CHUNK_SHIFT]?.pages[pfn & (FRAMES_PER_CHUNK - 1)] ?? ZERO_PAGE;
+      return this.#dense[pfn >>> CHUNK_SHIFT]?.pages[pfn & (FRAMES_PER_CHUNK - 1)] ?? this.#absent(pfn);
     }
-    return this.#chunk(pfn)?.pages[pfn % FRAMES_PER_CHUNK] ?? ZERO_PAGE;
+    return this.#chunk(pfn)?.pages[pfn % FRAMES_PER_CHUNK] ?? this.#absent(pfn);
+  }
+
+  #absent(pfn: Pfn): Uint32Array {
+    return this.#source === undefined ? ZERO_PAGE : this.#source.page(pfn);
   }
 
   /** Whether anything was ever written to the frame. */
@@ -70,6 +85,7 @@ export class PhysicalMemory {
     let page = chunk.pages[index];
     if (page === undefined) {
       page = newPage();
+      if (this.#source) page.set(this.#source.page(pfn));
       chunk.pages[index] = page;
       chunk.owned[index] = 1;
     } else if (chunk.owned[index] === 0) {
@@ -89,7 +105,7 @@ export class PhysicalMemory {
   }
 
   clone(): PhysicalMemory {
-    const copy = new PhysicalMemory();
+    const copy = new PhysicalMemory(this.#source);
     const share = (chunk: Chunk): Chunk => {
       chunk.owned.fill(0);
       return { pages: chunk.pages.slice(), owned: new Uint8Array(FRAMES_PER_CHUNK) };

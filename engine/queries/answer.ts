@@ -1,16 +1,18 @@
 import { ABSENT, type Format, LEAF, TABLE } from '../formats/compile.ts';
 import { decodeEntry } from '../formats/decode.ts';
+import type { Entry } from '../formats/encode.ts';
 import { untranslatable } from '../guest/access.ts';
 import { PFERR_FETCH, PFERR_USER, PFERR_WRITE } from '../guest/permission.ts';
+import { inputFrame, type Stage, tableFrame } from '../guest/regime.ts';
 import { finishWalk, type Reference, startWalk, type Walk } from '../guest/walk.ts';
 import { isMemoryKind, Kind } from '../history/log.ts';
 import type { Machine } from '../machine.ts';
 import { addressToFrame, frameToAddress, hex, hexWords, type Pfn, pageOffset } from '../memory/words.ts';
+import { entryHi, entryLo, type Tables } from '../pgtable/tables.ts';
 import { describeWalkFault } from '../tdp/explain-fault.ts';
 import type { FaultInfo } from '../tdp/fault.ts';
 import { spteFormat, spteNote } from '../tdp/spte.ts';
 import type {
-  AddressField,
   Answer,
   EntryRun,
   HistoryAnswer,
@@ -21,6 +23,8 @@ import type {
   TableQuery,
   WalkAnswer,
 } from './answers.ts';
+import { mirrorRoots, mirrorStage, mirrorWalk } from './mirror-answers.ts';
+import { addressFields, countPresent, levelShapes } from './shapes.ts';
 import { readOnlyMemory } from './translate.ts';
 import { faultSentence } from './words.ts';
 
@@ -50,11 +54,15 @@ export function answer(machine: Machine, query: Query, moment: Moment): Read {
 function dispatch(machine: Machine, query: Query, moment: Moment, frames: Set<Pfn>): Answer {
   switch (query.kind) {
     case 'walk':
-      return walkAnswer(machine, query, frames);
+      return machine.mirror ? mirrorWalk(machine.mirror, query, frames) : walkAnswer(machine, query, frames);
     case 'table':
       return tableAnswer(machine, query, moment, frames);
     case 'roots':
-      return { kind: 'roots', certainty: 'exact', roots: rootAnswers(machine) };
+      return {
+        kind: 'roots',
+        certainty: 'exact',
+        roots: machine.mirror ? mirrorRoots(machine.mirror) : rootAnswers(machine),
+      };
     case 'slots':
       return {
         kind: 'slots',
@@ -112,11 +120,13 @@ function walkAnswer(machine: Machine, query: Extract<Query, { kind: 'walk' }>, f
     registers: registersThatCount(machine, vcpu.id, mode.paging),
   } as const;
   const second = vcpu.second;
+  const levels = { secondLevels: second ? levelShapes(second.format) : [] };
   const problem = query.space === 'gva' ? untranslatable(vcpu.mode, asked) : undefined;
   if (problem !== undefined)
     return {
       ...base,
       second: second?.kind ?? 'none',
+      ...levels,
       references: [],
       outcome: { status: 'untranslatable', reason: problem },
       sentence: problem,
@@ -128,7 +138,7 @@ function walkAnswer(machine: Machine, query: Extract<Query, { kind: 'walk' }>, f
   const references = trace.map((reference, index) =>
     referenceAnswer(machine, mode.format, reference, index, index === trace.length - 1),
   );
-  const tail = { second: second?.kind ?? ('none' as const), references };
+  const tail = { second: second?.kind ?? 'none', ...levels, references };
   if (walk.status === 'done') {
     const gpa = frameToAddress(walk.gfn, pageOffset(asked));
     const guestSize = mode.paging ? mode.format.span[walk.leafLevel]! * 4096 : undefined;
@@ -184,14 +194,6 @@ function rights(walk: Walk): string {
   return `r${walk.access & 2 ? 'w' : '-'}${walk.access & 1 ? 'x' : '-'}${walk.access & 4 ? 'u' : 's'}`;
 }
 
-function addressFields(format: Format, address: bigint): AddressField[] {
-  const fields = [...format.spec.levels].map(({ level, entry }) => {
-    const low = 12 + 9 * (level - 1);
-    return { name: entry, level, bits: [low + 8, low] as const, value: Number((address >> BigInt(low)) & 511n) };
-  });
-  return [...fields, { name: 'offset', level: 0, bits: [11, 0], value: pageOffset(address) }];
-}
-
 function registersThatCount(machine: Machine, vcpu: number, paging: boolean) {
   const { registers, mode, second } = machine.vcpu(vcpu);
   const root = second
@@ -223,7 +225,7 @@ function referenceAnswer(
   const note = reference.stage === 'second' ? spteNote(spteFormat(format), reference.lo, reference.hi) : undefined;
   const purpose =
     reference.stage === 'guest' || reference.forLevel > 0
-      ? `${guest.level(reference.forLevel).table} (level ${reference.forLevel})`
+      ? `${guest.level(reference.forLevel).table} (level ${guest.number(reference.forLevel)})`
       : 'page';
   return {
     number: index + 1,
@@ -242,34 +244,83 @@ function referenceAnswer(
 
 // ---- tables
 
+/** Where a table's entries are read. */
+interface TableView {
+  readonly stage: Stage;
+  readonly tables: Tables;
+  /** First frame of the table, and the entry of it at which the table begins. */
+  readonly frame: number;
+  readonly first: number;
+}
+
+function tableView(machine: Machine, query: TableQuery): TableView {
+  const address = BigInt(query.table);
+  const frame = addressToFrame(address);
+  const { mirror } = machine;
+  const guest = query.space === 'guest';
+  const stage = mirror ? mirrorStage(mirror, query) : emulatorStage(machine, query);
+  const tables: Tables = mirror
+    ? guest
+      ? mirror.guestMemory
+      : mirror.memory
+    : guest
+      ? { page: (gfn) => machine.memory.page(machine.resolve(gfn)) }
+      : machine.memory;
+  const known = mirror ? tables.has?.(frame) !== false : guest ? machine.resolve(frame) >= 0 : machine.pages.has(frame);
+  if (!known)
+    throw new Error(
+      guest || mirror
+        ? `the table at ${guest ? 'gpa' : 'hpa'} ${query.table} lies where there is no memory`
+        : `KVM has no table at hpa ${query.table} (any more)`,
+    );
+  return { stage, tables, frame, first: pageOffset(address) / stage.tree.format.entryBytes };
+}
+
+/** The emulator's tables as stages: the guest's of a vCPU, and KVM's. */
+function emulatorStage(machine: Machine, { space, vcpu }: TableQuery): Stage {
+  if (space === 'second') return { register: '', value: 0n, tree: { format: machine.secondFormat, root: 0 }, base: 0 };
+  const { registers, mode } = machine.vcpu(vcpu);
+  return { register: 'CR3', value: registers.cr3, tree: { format: mode.format, root: mode.rootGfn }, base: 0 };
+}
+
 function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames: Set<Pfn>): TableAnswer {
   const guest = query.space === 'guest';
-  const format = guest ? machine.vcpu(query.vcpu).mode.format : machine.secondFormat;
-  const frame = addressToFrame(BigInt(query.table));
-  const pfn = guest ? machine.resolve(frame) : frame;
-  if (pfn < 0) throw new Error(`the table at gpa ${query.table} lies where there is no memory`);
-  if (!guest && !machine.pages.has(pfn)) throw new Error(`KVM has no table at hpa ${query.table} (any more)`);
-  frames.add(pfn);
+  const { stage, tables, frame, first } = tableView(machine, query);
+  const { format } = stage.tree;
   const level = format.level(query.level);
-  const page = machine.memory.page(pfn);
-  const changed = changedEntries(machine, moment.since, pfn);
+  const count = format.entries[query.level]!;
+  for (let each = 0; each < format.tableFrames[query.level]!; each++)
+    frames.add(guest ? machine.resolve(frame + each) : frame + each);
+  const changed = machine.mirror ? NO_CHANGES : changedEntries(machine, format, moment.since, [...frames][0]!);
+  const size = format.span[query.level]! * 4096;
+  const base = addressToFrame(BigInt(query.base));
+  const below = format.rootLevel === query.level ? 0 : tableFrame(stage, base);
+  const notes = guest || machine.mirror ? undefined : spteFormat(format);
   const runs: EntryRun[] = [];
   let present = 0;
-  for (let index = 0; index < 512; index++) {
-    const lo = page[2 * index]!;
-    const hi = page[2 * index + 1]!;
+  let lastLo = 0;
+  let lastHi = 0;
+  for (let index = 0; index < count; index++) {
+    const lo = entryLo(tables, format, frame, first + index);
+    const hi = entryHi(tables, format, frame, first + index);
     const state = format.classify(query.level, lo);
     if (state !== ABSENT) present++;
-    const was = changed.get(index);
+    const was = changed.get(first + index);
     const faulting = isFaulting(moment.fault, query, frame, index);
     const previous = runs.at(-1);
-    if (previous && was === undefined && !faulting && continues(format, query.level, page, index, previous, state)) {
+    const goesOn =
+      previous !== undefined &&
+      was === undefined &&
+      !faulting &&
+      continues(format, query.level, { lo, hi }, { lo: lastLo, hi: lastHi }, previous, state);
+    lastLo = lo;
+    lastHi = hi;
+    if (goesOn) {
       runs[runs.length - 1] = { ...previous, count: previous.count + 1 };
       continue;
     }
-    const note = guest ? undefined : spteNote(spteFormat(format), lo, hi);
-    const size = format.span[query.level]! * 4096;
-    const input = signExtend(BigInt(query.base) + BigInt(size) * BigInt(index), guest);
+    const note = notes && spteNote(notes, lo, hi);
+    const input = inputFrame(stage, (below ?? 0) + index * format.span[query.level]!);
     const child =
       state === TABLE
         ? ({
@@ -278,13 +329,13 @@ function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames
             vcpu: query.vcpu,
             table: hex(frameToAddress(format.frame(query.level, lo, hi))),
             level: query.level - 1,
-            base: hex(input),
+            base: hex(frameToAddress(input)),
           } as const)
         : undefined;
     runs.push({
       index,
       count: 1,
-      input: hex(input),
+      input: hex(frameToAddress(input)),
       size,
       entry: decodeEntry(format, query.level, lo, hi),
       ...(note === undefined || note === 'empty' ? {} : { note }),
@@ -298,54 +349,48 @@ function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames
     kind: 'table',
     certainty: 'exact',
     query,
-    name: `${level.table} (level ${query.level})`,
+    name: `${level.table} (level ${format.number(query.level)})`,
     format: format.spec.title,
     present,
     runs,
   };
 }
 
+const NO_CHANGES: ReadonlyMap<number, string> = new Map();
+
 /** Whether an entry goes on where a run ends: absent like it, or a leaf with equal attributes and the next address. */
-function continues(
-  format: Format,
-  level: number,
-  page: Uint32Array,
-  index: number,
-  run: EntryRun,
-  state: number,
-): boolean {
+function continues(format: Format, level: number, entry: Entry, last: Entry, run: EntryRun, state: number): boolean {
   if (run.was !== undefined || run.faulting || state === TABLE) return false;
-  const lo = page[2 * index]!;
-  const hi = page[2 * index + 1]!;
-  const lastLo = page[2 * index - 2]!;
-  const lastHi = page[2 * index - 1]!;
-  if (state === ABSENT) return run.entry.state === 'absent' && lo === lastLo && hi === lastHi;
-  if (format.classify(level, lastLo) !== LEAF) return false;
+  if (state === ABSENT) return run.entry.state === 'absent' && entry.lo === last.lo && entry.hi === last.hi;
+  if (format.classify(level, last.lo) !== LEAF) return false;
   const slot = 2 * level + 1;
-  if (((lo ^ lastLo) & ~format.addressLo[slot]!) !== 0 || ((hi ^ lastHi) & ~format.addressHi[slot]!) !== 0)
-    return false;
-  return format.frame(level, lo, hi) === format.frame(level, lastLo, lastHi) + format.span[level]!;
+  const differs =
+    ((entry.lo ^ last.lo) & ~format.anyAddressLo[slot]!) | ((entry.hi ^ last.hi) & ~format.addressHi[slot]!);
+  if (differs !== 0) return false;
+  return format.frame(level, entry.lo, entry.hi) === format.frame(level, last.lo, last.hi) + format.span[level]!;
 }
 
-function signExtend(address: bigint, guest: boolean): bigint {
-  const low = address & ((1n << 48n) - 1n);
-  return guest && (low >> 47n) & 1n ? low | (0xffffn << 48n) : low;
-}
-
-/** Entries of a frame set since a log position: index → value before. */
-function changedEntries(machine: Machine, since: number, pfn: Pfn): Map<number, string> {
-  const changed = new Map<number, string>();
+/** Entries of a frame set since a log position: number in the frame → value before. */
+function changedEntries(machine: Machine, format: Format, since: number, pfn: Pfn): Map<number, string> {
+  const pairs = new Map<number, { readonly lo: number; readonly hi: number }>();
   const { log } = machine;
   for (let position = Math.max(since, log.first); position < log.length; position++) {
     if (!isMemoryKind(log.kindAt(position))) continue;
     const entry = log.at(position);
     if (Math.floor(entry.address / 512) !== pfn) continue;
     const index = entry.address % 512;
-    if (!changed.has(index)) changed.set(index, hexWords(entry.oldLo, entry.oldHi));
+    if (!pairs.has(index)) pairs.set(index, { lo: entry.oldLo, hi: entry.oldHi });
   }
   const page = machine.memory.page(pfn);
-  for (const [index, old] of changed)
-    if (old === hexWords(page[2 * index]!, page[2 * index + 1]!)) changed.delete(index);
+  const changed = new Map<number, string>();
+  for (const [index, { lo, hi }] of pairs) {
+    if (format.wordShift === 0) {
+      // The log has 8 bytes, which are two entries.
+      if (page[2 * index]! !== lo >>> 0) changed.set(2 * index, hexWords(lo, 0));
+      if (page[2 * index + 1]! !== hi >>> 0) changed.set(2 * index + 1, hexWords(hi, 0));
+    } else if (hexWords(lo, hi) !== hexWords(page[2 * index]!, page[2 * index + 1]!))
+      changed.set(index, hexWords(lo, hi));
+  }
   return changed;
 }
 
@@ -362,7 +407,7 @@ function rootAnswers(machine: Machine): RootAnswer[] {
   };
   for (const vcpu of machine.vcpus) {
     if (!vcpu.mode.paging) continue;
-    const { rootGfn, format } = vcpu.mode;
+    const { rootGfn, rootEntry, format } = vcpu.mode;
     const name = [...machine.guestRoots].find(([, root]) => root === rootGfn)?.[0];
     const pfn = machine.resolve(rootGfn);
     add(
@@ -374,12 +419,14 @@ function rootAnswers(machine: Machine): RootAnswer[] {
           kind: 'table',
           space: 'guest',
           vcpu: vcpu.id,
-          table: hex(frameToAddress(rootGfn)),
+          table: hex(frameToAddress(rootGfn, rootEntry * 8)),
           level: format.rootLevel,
           base: '0x0',
         },
         format: format.spec.title,
-        present: pfn < 0 ? 0 : countPresent(machine, format, pfn),
+        levels: levelShapes(format),
+        canonical: format.spec.canonical === true,
+        present: pfn < 0 ? 0 : countPresent({ page: () => machine.memory.page(pfn) }, format, 0, rootEntry),
         invalid: pfn < 0,
       },
       [vcpu.id],
@@ -401,21 +448,15 @@ function rootAnswers(machine: Machine): RootAnswer[] {
           base: '0x0',
         },
         format: format.spec.title,
-        present: countPresent(machine, format, root.pfn),
+        levels: levelShapes(format),
+        canonical: false,
+        present: countPresent(machine.memory, format, root.pfn, 0),
         invalid: root.invalid,
       },
       machine.vcpus.filter((vcpu) => vcpu.root === root.pfn).map((vcpu) => vcpu.id),
     );
   }
   return [...answers.values()];
-}
-
-function countPresent(machine: Machine, format: Format, pfn: Pfn): number {
-  const page = machine.memory.page(pfn);
-  let present = 0;
-  for (let index = 0; index < 512; index++)
-    if (format.classify(format.rootLevel, page[2 * index]!) !== ABSENT) present++;
-  return present;
 }
 
 // ---- history

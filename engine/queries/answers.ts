@@ -32,7 +32,7 @@ export interface TableQuery {
   readonly space: 'guest' | 'second';
   /** Whose format: a vCPU for guest tables. */
   readonly vcpu: number;
-  /** Where the table lies: gpa of a guest table, hpa of a second-stage table. */
+  /** Where the table begins: gpa of a guest table, hpa of a second-stage table. */
   readonly table: string;
   readonly level: number;
   /** First input address that the table covers. */
@@ -48,8 +48,22 @@ export interface AddressField {
   /** E.g. `PML4E`; `offset` for the rest. */
   readonly name: string;
   readonly level: number;
+  /** The level as the manual counts it. */
+  readonly number: number;
   readonly bits: readonly [high: number, low: number];
   readonly value: number;
+}
+
+/** A level of a tree of tables, as views need it. */
+export interface LevelShape {
+  readonly level: number;
+  /** The level as the manual counts it. */
+  readonly number: number;
+  /** `PDE`, `L2 descriptor` */
+  readonly entry: string;
+  /** Bytes that an entry covers, and entries of a table. */
+  readonly span: number;
+  readonly entries: number;
 }
 
 export interface ReferenceAnswer {
@@ -81,7 +95,10 @@ export interface WalkAnswer {
   readonly implicit: boolean;
   /** Whether the guest's paging is on: else there is no guest stage. */
   readonly paging: boolean;
-  readonly second: 'ept' | 'npt' | 'none';
+  /** `ept`, `npt`, `arm64-s2`, `sv39x4`; `none` without a second stage. */
+  readonly second: string;
+  /** Levels of the second stage, the root's first; none without one. */
+  readonly secondLevels: readonly LevelShape[];
   readonly fields: readonly AddressField[];
   readonly registers: readonly { readonly name: string; readonly value: string }[];
   readonly references: readonly ReferenceAnswer[];
@@ -142,6 +159,10 @@ export interface RootAnswer {
   readonly vcpus: readonly number[];
   readonly table: TableQuery;
   readonly format: string;
+  /** Levels of the tables, the root's first. */
+  readonly levels: readonly LevelShape[];
+  /** Whether addresses of the upper half are written sign-extended. */
+  readonly canonical: boolean;
   /** Entries that are present in the root table. */
   readonly present: number;
   readonly invalid: boolean;

@@ -24,7 +24,7 @@ function wanted(walk: WalkAnswer, stage: ReferenceAnswer['stage'], forLevel: num
 
 /** The field that grants a right in a format, and its value when it denies. */
 function denying(format: string, right: string): string {
-  if (format === 'ept') return right.toUpperCase();
+  if (format.startsWith('ept') || format.startsWith('sv')) return right.toUpperCase();
   return right === 'x' ? 'NX' : right === 'r' ? 'P' : right.toUpperCase();
 }
 
@@ -39,7 +39,8 @@ export function decidingFields(walk: WalkAnswer, reference: ReferenceAnswer): Re
   const { entry } = reference;
   const names = new Set(entry.fields.map(({ name }) => name));
   const known = (found: readonly string[]) => new Set(found.filter((name) => names.has(name)));
-  if (reference === last && entry.state === 'absent') return known(PRESENT[entry.format] ?? ['P']);
+  if (reference === last && entry.state === 'absent')
+    return known(PRESENT[entry.format.replace(/-5$/, '')] ?? ['P', 'valid', 'V']);
   if (reference === last && entry.state === 'malformed') {
     const written = entry.problems.flatMap((problem) => {
       if (problem.includes('beyond MAXPHYADDR')) return ['address'];

@@ -83,7 +83,7 @@ export function entrySummary(words: EntryWords): HTMLElement {
   return h(
     'div',
     {},
-    h('div', { class: 'tooltip-title' }, h('b', {}, entryTitle(words)), ` level ${entry.level}: ${entryState(entry)}`),
+    h('div', { class: 'tooltip-title' }, h('b', {}, entryTitle(words)), ` level ${entry.number}: ${entryState(entry)}`),
     note !== undefined && h('div', { class: 'note' }, note),
     facts([
       ['value', h('span', { class: 'mono' }, formatAddress(entry.value))],
@@ -100,7 +100,7 @@ export function entryDetails(words: EntryWords): HTMLElement {
   return h(
     'div',
     { class: 'entry-details' },
-    h('h2', {}, entryTitle(words), h('span', { class: 'quiet' }, ` level ${entry.level}, ${entry.format}`)),
+    h('h2', {}, entryTitle(words), h('span', { class: 'quiet' }, ` level ${entry.number}, ${entry.format}`)),
     h('p', {}, entryState(entry)),
     note !== undefined && h('p', { class: 'note' }, note),
     facts([

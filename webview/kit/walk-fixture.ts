@@ -59,9 +59,17 @@ export function walk(references: readonly Made[], rest: Partial<WalkAnswer> = {}
     implicit: false,
     paging: true,
     second: 'ept',
+    secondLevels: [4, 3, 2, 1].map((level) => ({
+      level,
+      number: level,
+      entry: `EPT ${NAMES[level]}`,
+      span: 4096 * 512 ** (level - 1),
+      entries: 512,
+    })),
     fields: [4, 3, 2, 1, 0].map((level) => ({
       name: NAMES[level] || 'offset',
       level,
+      number: level,
       bits: level > 0 ? ([20 + 9 * (level - 1), 12 + 9 * (level - 1)] as const) : ([11, 0] as const),
       value: 0,
     })),

@@ -1,9 +1,11 @@
 // Tables made up for the tests of this folder.
 import type { EntryRun, RootAnswer, TableAnswer, TableQuery } from '../../engine/queries/answers.ts';
-import { entrySpan, type GetTable, tableKey } from './model.ts';
+import { type GetTable, tableKey } from './model.ts';
 
 /** What a run is made of: `[first index, entries, what]`; a table leads to more runs. */
 export type Shape = readonly (readonly [index: number, count: number, what: 'absent' | 'leaf' | Shape])[];
+
+const span = (level: number): number => 4096 * 512 ** (level - 1);
 
 function run(
   query: TableQuery,
@@ -12,7 +14,7 @@ function run(
   what: 'absent' | 'leaf' | Shape,
   tables: Map<string, TableAnswer>,
 ): EntryRun {
-  const size = entrySpan(query.level);
+  const size = span(query.level);
   const input = BigInt(query.base) + BigInt(index * size);
   const state = typeof what === 'string' ? what : 'table';
   const child: TableQuery | undefined =
@@ -64,6 +66,14 @@ export function tree(shape: Shape, level = 4): { root: RootAnswer; get: GetTable
     vcpus: [0],
     table,
     format: '',
+    levels: Array.from({ length: level }, (_, depth) => ({
+      level: level - depth,
+      number: level - depth,
+      entry: ['PTE', 'PDE', 'PDPTE', 'PML4E'][level - depth - 1]!,
+      span: span(level - depth),
+      entries: 512,
+    })),
+    canonical: true,
     present: 1,
     invalid: false,
   };

@@ -171,7 +171,7 @@ function draw(): void {
   tables.need(needed);
   const fault = faultPath();
   tree.show(rows, fault);
-  partition.fault = fault ? positionOf(fault, root.table.level) : undefined;
+  partition.fault = fault ? positionOf(fault, root) : undefined;
   partition.redraw();
   if (unseen) unseen = !tree.revealSelection();
   if (reached) arrive(root, reached);
@@ -241,7 +241,7 @@ function arrive(of: RootAnswer, path: EntryPath): void {
   revealing = undefined;
   selection.set(path, 'reveal');
   const run = runOf(path, of, tables.get);
-  const start = positionOf(path, of.table.level);
+  const start = positionOf(path, of);
   fitting = false;
   if (run) partition.reveal(start, run.size);
   remember();
@@ -266,7 +266,7 @@ function faultPath(): EntryPath | undefined {
   if (!fault || !root || faultRoot()?.id !== root.id) return undefined;
   const at = fault.kind === 'guest' ? fault.gva : fault.gpa;
   const position = at === undefined ? undefined : positionOfAddress(at, root);
-  return position === undefined ? undefined : pathOf(position, root.table.level, fault.level);
+  return position === undefined ? undefined : pathOf(position, root, fault.level);
 }
 
 function revealFault(): void {
@@ -275,7 +275,7 @@ function revealFault(): void {
   if (!fault || !of) return;
   if (of.id !== root?.id) choose(of);
   const path = faultPath();
-  if (path) reveal(positionOf(path, of.table.level), fault.level);
+  if (path) reveal(positionOf(path, of), fault.level);
 }
 
 function showDetails(): void {
@@ -312,7 +312,7 @@ selection.onChange((path, source) => {
     update();
   } else if (source === tree) {
     const run = runOf(path, root, tables.get);
-    const start = positionOf(path, root.table.level);
+    const start = positionOf(path, root);
     if (run) partition.reveal(start, run.size);
   }
 });

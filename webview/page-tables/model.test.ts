@@ -4,9 +4,10 @@ import { FOUR_PAGES, tree } from './fixture.ts';
 import { addressAt, mappedRange, memberOf, pathOf, positionOf, positionOfAddress, runOf } from './model.ts';
 
 test('an entry’s place in the tables and its place in the space say the same', () => {
-  assert.equal(positionOf([0, 0, 2, 1], 4), 0x401000);
-  assert.deepEqual(pathOf(0x401000, 4, 1), [0, 0, 2, 1]);
-  assert.deepEqual(pathOf(0x401000, 4, 2), [0, 0, 2]);
+  const { root } = tree(FOUR_PAGES);
+  assert.equal(positionOf([0, 0, 2, 1], root), 0x401000);
+  assert.deepEqual(pathOf(0x401000, root, 1), [0, 0, 2, 1]);
+  assert.deepEqual(pathOf(0x401000, root, 2), [0, 0, 2]);
 });
 
 test('addresses of the upper half lie at the end of the space, those that are not canonical nowhere', () => {
@@ -18,7 +19,7 @@ test('addresses of the upper half lie at the end of the space, those that are no
 
 test('a second-stage root has no upper half, and ends where its tables end', () => {
   const { root } = tree(FOUR_PAGES);
-  const second = { table: { ...root.table, space: 'second' as const } };
+  const second = { ...root, canonical: false };
   assert.equal(positionOfAddress('0x800000000000', second), 2 ** 47);
   assert.equal(positionOfAddress('0x1000000000000', second), undefined);
 });

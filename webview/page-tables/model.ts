@@ -11,44 +11,39 @@ export function tableKey(query: TableQuery): string {
   return `table ${query.space} ${query.vcpu} ${query.table} ${query.level} ${query.base}`;
 }
 
-/** Bytes that an entry of a level covers. */
-export function entrySpan(level: number): number {
-  return 2 ** (12 + 9 * (level - 1));
-}
+/** What the model knows of a root. */
+export type Root = Pick<RootAnswer, 'table' | 'levels' | 'canonical'>;
 
 /** Bytes that a root's tables translate. */
-export function totalSize(root: Pick<RootAnswer, 'table'>): number {
-  return entrySpan(root.table.level) * 512;
+export function totalSize({ levels: [top] }: Root): number {
+  return top!.span * top!.entries;
 }
 
 /** Bytes from the start of the address space to an entry. */
-export function positionOf(path: EntryPath, rootLevel: number): number {
-  return path.reduce((sum, index, depth) => sum + index * entrySpan(rootLevel - depth), 0);
+export function positionOf(path: EntryPath, { levels }: Root): number {
+  return path.reduce((sum, index, depth) => sum + index * levels[depth]!.span, 0);
 }
 
 /** The way to an entry of a level that translates a position. */
-export function pathOf(position: number, rootLevel: number, level: number): EntryPath {
-  return Array.from(
-    { length: rootLevel - level + 1 },
-    (_, depth) => Math.floor(position / entrySpan(rootLevel - depth)) % 512,
-  );
+export function pathOf(position: number, { levels }: Root, level: number): EntryPath {
+  return levels.filter((each) => each.level >= level).map(({ span, entries }) => Math.floor(position / span) % entries);
 }
 
 /** Where an address lies in a root's tables; undefined outside of what they translate. */
-export function positionOfAddress(address: string, root: Pick<RootAnswer, 'table'>): number | undefined {
-  const bits = BigInt(Math.log2(totalSize(root)));
-  const value = BigInt(address);
-  const low = BigInt.asUintN(Number(bits), value);
+export function positionOfAddress(address: string, root: Root): number | undefined {
+  const bits = Math.log2(totalSize(root));
+  const value = BigInt(address) - BigInt(root.table.base);
+  const low = BigInt.asUintN(bits, value);
   // The upper half of a guest's space is written sign-extended.
-  const canonical = root.table.space === 'guest' ? BigInt.asUintN(64, BigInt.asIntN(Number(bits), value)) : low;
-  return canonical === value ? Number(low) : undefined;
+  const written = root.canonical ? BigInt.asUintN(64, BigInt.asIntN(bits, value)) : low;
+  return written === value ? Number(low) : undefined;
 }
 
 /** The address at a position, as it is written. */
-export function addressAt(position: number, root: Pick<RootAnswer, 'table'>): bigint {
+export function addressAt(position: number, root: Root): bigint {
   const bits = Math.log2(totalSize(root));
   const value = BigInt(Math.floor(position));
-  return root.table.space === 'guest' ? BigInt.asUintN(64, BigInt.asIntN(bits, value)) : value;
+  return BigInt(root.table.base) + (root.canonical ? BigInt.asUintN(64, BigInt.asIntN(bits, value)) : value);
 }
 
 export function runAt(table: TableAnswer, index: number): EntryRun | undefined {
@@ -56,7 +51,7 @@ export function runAt(table: TableAnswer, index: number): EntryRun | undefined {
 }
 
 /** The table that holds an entry, as far as the answers lead there. */
-export function tableOf(path: EntryPath, root: Pick<RootAnswer, 'table'>, get: GetTable): TableAnswer | undefined {
+export function tableOf(path: EntryPath, root: Root, get: GetTable): TableAnswer | undefined {
   let query: TableQuery | undefined = root.table;
   for (const [depth, index] of path.entries()) {
     const table: TableAnswer | ErrorAnswer | undefined = query && get(query);
@@ -67,7 +62,7 @@ export function tableOf(path: EntryPath, root: Pick<RootAnswer, 'table'>, get: G
   return undefined;
 }
 
-export function runOf(path: EntryPath, root: Pick<RootAnswer, 'table'>, get: GetTable): EntryRun | undefined {
+export function runOf(path: EntryPath, root: Root, get: GetTable): EntryRun | undefined {
   const table = tableOf(path, root, get);
   return table && runAt(table, path.at(-1)!);
 }
@@ -97,9 +92,15 @@ export function memberOf(run: EntryRun, index: number): EntryRun {
   };
 }
 
+/** Bytes that a table of a level covers. */
+function tableSize({ levels }: Root, level: number): number {
+  const { span, entries } = levels.find((each) => each.level === level)!;
+  return span * entries;
+}
+
 /** The smallest range that holds everything mapped; undefined when nothing is. `need` hears of tables that must be asked for first. */
 export function mappedRange(
-  root: Pick<RootAnswer, 'table'>,
+  root: Root,
   get: GetTable,
   need: (query: TableQuery) => void,
 ): { readonly start: number; readonly size: number } | undefined {
@@ -111,7 +112,7 @@ export function mappedRange(
     const runs = table?.kind === 'table' ? table.runs.filter(({ entry }) => entry.state !== 'absent') : [];
     const first = runs[0];
     const last = runs.at(-1);
-    if (!first || !last) return query === root.table ? undefined : { start, size: entrySpan(query.level) * 512 };
+    if (!first || !last) return query === root.table ? undefined : { start, size: tableSize(root, query.level) };
     if (first === last && first.child && !first.recursive) {
       start += first.index * first.size;
       query = first.child;

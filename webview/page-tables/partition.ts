@@ -55,16 +55,18 @@ export class Partition {
   }
 
   show(root: RootAnswer | undefined, view?: Viewport): void {
-    if (root && root.table.level !== this.#root?.table.level) {
+    if (root && root.format !== this.#root?.format) {
       this.#levels.replaceChildren(
-        ...Array.from({ length: root.table.level }, (_, row) =>
-          h(
+        ...root.levels.map(({ entry, number }) => {
+          // Names that say the level themselves need not be followed by it.
+          const named = entry.includes(`${number}`) && !/^PML/.test(entry);
+          return h(
             'div',
-            { class: 'partition-level' },
-            levelName(root.table.level - row),
-            h('span', { class: 'level' }, `level ${root.table.level - row}`),
-          ),
-        ),
+            { class: 'partition-level', title: `${entry}, level ${number}` },
+            entry.replace(/ (descriptor|PTE)$/, ''),
+            named ? '' : h('span', { class: 'level' }, `level ${number}`),
+          );
+        }),
       );
       this.#canvas.element.style.height = `${AXIS + root.table.level * (ROW + ROW_GAP)}px`;
     }
@@ -388,8 +390,4 @@ export class Partition {
 
 function rowTop(row: number): number {
   return AXIS + row * (ROW + ROW_GAP);
-}
-
-function levelName(level: number): string {
-  return ['', 'PTE', 'PDE', 'PDPTE', 'PML4E', 'PML5E'][level] ?? '';
 }

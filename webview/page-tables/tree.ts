@@ -216,7 +216,7 @@ export class Tree {
     const fault = run.faulting ? 'fault' : this.#leads(row) ? 'fault below' : '';
     element.setAttribute(
       'aria-label',
-      `${entry.name} ${formatIndices(run.index, run.count)}, level ${entry.level}, from ${formatAddress(run.input)}, ${formatSize(run.size * run.count)}, ${entryState(entry)}${run.faulting ? ', the fault ended here' : this.#leads(row) ? ', the fault is below' : ''}${note ? `, ${note}` : ''}`,
+      `${entry.name} ${formatIndices(run.index, run.count)}, level ${entry.number}, from ${formatAddress(run.input)}, ${formatSize(run.size * run.count)}, ${entryState(entry)}${run.faulting ? ', the fault ended here' : this.#leads(row) ? ', the fault is below' : ''}${note ? `, ${note}` : ''}`,
     );
     element.replaceChildren(
       name,

@@ -1,4 +1,4 @@
-import type { WalkAnswer } from '../../engine/queries/answers.ts';
+import type { LevelShape, WalkAnswer } from '../../engine/queries/answers.ts';
 import { decidingFields, decidingWords } from '../kit/deciding.ts';
 import { h } from '../kit/element.ts';
 import { entryState, entrySummary, entryTitle } from '../kit/entry.ts';
@@ -6,7 +6,7 @@ import { formatAddress, formatSize } from '../kit/format.ts';
 import { lookOf, rightsWords } from '../kit/permissions.ts';
 import { swatch } from '../kit/swatch.ts';
 import { tooltip } from '../kit/tooltip.ts';
-import { type Cell, ENTRIES, type Row, walkGrid } from './grid.ts';
+import { type Cell, type Row, walkGrid } from './grid.ts';
 
 const UNREACHED = 'not reached';
 
@@ -28,7 +28,7 @@ export function walkCells(walk: WalkAnswer, here: boolean, select: (number: numb
     'aria-label': `Memory references of the walk, in order: ${walk.references.length} were made`,
   });
   element.style.setProperty('--second-columns', `${columns}`);
-  const second = walk.second.toUpperCase();
+  const second = stageName(walk.second);
   element.append(
     h('div', { class: 'column-head corner' }),
     ...grid.secondLevels.map((level) => columnHead(second, level)),
@@ -48,13 +48,19 @@ export function walkCells(walk: WalkAnswer, here: boolean, select: (number: numb
   return element;
 }
 
-function columnHead(stage: string, level: number): HTMLElement {
-  const name = ENTRIES[level]!;
+/** `EPT`, `NPT`, `stage 2`, `Sv39x4`. */
+export function stageName(second: string): string {
+  if (second === 'arm64-s2') return 'stage 2';
+  return second.startsWith('sv') ? `Sv${second.slice(2)}` : second.replace(/-5$/, '').toUpperCase();
+}
+
+function columnHead(stage: string, { entry, number }: LevelShape): HTMLElement {
+  const name = entry.replace(/^(EPT|NPT) /, '').replace(/ descriptor$/, '');
   return h(
     'div',
-    { class: 'column-head', title: `${stage} ${name}, level ${level}` },
+    { class: 'column-head', title: `${stage} ${name}, level ${number}` },
     h('span', {}, name),
-    h('span', { class: 'level' }, h('span', { class: 'stage' }, `${stage} `), `level ${level}`),
+    h('span', { class: 'level' }, h('span', { class: 'stage' }, `${stage} `), `level ${number}`),
   );
 }
 
@@ -62,7 +68,7 @@ function rowHead(row: Row): HTMLElement {
   return h(
     'div',
     { class: 'row-head' },
-    h('span', {}, row.name, row.forLevel > 0 && h('span', { class: 'level' }, ` level ${row.forLevel}`)),
+    h('span', {}, row.name, row.number !== undefined && h('span', { class: 'level' }, ` level ${row.number}`)),
     h(
       'span',
       { class: 'mono row-gpa', title: row.gpa === undefined ? undefined : `gpa ${row.gpa}` },
@@ -94,7 +100,7 @@ function walkCell(walk: WalkAnswer, cell: Cell, here: boolean, select: (number: 
         .join(' '),
       'data-number': number,
       tabindex: -1,
-      'aria-label': `Reference ${number}, for ${reference.purpose}: ${entryTitle(reference)}, level ${entry.level}, ${entryState(entry)}${ends ? '; the walk ended here' : ''}${decided ? `; ${decided} decided` : ''}`,
+      'aria-label': `Reference ${number}, for ${reference.purpose}: ${entryTitle(reference)}, level ${entry.number}, ${entryState(entry)}${ends ? '; the walk ended here' : ''}${decided ? `; ${decided} decided` : ''}`,
     },
     swatch(lookOf(entry)),
     h('span', { class: 'cell-number' }, `${number}`),
@@ -116,7 +122,7 @@ function walkCell(walk: WalkAnswer, cell: Cell, here: boolean, select: (number: 
 /** Rights in a small cell. NPT's entries are all user: KVM sets U in each, so it is not worth a word. */
 function cellRights(walk: WalkAnswer, { stage, reference }: Cell): string {
   const words = rightsWords(reference!.entry);
-  return stage === 'second' && walk.second === 'npt' ? words.replace(/ user$/, '') : words;
+  return stage === 'second' && walk.second.startsWith('npt') ? words.replace(/ user$/, '') : words;
 }
 
 /** Where the last row leads: the page, once it is found. */

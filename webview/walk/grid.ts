@@ -1,4 +1,4 @@
-import type { ReferenceAnswer, WalkAnswer } from '../../engine/queries/answers.ts';
+import type { LevelShape, ReferenceAnswer, WalkAnswer } from '../../engine/queries/answers.ts';
 
 /** One memory reference of the walk, or its place when it was not made. */
 export interface Cell {
@@ -16,6 +16,8 @@ export interface Row {
   readonly forLevel: number;
   /** `PML4`, `PD`, `page`. */
   readonly name: string;
+  /** The level as the manual counts it; the page has none. */
+  readonly number?: number;
   /** Where the table or page lies, as far as the walk found out. */
   readonly gpa?: string;
   readonly second: readonly Cell[];
@@ -25,20 +27,18 @@ export interface Row {
 
 export interface WalkGrid {
   /** Second-stage levels from the root down; empty without a second stage. */
-  readonly secondLevels: readonly number[];
+  readonly secondLevels: readonly LevelShape[];
   readonly rows: readonly Row[];
 }
 
-const TABLES: readonly string[] = ['page', 'PT', 'PD', 'PDPT', 'PML4', 'PML5'];
-export const ENTRIES: readonly string[] = ['page', 'PTE', 'PDE', 'PDPTE', 'PML4E', 'PML5E'];
+/** A table by the name of its entries: `PD` of PDEs, `L2 table` of L2 descriptors. */
+function tableName(entry: string): string {
+  return entry.endsWith(' descriptor') ? entry.replace(/descriptor$/, 'table') : entry.replace(/E$/, '');
+}
 
 /** A two-dimensional walk as a grid in which the references' order is the order of reading. */
 export function walkGrid(walk: WalkAnswer): WalkGrid {
-  const secondRoot = Math.max(
-    4,
-    ...walk.references.filter(({ stage }) => stage === 'second').map(({ level }) => level),
-  );
-  const secondLevels = walk.second === 'none' ? [] : down(secondRoot);
+  const { secondLevels } = walk;
   const guestLevels = walk.paging ? walk.fields.map(({ level }) => level).filter((level) => level > 0) : [];
   const guestLeaf = walk.references.find(({ stage, entry }) => stage === 'guest' && entry.state === 'leaf')?.level ?? 1;
   const rows = [...guestLevels, 0].map((forLevel): Row => {
@@ -56,19 +56,17 @@ export function walkGrid(walk: WalkAnswer): WalkGrid {
       };
     };
     const gpa = tableAddress(walk, forLevel);
+    const field = walk.fields.find(({ level }) => level === forLevel);
     return {
       forLevel,
-      name: TABLES[forLevel]!,
+      ...(forLevel > 0 && field ? { number: field.number } : {}),
+      name: forLevel === 0 ? 'page' : tableName(field!.name),
       ...(gpa === undefined ? {} : { gpa }),
-      second: secondLevels.map((level) => cell('second', level, guestSkipped || level < secondLeaf)),
+      second: secondLevels.map(({ level }) => cell('second', level, guestSkipped || level < secondLeaf)),
       ...(forLevel > 0 ? { guest: cell('guest', forLevel, guestSkipped) } : {}),
     };
   });
   return { secondLevels, rows };
-}
-
-function down(from: number): number[] {
-  return Array.from({ length: from }, (_, index) => from - index);
 }
 
 function rowOf(reference: ReferenceAnswer): number {

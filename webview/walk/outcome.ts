@@ -4,6 +4,7 @@ import { h } from '../kit/element.ts';
 import { formatAddress, formatSize } from '../kit/format.ts';
 import { lookOfRights, rightsWords } from '../kit/permissions.ts';
 import { swatch } from '../kit/swatch.ts';
+import { stageName } from './cells.ts';
 
 /** What the walk came to; the reason only when it has not been said above. */
 export function outcome(walk: WalkAnswer, stop: StopAnswer | undefined): HTMLElement {
@@ -14,7 +15,7 @@ export function outcome(walk: WalkAnswer, stop: StopAnswer | undefined): HTMLEle
   if (hpa !== undefined) facts.push(['hpa', copyable(formatAddress(hpa), hpa, 'hpa')]);
   const sizes = [
     guestSize && `guest ${formatSize(guestSize)}`,
-    secondSize && `${walk.second.toUpperCase()} ${formatSize(secondSize)}`,
+    secondSize && `${stageName(walk.second)} ${formatSize(secondSize)}`,
   ];
   if (sizes.some(Boolean)) facts.push(['page', sizes.filter(Boolean).join(', ')]);
   if (rights !== undefined)
@@ -32,7 +33,7 @@ export function outcome(walk: WalkAnswer, stop: StopAnswer | undefined): HTMLEle
   }
   if (exitInfo !== undefined)
     facts.push([
-      walk.second === 'ept' ? 'qualification' : 'exit info',
+      walk.second.startsWith('ept') ? 'qualification' : 'exit info',
       copyable(formatAddress(exitInfo), exitInfo, 'exit information'),
     ]);
   return h(

@@ -34,9 +34,9 @@ export function ruler(walk: WalkAnswer, here: number | undefined, selected: numb
           {
             class: classes.filter(Boolean).join(' '),
             role: 'listitem',
-            title: `bits ${formatBits(field.bits)}${field.level > 0 ? `, level ${field.level}` : ''}`,
+            title: `bits ${formatBits(field.bits)}${field.level > 0 ? `, level ${field.number}` : ''}`,
           },
-          h('span', { class: 'ruler-name' }, field.name.replace(/^(EPT|NPT) /, '')),
+          h('span', { class: 'ruler-name' }, field.name.replace(/^(EPT|NPT) /, '').replace(/ descriptor$/, '')),
           field.level > 0 && h('span', { class: 'ruler-value mono' }, `${field.value}`),
           h('span', { class: 'ruler-hex mono' }, `0x${hexDigits(field)}`),
         );

@@ -1,0 +1,62 @@
+import type { Regime } from './guest/regime.ts';
+import { Machine } from './machine.ts';
+import { type Memslot, newBacking } from './memory/memslots.ts';
+import { addressToFrame } from './memory/words.ts';
+import type { Tables } from './pgtable/tables.ts';
+import { NestedMemory } from './queries/leaves.ts';
+
+/** A machine that is not the emulator's: its memory, and what its processors' registers make of it. */
+export interface Mirror {
+  /** Physical memory: the host's where there is a second stage. */
+  readonly memory: Required<Tables>;
+  readonly regimes: readonly Regime[];
+  /** Memory as the guest sees it. */
+  readonly guestMemory: Required<Tables>;
+  /** The frame behind a guest frame; −1 where there is none. */
+  resolve(gfn: number): number;
+}
+
+export interface MirrorRange {
+  readonly gpa: bigint;
+  readonly size: bigint;
+}
+
+export function makeMirror(memory: Required<Tables>, regimes: readonly Regime[]): Mirror {
+  const second = regimes[0]?.second;
+  if (!second) return { memory, regimes, guestMemory: memory, resolve: (gfn) => (memory.has(gfn) ? gfn : -1) };
+  const nested = new NestedMemory(memory, second.tree);
+  return { memory, regimes, guestMemory: nested, resolve: (gfn) => nested.resolve(gfn) };
+}
+
+/** A machine that shows a mirror: nothing runs in it, and its memory is read where it is. */
+export function mirrorMachine(mirror: Mirror, ranges: readonly MirrorRange[]): Machine {
+  const machine = new Machine(
+    {
+      machine: { slots: [], second: 'ept', maxPhyAddr: 52, features: ['1g-pages'] },
+      guests: [],
+      expects: [],
+      tasks: mirror.regimes.map((_, cpu) => ({
+        kind: 'vcpu',
+        name: `${cpu}`,
+        span: { line: 1, column: 1, endLine: 1, endColumn: 1 },
+        body: [],
+      })),
+    },
+    1 << 16,
+    mirror,
+  );
+  ranges.forEach(({ gpa, size }, id) => {
+    const base = addressToFrame(gpa);
+    const slot: Memslot = {
+      id,
+      base,
+      pages: addressToFrame(size),
+      readonly: true,
+      logDirty: false,
+      invalid: false,
+      backing: newBacking(base, addressToFrame(size), 1),
+    };
+    machine.slots = machine.slots.with(slot);
+  });
+  return machine;
+}
