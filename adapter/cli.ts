@@ -53,9 +53,10 @@ main(process.argv.slice(2)).then(
     process.exitCode = status;
   },
   (error: unknown) => {
-    const isExpected = error instanceof UsageError || error instanceof ImageError || error instanceof RegimeError;
+    const isUsage = error instanceof Error && error.name === 'UsageError';
+    const isExpected = isUsage || error instanceof ImageError || error instanceof RegimeError;
     console.error(isExpected ? `kvm-mmu: ${(error as Error).message}` : error);
-    if (error instanceof UsageError) console.error('`kvm-mmu help` lists commands and options');
+    if (isUsage) console.error('`kvm-mmu help` lists commands and options');
     process.exitCode = isExpected ? 2 : 70;
   },
 );

@@ -1,7 +1,10 @@
 import { parseArgs } from 'node:util';
 
 /** The command was given something it cannot use: exit status 2. */
-export class UsageError extends Error {}
+export class UsageError extends Error {
+  /** `run` is bundled apart and has a class of its own: by its name it is the same. */
+  override readonly name = 'UsageError';
+}
 
 /** Options as they are declared. @throws UsageError naming the one that is unknown or lacks its value. */
 export function readOptions<T extends NonNullable<Parameters<typeof parseArgs>[0]>>(config: T) {

@@ -111,7 +111,10 @@ export class Format {
   readonly #noExecuteHi: number;
   readonly #keyMaskHi: number;
   readonly #keyShiftHi: number;
-  #levels: (Level | undefined)[] = [];
+  /** Bits of all fields that mark a leaf, and fields of which not every value is legal. */
+  readonly #leafMarks: number;
+  readonly #restricted: readonly Field[];
+  readonly #levels: (Level | undefined)[] = [];
 
   constructor(spec: FormatSpec, options: FormatOptions) {
     const { maxPhyAddr } = options;
@@ -191,6 +194,8 @@ export class Format {
     this.#noExecuteHi = this.#bit(roles.noExecute).hi;
     this.#keyMaskHi = this.#bit(roles.protectionKey).hi;
     this.#keyShiftHi = this.#keyMaskHi === 0 ? 0 : 31 - Math.clz32(this.#keyMaskHi & -this.#keyMaskHi);
+    this.#leafMarks = spec.leaf.fields.reduce((mask, name) => mask | this.#bit(name).lo, 0);
+    this.#restricted = spec.fields.filter(({ legal }) => legal !== undefined);
     this.#low = this.#compileLow();
     this.tellsUsers = this.#withholding.some((each) =>
       each.some(({ takes }) => takes.some((taken) => (taken & 7) !== taken >>> 3)),
@@ -300,8 +305,9 @@ export class Format {
   #compileLow(): Uint8Array {
     const low = new Uint8Array((this.rootLevel + 1) << 12);
     for (const { level } of this.spec.levels) {
+      const mark = this.#markBits(level);
       for (let bits = 0; bits < 4096; bits++) {
-        const state = this.#stateOf(level, bits);
+        const state = this.#stateOf(level, bits, mark);
         if (state === ABSENT) continue;
         const leaf = state === LEAF;
         low[(level << 12) | bits] =
@@ -313,12 +319,17 @@ export class Format {
     return low;
   }
 
-  #stateOf(level: number, bits: number): number {
-    const { fields, when, otherwise } = this.spec.leaf;
+  /** Bits of a level's entries that mark a leaf, or a table. */
+  #markBits(level: number): number {
+    return this.fields(level, 'leaf')
+      .filter(({ name }) => this.spec.leaf.fields.includes(name))
+      .reduce((mask, field) => mask | words(fieldMask(field)).lo, 0);
+  }
+
+  #stateOf(level: number, bits: number, mark: number): number {
+    const { when, otherwise } = this.spec.leaf;
     if ((bits & this.presentLo) === 0) return ABSENT;
-    const set = this.fields(level, 'leaf').some(
-      ({ name, bits: [, low] }) => fields.includes(name) && (bits & (1 << low)) !== 0,
-    );
+    const set = (bits & mark) !== 0;
     if (level === 1) return set || otherwise !== 'absent' ? LEAF : ABSENT;
     if (set !== (when === 'any-set')) return TABLE;
     // A format whose entries say `leaf` where none may be has nothing there; others reserve the bit.
@@ -331,14 +342,13 @@ export class Format {
   }
 
   #illegal(level: number, leaf: boolean, lo: number): string | undefined {
-    const { fields, otherwise } = this.spec.leaf;
-    if (level === 1 && otherwise === 'malformed' && fields.every((name) => (lo & this.#bit(name).lo) === 0))
+    if (level === 1 && this.spec.leaf.otherwise === 'malformed' && (lo & this.#leafMarks) === 0)
       return 'a pointer to a table, at the last level';
     for (const rule of this.spec.illegal) {
       if ((lo & rule.mask) === rule.value && !(rule.unless && this.options.features.has(rule.unless)))
         return rule.words;
     }
-    for (const field of this.spec.fields) {
+    for (const field of this.#restricted) {
       if (!field.legal || !fieldApplies(field, level, leaf ? 'leaf' : 'table')) continue;
       const [high, low] = field.bits;
       const value = (lo >>> low) & ((1 << (high - low + 1)) - 1);

@@ -41,7 +41,8 @@ test('run exits 1 when an expectation fails, and says where', () => {
 });
 
 test('run names what is wrong with a file, an option or an endless scenario', () => {
-  assert.match(cli('run').err, /run takes one file/);
+  assert.match(cli('run').err, /^kvm-mmu: run takes one file/);
+  assert.equal(cli('run').status, 2);
   assert.match(cli('run', '/nowhere.mmu').err, /cannot read \/nowhere\.mmu/);
   assert.match(cli('run', '--jsn', 'x').err, /Unknown option '--jsn'/);
   assert.match(cli('fly').err, /unknown command fly/);
