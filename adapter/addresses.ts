@@ -36,7 +36,12 @@ export function toHost(
   const frame = addressToFrame(located.address);
   if (located.space === 'hpa') return frame < 2 ** 40 ? { pfn: frame, offset } : undefined;
   let gfn = frame;
-  if (located.space === 'gva') {
+  if (located.space === 'gva' && machine.mirror) {
+    const regime = machine.mirror.regimes[located.vcpu];
+    const walk = regime?.walk(machine.mirror.memory, located.address, { kind: 'read', user: false, look: true });
+    if (walk?.gpa === undefined || walk.end !== 'done') return undefined;
+    gfn = addressToFrame(walk.gpa);
+  } else if (located.space === 'gva') {
     if (untranslatable(machine.vcpu(located.vcpu).mode, located.address) !== undefined) return undefined;
     const walk = softTranslate(machine, located.vcpu, located.address);
     if (walk.status !== 'done') return undefined;
@@ -62,6 +67,7 @@ const groups = (value: bigint): string => {
  */
 export function describeAddress(machine: Machine, located: Located): string[] {
   const { space, address, vcpu } = located;
+  if (machine.mirror) return describeMirrored(machine, located);
   if (space === 'hpa') return describeHost(machine, address);
   const others = space === 'gva' ? '[also gpa:, hpa:]' : '[also gva:, hpa:]';
   if (space === 'gpa') {
@@ -79,6 +85,24 @@ export function describeAddress(machine: Machine, located: Located): string[] {
   const gpa = frameToAddress(walk.gfn, pageOffset(address));
   const second = describeGuestPhysical(machine, vcpu, gpa);
   return [`${title} → gpa ${groups(gpa)} ${second.end} ${others}`, ...lines, ...second.lines];
+}
+
+/** The same in a machine that is mirrored: the walk's own sentence, and the entries that it read. */
+function describeMirrored(machine: Machine, { space, address, vcpu }: Located): string[] {
+  if (space === 'hpa') {
+    const there = machine.mirror!.memory.has(addressToFrame(address));
+    return [`hpa ${groups(address)}: ${there ? 'the image has this memory' : 'the image has no memory there'}`];
+  }
+  const query = { kind: 'walk', vcpu, space, address: hex(address) } as const;
+  const { answer: walk } = answer(machine, query, { since: 0, fault: undefined });
+  if (walk.kind !== 'walk') return walk.kind === 'error' ? [walk.message] : [];
+  const others = space === 'gva' ? '[also gpa:, hpa:]' : '[also gva:, hpa:]';
+  const { gpa, hpa, status, reason } = walk.outcome;
+  const to = [...(space === 'gva' && gpa !== undefined ? [`gpa ${groups(BigInt(gpa))}`] : [])];
+  if (hpa !== undefined && walk.second !== 'none') to.push(`hpa ${groups(BigInt(hpa))}`);
+  const end = status !== 'done' ? `: ${reason}` : to.length > 0 ? ` → ${to.join(' → ')}` : `: ${reason}`;
+  const title = `${space} ${groups(address)}${space === 'gva' ? ` (CPU ${vcpu})` : ''}`;
+  return [`${title}${end} ${others}`, ...walk.references.map(({ entry, index }) => entryLine(entry, index))];
 }
 
 function entryLine(entry: DecodedEntry, index: number, note?: string): string {

@@ -4,7 +4,7 @@ import { decode } from './commands/decode.ts';
 import { dump } from './commands/dump.ts';
 import { UsageError } from './commands/usage.ts';
 import { walk } from './commands/walk.ts';
-import { ImageError } from './image/file.ts';
+import { ImageError } from './image/errors.ts';
 
 const USAGE = `usage:
   kvm-mmu run FILE [--json] [--trace] [--max-steps N]

@@ -1,7 +1,21 @@
+import { PAGING, type PagingName } from '../engine/guest/registers.ts';
+import { IMAGE_REGISTERS, type ImageRegister } from './image/machine.ts';
+
+/** An image of memory to look at, and what is known of its machine. */
+export interface ImageLaunch {
+  readonly path: string;
+  /** `GPA[+SIZE]@OFFSET`, for raw images. */
+  readonly map: readonly string[];
+  readonly registers: Readonly<Partial<Record<ImageRegister, bigint>>>;
+  readonly paging?: PagingName;
+  readonly el2?: boolean;
+}
+
 /** What a launch configuration says, checked. The schema in package.json describes the same attributes. */
 export interface LaunchArguments {
-  /** Path of a `.mmu` file. */
+  /** Path of a `.mmu` file; of the image, where one is looked at. */
   readonly program: string;
+  readonly image?: ImageLaunch;
   readonly stopOnEntry: boolean;
   /** Stops once more when everything has ended, instead of ending the session. */
   readonly stopAtEnd: boolean;
@@ -15,7 +29,9 @@ export interface LaunchArguments {
 
 export const DEFAULT_HISTORY = 1 << 20;
 const MAX_HISTORY = 1 << 26;
-const KNOWN = ['program', 'target', 'stopOnEntry', 'stopAtEnd', 'history', 'policies'];
+const OF_IMAGES = ['image', 'map', 'registers', 'paging', 'el2'];
+const OF_SCENARIOS = ['program', 'target', 'stopOnEntry', 'stopAtEnd', 'history', 'policies'];
+const KNOWN = [...OF_SCENARIOS, ...OF_IMAGES];
 /** Attributes that VS Code itself puts into every configuration. */
 const VSCODE_OWN = [
   'type',
@@ -49,6 +65,9 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
         error: `unknown launch attribute "${name}"; there are ${KNOWN.map((known) => `"${known}"`).join(', ')}`,
       };
   }
+  if (given.image !== undefined) return parseImage(given);
+  const alone = OF_IMAGES.find((name) => given[name] !== undefined);
+  if (alone !== undefined) return { error: `"${alone}" is for images: "image" is missing` };
   const {
     program,
     target = 'emulator',
@@ -73,6 +92,46 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
       error: `"policies" must be an object of names and values, such as {"page-split": "lazy"}, not ${shown(policies)}`,
     };
   return { policies, program, stopOnEntry, stopAtEnd, history, noDebug: given.noDebug === true };
+}
+
+const REGISTERS: readonly string[] = Object.values(IMAGE_REGISTERS).flat();
+
+function parseImage(given: Record<string, unknown>): LaunchArguments | { readonly error: string } {
+  const foreign = OF_SCENARIOS.find((name) => given[name] !== undefined && name !== 'stopOnEntry');
+  if (foreign !== undefined)
+    return { error: `"${foreign}" is for scenarios, and "image" is given: an image is looked at, nothing runs` };
+  const { image, map = [], registers = {}, paging, el2 = false } = given;
+  if (typeof image !== 'string' || image === '')
+    return { error: `"image" must be the path of an image, not ${shown(image)}` };
+  if (!Array.isArray(map) || !map.every((each) => typeof each === 'string'))
+    return { error: `"map" must be a list such as ["0x40000000@0"], not ${shown(map)}` };
+  if (typeof registers !== 'object' || registers === null || Array.isArray(registers))
+    return { error: `"registers" must be an object such as {"cr3": "0x1000"}, not ${shown(registers)}` };
+  const values: Partial<Record<ImageRegister, bigint>> = {};
+  for (const [name, value] of Object.entries(registers)) {
+    if (!REGISTERS.includes(name))
+      return { error: `"registers" has no ${shown(name)}; there are ${REGISTERS.join(', ')}` };
+    const isText = typeof value === 'string' && /^(0x[0-9a-f_]+|\d+)$/i.test(value);
+    if (!isText && !(typeof value === 'number' && Number.isSafeInteger(value) && value >= 0))
+      return { error: `register "${name}" must be a number or text such as "0x1000", not ${shown(value)}` };
+    const number = BigInt(isText ? (value as string).replaceAll('_', '') : (value as number));
+    if (number >= 1n << 64n) return { error: `register "${name}" ${shown(value)} has more than 64 bits` };
+    values[name as ImageRegister] = number;
+  }
+  const names = Object.keys(PAGING) as PagingName[];
+  const chosen = names.find((name) => name === paging);
+  if (paging !== undefined && chosen === undefined)
+    return { error: `"paging" must be ${names.map((name) => `"${name}"`).join(', ')}, not ${shown(paging)}` };
+  if (typeof el2 !== 'boolean') return { error: `"el2" must be true or false, not ${shown(el2)}` };
+  return {
+    program: image,
+    image: { path: image, map, registers: values, ...(chosen ? { paging: chosen } : {}), ...(el2 ? { el2 } : {}) },
+    stopOnEntry: true,
+    stopAtEnd: true,
+    history: DEFAULT_HISTORY,
+    noDebug: false,
+    policies: {},
+  };
 }
 
 function isPolicies(value: unknown): value is Record<string, string> {

@@ -1,5 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { KvmMmuSession } from './session.ts';
+import { ImageTarget } from './targets/image.ts';
 
 // The adapter as a process of its own: the debug adapter protocol on standard input and output.
 const session = new KvmMmuSession({
@@ -13,6 +14,7 @@ const session = new KvmMmuSession({
     }
   },
   yieldToLoop: () => new Promise((resolve) => setImmediate(resolve)),
+  openImage: (launch) => new ImageTarget(launch),
 });
 process.on('SIGTERM', () => session.shutdown());
 session.start(process.stdin, process.stdout);

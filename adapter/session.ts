@@ -35,12 +35,12 @@ import {
   hitCondition,
 } from './breakpoints.ts';
 import { runCommand } from './console.ts';
-import { type LaunchArguments, parseLaunch } from './launch.ts';
+import { type ImageLaunch, type LaunchArguments, parseLaunch } from './launch.ts';
 import { breakableLines, listingName, listingSource } from './sources.ts';
 import { describeStop, taskTitle } from './stops.ts';
 import { EmulatorTarget } from './targets/emulator.ts';
 import type { Halt, Motion, Target, Watcher } from './targets/target.ts';
-import { frameScopes, type Node } from './variables.ts';
+import { frameScopes, mirrorScopes, type Node } from './variables.ts';
 import { Watches } from './watches.ts';
 
 /** What a session needs of the place it runs in: Node, or a browser's Worker. */
@@ -49,6 +49,8 @@ export interface SessionHost {
   readText(path: string): Promise<string>;
   /** Resolves once waiting messages have been handled. */
   yieldToLoop(): Promise<void>;
+  /** Opens an image of memory; absent where there are no files. @throws with a message for people */
+  openImage?(launch: ImageLaunch): Target;
 }
 
 interface FrameRef {
@@ -158,7 +160,12 @@ export class KvmMmuSession extends DebugSession {
   }
 
   async #load(): Promise<void> {
-    const { program: path, history, policies } = this.#launch!;
+    const { program: path, image, history, policies } = this.#launch!;
+    if (image) {
+      if (!this.#host.openImage) throw new RequestError('images cannot be opened here: there are no files');
+      this.#start(this.#host.openImage(image));
+      return;
+    }
     const text = await this.#host.readText(path);
     const { program, diagnostics } = parseScenario(text);
     for (const { severity, message, span } of diagnostics) {
@@ -174,7 +181,6 @@ export class KvmMmuSession extends DebugSession {
       const more = errors.length > 1 ? ` (and ${errors.length - 1} more)` : '';
       throw new RequestError(`${path}:${first.span.line}: ${first.message}${more}`);
     }
-    this.#target?.dispose();
     let chosen = program.machine.policies ?? DEFAULT_POLICIES;
     for (const [name, value] of Object.entries(policies)) {
       const next = choosePolicy(chosen, name, value);
@@ -182,7 +188,12 @@ export class KvmMmuSession extends DebugSession {
       chosen = next;
     }
     const configured = { ...program, machine: { ...program.machine, policies: chosen } };
-    this.#target = new EmulatorTarget(configured, history, () => this.#host.yieldToLoop());
+    this.#start(new EmulatorTarget(configured, history, () => this.#host.yieldToLoop()));
+  }
+
+  #start(target: Target): void {
+    this.#target?.dispose();
+    this.#target = target;
     this.#since = 0;
     this.#here = 0;
     this.#stop = undefined;
@@ -194,8 +205,11 @@ export class KvmMmuSession extends DebugSession {
   }
 
   #begin(): void {
-    const { machine } = this.#need();
-    if (this.#launch!.stopOnEntry && !this.#launch!.noDebug)
+    const { machine, about } = this.#need();
+    if (about !== undefined) {
+      const task = machine.task(0);
+      this.#stopped({ reason: 'entry', sentence: about, task: 0, taskName: task.name, step: 0 }, undefined);
+    } else if (this.#launch!.stopOnEntry && !this.#launch!.noDebug)
       this.#stopped(describeStop(machine, machine.task(0), { kind: 'entry' }), undefined);
     else this.#go({ kind: 'continue' });
   }
@@ -244,6 +258,12 @@ export class KvmMmuSession extends DebugSession {
     const target = this.#need();
     if (this.#running) throw new RequestError('the machine is running: pause it first');
     return target;
+  }
+
+  /** @throws RequestError with the target's reason, if it cannot do a thing */
+  #must(ability: 'run' | 'stepBack' | 'writeMemory' | 'setRegisters'): void {
+    const { capabilities } = this.#need();
+    if (!capabilities[ability]) throw new RequestError(capabilities.why[ability] ?? `this target cannot ${ability}`);
   }
 
   /** Answers a request with what `work` makes of it, or with its error in words. */
@@ -367,6 +387,7 @@ export class KvmMmuSession extends DebugSession {
   #motion(response: DebugProtocol.Response, motion: () => Motion): void {
     this.#answer(response, () => {
       this.#stoppedTarget();
+      this.#must('run');
       const wanted = motion();
       if (wanted.kind === 'continue') response.body = { allThreadsContinued: true };
       // The response must be on its way before the first stopped event.
@@ -445,7 +466,8 @@ export class KvmMmuSession extends DebugSession {
     source: DebugProtocol.Source,
     wanted: readonly DebugProtocol.SourceBreakpoint[],
   ): DebugProtocol.Breakpoint[] {
-    const { machine } = this.#need();
+    const { machine, capabilities } = this.#need();
+    if (!capabilities.run) return wanted.map(() => ({ verified: false, message: capabilities.why.run! }));
     if (source.path !== this.#launch!.program)
       return wanted.map(() => ({ verified: false, message: `this session debugs ${this.#launch!.program}` }));
     const lines = breakableLines(machine);
@@ -632,22 +654,35 @@ export class KvmMmuSession extends DebugSession {
         };
       });
       frames.reverse();
-      const line = machine.currentLine(task);
-      const code = machine.code[task.id]!;
-      const instruction = code[Math.min(task.pc, code.length - 1)];
-      frames.push({
-        id: this.#frameId(task.id, -1),
-        name: task.state === 'done' ? `${task.name} has ended` : task.name,
-        line: line ?? instruction?.statement.span.endLine ?? 1,
-        column: instruction?.statement.span.column ?? 1,
-        source: this.#programSource(),
-      });
+      frames.push(machine.mirror ? this.#stillFrame(task) : this.#statementFrame(task));
       const start = args.startFrame ?? 0;
       response.body = {
         stackFrames: frames.slice(start, args.levels ? start + args.levels : undefined),
         totalFrames: frames.length,
       };
     });
+  }
+
+  /** The statement that a task of the emulator has come to. */
+  #statementFrame(task: Task): DebugProtocol.StackFrame {
+    const { machine } = this.#need();
+    const code = machine.code[task.id]!;
+    const instruction = code[Math.min(task.pc, code.length - 1)];
+    return {
+      id: this.#frameId(task.id, -1),
+      name: task.state === 'done' ? `${task.name} has ended` : task.name,
+      line: machine.currentLine(task) ?? instruction?.statement.span.endLine ?? 1,
+      column: instruction?.statement.span.column ?? 1,
+      source: this.#programSource(),
+    };
+  }
+
+  /** A CPU of a machine that does not run. */
+  #stillFrame(task: Task): DebugProtocol.StackFrame {
+    const { stages, second } = this.#need().machine.mirror!.regimes[task.vcpu]!;
+    const formats = [...stages, ...(second ? [second] : [])].map(({ tree }) => tree.format.spec.title);
+    const name = [...new Set(formats)].join(' on ') || 'paging off';
+    return { id: this.#frameId(task.id, -1), name, line: 0, column: 0, presentationHint: 'label' };
   }
 
   protected override scopesRequest(response: DebugProtocol.ScopesResponse, args: DebugProtocol.ScopesArguments): void {
@@ -657,12 +692,14 @@ export class KvmMmuSession extends DebugSession {
       if (!ref) throw new RequestError('this frame belongs to an earlier stop');
       const task = machine.task(ref.task);
       response.body = {
-        scopes: frameScopes(machine, task, task.stack[ref.depth]).map((scope) => ({
-          name: scope.name,
-          variablesReference: this.#variables.create(scope.nodes),
-          expensive: false,
-          ...(scope.hint ? { presentationHint: scope.hint } : {}),
-        })),
+        scopes: (machine.mirror ? mirrorScopes(machine, task) : frameScopes(machine, task, task.stack[ref.depth])).map(
+          (scope) => ({
+            name: scope.name,
+            variablesReference: this.#variables.create(scope.nodes),
+            expensive: false,
+            ...(scope.hint ? { presentationHint: scope.hint } : {}),
+          }),
+        ),
       };
     });
   }
@@ -700,6 +737,7 @@ export class KvmMmuSession extends DebugSession {
   ): void {
     this.#answer(response, () => {
       const target = this.#stoppedTarget();
+      this.#must('setRegisters');
       const node = this.#variables
         .get(args.variablesReference)?.()
         .find((candidate) => candidate.name === args.name);
@@ -739,7 +777,8 @@ export class KvmMmuSession extends DebugSession {
 
   protected override loadedSourcesRequest(response: DebugProtocol.LoadedSourcesResponse): void {
     this.#answer(response, () => {
-      response.body = { sources: [this.#programSource(), ...listings().map(listingSource)] };
+      const { mirror } = this.#need().machine;
+      response.body = { sources: mirror ? [] : [this.#programSource(), ...listings().map(listingSource)] };
     });
   }
 
@@ -789,6 +828,14 @@ export class KvmMmuSession extends DebugSession {
           variablesReference: 0,
           memoryReference: /^[a-z]/i.test(text) ? text : `gpa:${text}`,
         };
+        return;
+      }
+      if (machine.mirror) {
+        const register = machine.mirror.regimes[vcpu]?.registers.find(
+          ({ name }) => name.toLowerCase() === text.toLowerCase(),
+        );
+        if (!register) throw new RequestError(`${text} is neither an address nor a register of this image`);
+        response.body = { result: hex(register.value), variablesReference: 0 };
         return;
       }
       const { expression, error } = parseExpression(text);
@@ -850,6 +897,7 @@ export class KvmMmuSession extends DebugSession {
   ): void {
     this.#answer(response, () => {
       const target = this.#stoppedTarget();
+      this.#must('writeMemory');
       const located = this.#locate(args.memoryReference);
       const bytes = fromBase64(args.data);
       if (!bytes) throw new RequestError('the data is not base64');

@@ -48,6 +48,27 @@ export function frameScopes(machine: Machine, task: Task, frame: OperationFrame 
   return scopes;
 }
 
+/** The scopes of a CPU that does not run. */
+export function mirrorScopes(machine: Machine, task: Task): ScopeNodes[] {
+  const { registers } = machine.mirror!.regimes[task.vcpu]!;
+  return [
+    {
+      name: 'Registers',
+      hint: 'registers',
+      nodes: () => registers.map(({ name, value }) => leaf(name, hex(value), { evaluateName: name })),
+    },
+    {
+      name: 'Memory',
+      nodes: () =>
+        machine.slots.list.map((slot) => {
+          const start = frameToAddress(slot.base);
+          const end = start + frameToAddress(slot.pages) - 1n;
+          return leaf(`range ${slot.id}`, `${hex(start)} … ${hex(end)}`, { memoryReference: `hpa:${hex(start)}` });
+        }),
+    },
+  ];
+}
+
 function registerNodes(machine: Machine, vcpu: number): Node[] {
   const { registers } = machine.vcpu(vcpu);
   return REGISTERS.map((name) => {

@@ -38,14 +38,14 @@ export type ImageValues = Readonly<
 >;
 
 /** `GPA@OFFSET` or `GPA+SIZE@OFFSET`: bytes of a raw image from OFFSET are memory from GPA. */
-function readMapping(written: string): RawMapping {
+export function readMapping(written: string, what = '--map'): RawMapping {
   const parts = /^([^+@]+)(?:\+([^@]+))?@(.+)$/.exec(written);
-  if (!parts) throw new UsageError(`--map must be GPA@OFFSET or GPA+SIZE@OFFSET, not ${written}`);
+  if (!parts) throw new UsageError(`${what} must be GPA@OFFSET or GPA+SIZE@OFFSET, not ${written}`);
   const [, gpa, size, offset] = parts as unknown as [string, string, string | undefined, string];
   return {
-    gpa: readSize(gpa, '--map'),
-    size: size === undefined ? undefined : readSize(size, '--map'),
-    offset: Number(readSize(offset, '--map')),
+    gpa: readSize(gpa, what),
+    size: size === undefined ? undefined : readSize(size, what),
+    offset: Number(readSize(offset, what)),
   };
 }
 
@@ -91,7 +91,10 @@ export function openMachine(values: ImageValues, path = values.memory): OpenedIm
   const nptPaging = choice(values['npt-paging'], '--npt-paging', ['4-level', '5-level'] as const);
   const maxPhyAddr = whole(values.maxphyaddr, '--maxphyaddr', 32, 52);
   const cpu = whole(values.cpu, '--cpu', 0, 65535);
-  const image = openImage(path, (values.map ?? []).map(readMapping));
+  const image = openImage(
+    path,
+    (values.map ?? []).map((each) => readMapping(each)),
+  );
   const regime = imageRegime(image, {
     registers,
     ...(paging ? { paging } : {}),

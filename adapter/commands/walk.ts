@@ -19,7 +19,8 @@ export function walk(args: string[]): number {
   if (kind !== 'read' && kind !== 'write' && kind !== 'fetch')
     throw new UsageError(`--access must be read, write or fetch, not ${kind}`);
   const { image, regime } = openMachine(values);
-  const access: RegimeAccess = { kind, user: values.user ?? false };
+  const user = values.user ?? false;
+  const access: RegimeAccess = { kind, user, look: values.access === undefined && !user };
   const result = regime.walk(image, address, access);
   console.log(
     values.json ? JSON.stringify(walkJson(address, access, result)) : walkText(regime, address, access, result),
@@ -69,8 +70,8 @@ function walkText(regime: Regime, address: bigint, access: RegimeAccess, result:
   const formats = [...regime.stages, ...(regime.second ? [regime.second] : [])].map(
     ({ tree }) => tree.format.spec.title,
   );
-  const who = access.user ? 'user' : 'supervisor';
-  const lines = [`${[...new Set(formats)].join(' on ')}; ${registers}; ${who} ${access.kind}`];
+  const who = access.look ? 'a look' : `${access.user ? 'user' : 'supervisor'} ${access.kind}`;
+  const lines = [`${[...new Set(formats)].join(' on ')}; ${registers}; ${who}`];
   const width = Math.max(0, ...result.references.map((reference) => entryWords(reference).name.length));
   result.references.forEach((reference, number) => {
     const { name, value, says } = entryWords(reference);

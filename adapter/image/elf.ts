@@ -1,5 +1,6 @@
 import { hex } from '../../engine/memory/words.ts';
-import { type BlockFile, ImageError } from './file.ts';
+import { ImageError } from './errors.ts';
+import type { BlockFile } from './file.ts';
 
 export interface LoadSegment {
   readonly paddr: bigint;

@@ -1,7 +1,5 @@
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
-
-/** An image that cannot be used; the message names the file. */
-export class ImageError extends Error {}
+import { ImageError } from './errors.ts';
 
 /** Bytes read at once: tables lie near each other, and a read costs far more than its bytes. */
 const BLOCK = 1 << 17;

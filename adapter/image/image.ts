@@ -1,6 +1,7 @@
 import { addressToFrame, formatSize, hex } from '../../engine/memory/words.ts';
 import { type CoreFacts, coreFacts, type LoadSegment, parseElf } from './elf.ts';
-import { BlockFile, ImageError } from './file.ts';
+import { ImageError } from './errors.ts';
+import { BlockFile } from './file.ts';
 
 /** A run of guest-physical memory and where its bytes lie in the file. */
 export interface ImageRange {

@@ -5,7 +5,7 @@ import { LONG_MODE, type PagingName, type Registers } from '../../engine/guest/r
 import { riscvRegime } from '../../engine/guest/riscv.ts';
 import { type X86Second, x86Regime } from '../../engine/guest/x86-regime.ts';
 import { hex } from '../../engine/memory/words.ts';
-import { ImageError } from './file.ts';
+import { ImageError } from './errors.ts';
 import type { MemoryImage } from './image.ts';
 
 /** What a person says of the machine whose memory an image is: registers by name, in hexadecimal or as numbers. */
@@ -35,6 +35,13 @@ const MODES: Readonly<Record<PagingName, { readonly cr4: bigint; readonly efer: 
   '4-level': { cr4: 0xa0n, efer: 0xd01n },
   '5-level': { cr4: 0x10a0n, efer: 0xd01n },
 };
+
+/** The translation of each CPU of a core, or of the one whose registers are given. @throws as `imageRegime` */
+export function imageRegimes(image: MemoryImage, options: MachineOptions): Regime[] {
+  const { cpus } = image.facts;
+  if (!cpus || Object.keys(options.registers).length > 0) return [imageRegime(image, options)];
+  return cpus.map((_, cpu) => imageRegime(image, { ...options, cpu }));
+}
 
 /**
  * The translation of an image: by the registers that are given, else by those that a core keeps.

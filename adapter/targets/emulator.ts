@@ -24,7 +24,13 @@ interface Place {
 export class EmulatorTarget implements Target {
   readonly name = 'emulator';
   readonly run: Run;
-  readonly capabilities: TargetCapabilities = { stepBack: true, writeMemory: true, setRegisters: true, why: {} };
+  readonly capabilities: TargetCapabilities = {
+    run: true,
+    stepBack: true,
+    writeMemory: true,
+    setRegisters: true,
+    why: {},
+  };
   #pauseWanted = false;
   #disposed = false;
   readonly #yield: () => Promise<void>;

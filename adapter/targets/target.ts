@@ -4,11 +4,13 @@ import type { Edit } from '../../engine/run.ts';
 
 /** What a target can do. Where it cannot, `why` says so in words that a person can act on. */
 export interface TargetCapabilities {
+  /** Whether anything moves. */
+  readonly run: boolean;
   readonly stepBack: boolean;
   readonly writeMemory: boolean;
   readonly setRegisters: boolean;
   /** Reasons by capability, for those that are false. */
-  readonly why: Readonly<Record<string, string>>;
+  readonly why: Readonly<Partial<Record<'run' | 'stepBack' | 'writeMemory' | 'setRegisters', string>>>;
 }
 
 /** How far to go. A step concerns one task; `continue` runs the default schedule. */
@@ -51,6 +53,8 @@ export interface Watcher {
 /** What a session drives: control, memory, events, and a machine that mirrors it. */
 export interface Target {
   readonly name: string;
+  /** What a target that never runs is, in one sentence: its only stop. */
+  readonly about?: string;
   readonly machine: Machine;
   readonly capabilities: TargetCapabilities;
   /** Moves until something halts it. Control returns to the event loop every few milliseconds. */

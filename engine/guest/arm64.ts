@@ -191,13 +191,13 @@ function descentFault(
 }
 
 /** Rights of a stage-1 leaf under PAN and WXN, with DBM making a page writable where hardware manages dirty state. */
-function stage1Rights(rights: number, { pan, sctlr = 0n, regime }: Arm64Registers): number {
+function stage1Rights(rights: number, { pan, sctlr = 0n, regime }: Arm64Registers, look: boolean): number {
   let left = rights;
   if (((sctlr >> 19n) & 1n) === 1n) {
     if (left & SUPER_WRITE) left &= ~SUPER_EXEC;
     if (left & USER_WRITE) left &= ~USER_EXEC;
   }
-  if (pan && regime !== 'el2' && rights & (USER_READ | USER_WRITE)) left &= ~(SUPER_READ | SUPER_WRITE);
+  if (pan && !look && regime !== 'el2' && rights & (USER_READ | USER_WRITE)) left &= ~(SUPER_READ | SUPER_WRITE);
   return left;
 }
 
@@ -222,12 +222,12 @@ const NEEDS = { read: [SUPER_READ, USER_READ], write: [SUPER_WRITE, USER_WRITE],
 function refusal(
   registers: Arm64Registers,
   rights: number,
-  { kind, user }: RegimeAccess,
+  { kind, user, look = false }: RegimeAccess,
   format: Format,
   found: Descent,
 ): string | undefined {
   const need = NEEDS[kind][user ? 1 : 0]!;
-  if ((stage1Rights(rights, registers) & need) !== 0) return undefined;
+  if ((stage1Rights(rights, registers, look) & need) !== 0) return undefined;
   const level = user ? 'EL0' : registers.regime === 'el1' ? 'EL1' : 'EL2';
   const verb = kind === 'fetch' ? 'execute' : kind;
   if ((rights & need) === 0)
@@ -283,7 +283,7 @@ export function arm64Regime(registers: Arm64Registers): Regime {
       reason: beyondWords(format),
     }),
     outside: (format, level) => statusWords('external abort', format.number(level)),
-    rights: (found) => stage1Rights(writable(found, firstManaged.dirty), registers),
+    rights: (found) => stage1Rights(writable(found, firstManaged.dirty), registers, false),
   };
   return {
     arch: 'arm64',

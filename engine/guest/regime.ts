@@ -44,6 +44,8 @@ export interface RegimeAccess {
   readonly kind: 'read' | 'write' | 'fetch';
   /** At CPL 3, EL0, in U-mode. */
   readonly user: boolean;
+  /** Nobody accesses, someone looks: what keeps the kernel from user pages (SMAP, PAN, SUM) does not count. */
+  readonly look?: boolean;
 }
 
 /** An entry that a walk read. */

@@ -80,13 +80,13 @@ export function riscvRegime(registers: RiscvRegisters): Regime {
   const stages = first ? [first] : [];
 
   /** MXR makes what is executable readable, SUM lets the supervisor read and write user pages. */
-  const effective = (rights: number): number => {
+  const effective = (rights: number, look: boolean): number => {
     let left = rights;
     if (registers.mxr) {
       if (left & USER_EXEC) left |= USER_READ;
       if (left & (SUPER_EXEC | USER_EXEC)) left |= SUPER_READ;
     }
-    if (left & (USER_READ | USER_WRITE | USER_EXEC) && !registers.sum) left &= ~(SUPER_READ | SUPER_WRITE);
+    if (left & (USER_READ | USER_WRITE | USER_EXEC) && !registers.sum && !look) left &= ~(SUPER_READ | SUPER_WRITE);
     return left;
   };
 
@@ -98,7 +98,7 @@ export function riscvRegime(registers: RiscvRegisters): Regime {
     first(format, found, access) {
       if (found.end === 'outside')
         return { code: code('access fault', access), reason: outsideWords(format, found.level, found.table) };
-      const reason = problemOf(format, found, access, effective(found.rights), svadu);
+      const reason = problemOf(format, found, access, effective(found.rights, access.look ?? false), svadu);
       return reason === undefined ? undefined : { code: code('page fault', access), reason };
     },
     // The G-stage reports the access that began the walk, and makes every access as a user.
@@ -114,7 +114,7 @@ export function riscvRegime(registers: RiscvRegisters): Regime {
       reason: beyondWords(format),
     }),
     outside: (_format, _level, access) => code('access fault', access),
-    rights: ({ rights }) => effective(rights),
+    rights: ({ rights }) => effective(rights, false),
   };
   return {
     arch: 'riscv',

@@ -80,8 +80,9 @@ export function x86Regime(registers: Registers | undefined, cpu: GuestCpu, secon
     walkSecond: (memory, gpa) => walk(unpaged, memory, gpa, { kind: 'read', user: false }),
   };
 
-  function walk(asked: PagingMode, memory: Tables, address: bigint, { kind, user }: RegimeAccess): RegimeWalk {
-    const why = asked === mode ? untranslatable(asked, address) : undefined;
+  function walk(selected: PagingMode, memory: Tables, address: bigint, { kind, user, look }: RegimeAccess): RegimeWalk {
+    const asked = look ? { ...selected, ac: true } : selected;
+    const why = selected === mode ? untranslatable(asked, address) : undefined;
     if (why !== undefined) return { references: [], end: 'untranslatable', reason: why };
     const hardware: SecondStage | undefined = secondStage && {
       kind: second!.kind,

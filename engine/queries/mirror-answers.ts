@@ -65,7 +65,7 @@ export function mirrorWalk(mirror: Mirror, query: Extract<Query, { kind: 'walk' 
   const kind = query.access ?? 'read';
   const cpl = query.cpl ?? 0;
   const walk = guest
-    ? regime.walk(mirror.memory, address, { kind, user: cpl === 3 })
+    ? regime.walk(mirror.memory, address, { kind, user: cpl === 3, look: query.access === undefined })
     : physicalWalk(mirror, regime, address);
   for (const { frame } of walk.references) frames.add(frame);
   const { second } = regime;

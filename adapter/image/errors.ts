@@ -1,0 +1,2 @@
+/** An image that cannot be used; the message names the file. */
+export class ImageError extends Error {}
