@@ -25,7 +25,14 @@ const doors = {
   extension: { folders: ['engine', 'scenario'], packages: ['vscode', /^vscode-language/, 'langium', /^node:/] },
 };
 /** Entry points and targets that may import Node. */
-const nodeFiles = ['adapter/main.ts', 'adapter/cli.ts'];
+const nodeFiles = [
+  'adapter/main.ts',
+  'adapter/cli.ts',
+  'adapter/commands/run.ts',
+  'adapter/commands/dump.ts',
+  'adapter/commands/usage.ts',
+  'adapter/image/file.ts',
+];
 const pathRules = [
   // Decoding is all that extension and webviews take from the engine.
   { from: /^extension\/(?!server\.ts)/, to: /^engine\/(?!formats\/|memory\/words|tdp\/spte)/ },

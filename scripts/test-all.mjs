@@ -1,5 +1,5 @@
 // npm test: everything that a change must pass, in under fifteen minutes on two cores.
-// npm run test:long: the same with fuzzing and oracles that run for longer.
+// npm run test:long: the same with fuzzing and oracles that run for longer, and with real guests booted under QEMU.
 import { fileURLToPath } from 'node:url';
 import { check, run } from './check.mjs';
 
@@ -17,6 +17,7 @@ const steps = [
     ['scripts/test.mjs', 'test/adapter', 'test/engine', 'test/oracle', 'test/cli'],
     { env },
   ],
+  ...(long ? [['real guests under QEMU', ['scripts/test.mjs', 'test/guests'], {}]] : []),
   ['inside VS Code', ['test/vscode/run.mjs'], {}],
 ];
 let good = true;
