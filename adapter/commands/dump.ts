@@ -241,6 +241,7 @@ function jsonRow({ frame, target, span, rights, level, lo, hi }: Row, stage: Sta
     input: hex(frameToAddress(frame)),
     output: hex(frameToAddress(target)),
     size: span * 4096,
+    rights: rightsWords(format, rights),
     supervisor: rwx(rights),
     user: rwx(rights >>> 3),
     ...leaf,
