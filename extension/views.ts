@@ -156,7 +156,7 @@ class View {
   }
 }
 
-/** The views that are open. They follow the active session; the walk opens by itself at a session's first stop. */
+/** The views that are open. They follow the active session; the walk opens by itself at a session's first stop, for an image the page tables. */
 export class Views implements vscode.Disposable {
   readonly #extensionUri: vscode.Uri;
   readonly #open = new Map<ViewKind, View>();
@@ -183,16 +183,17 @@ export class Views implements vscode.Disposable {
         if (session.type !== DEBUG_TYPE || event !== 'mmu/changed') return;
         if (typeOf(body) === 'stopped' && !this.#stopped.has(session.id)) {
           this.#stopped.add(session.id);
-          setTimeout(() => this.#openWalk(session), FIRST_STOP_DELAY);
+          setTimeout(() => this.#openFirst(session), FIRST_STOP_DELAY);
         }
         for (const view of this.#open.values()) view.event(session, body);
       }),
     ];
   }
 
-  #openWalk(session: vscode.DebugSession): void {
-    if (this.#open.has('walk') || !this.#stopped.has(session.id)) return;
-    if (vscode.workspace.getConfiguration('kvm-mmu').get('openWalkAtFirstStop', true)) this.show('walk', session);
+  #openFirst(session: vscode.DebugSession): void {
+    const kind = session.configuration.image === undefined ? 'walk' : 'page-tables';
+    if (this.#open.has(kind) || !this.#stopped.has(session.id)) return;
+    if (vscode.workspace.getConfiguration('kvm-mmu').get('openWalkAtFirstStop', true)) this.show(kind, session);
   }
 
   show(kind: ViewKind, session = vscode.debug.activeDebugSession): void {

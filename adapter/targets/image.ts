@@ -1,5 +1,4 @@
 import type { Machine } from '../../engine/machine.ts';
-import { formatSize } from '../../engine/memory/words.ts';
 import { makeMirror, mirrorMachine } from '../../engine/mirror.ts';
 import { readMapping } from '../commands/image-options.ts';
 import { type MemoryImage, openImage } from '../image/image.ts';
@@ -55,6 +54,12 @@ export class ImageTarget implements Target {
   }
 }
 
+/** A size with one digit behind the point: memory with holes is seldom round. */
+function sizeWords(bytes: number): string {
+  const unit = Math.min(5, Math.floor(Math.log2(bytes) / 10));
+  return `${Math.round((bytes / 1024 ** unit) * 10) / 10}${['', 'K', 'M', 'G', 'T', 'P'][unit]}`;
+}
+
 const ARCHITECTURES = { x86: 'an x86', arm64: 'an arm64', riscv: 'a RISC-V' } as const;
 
 function aboutWords(image: MemoryImage, regimes: ReturnType<typeof imageRegimes>): string {
@@ -62,7 +67,7 @@ function aboutWords(image: MemoryImage, regimes: ReturnType<typeof imageRegimes>
   const { arch, stages, second } = first!;
   const formats = [...stages, ...(second ? [second] : [])].map(({ tree }) => tree.format.spec.title);
   const cpus = regimes.length === 1 ? '' : `, ${regimes.length} CPUs`;
-  const size = formatSize(Number(image.size));
+  const size = sizeWords(Number(image.size));
   const name = image.path.replace(/^.*[/\\]/, '');
   return `${name}: ${size} of memory of ${ARCHITECTURES[arch]} machine${cpus}, ${[...new Set(formats)].join(' on ') || 'paging off'}. It does not run.`;
 }

@@ -36,7 +36,7 @@ const kernelFetch: X86Access = { kind: 'fetch', user: false, implicit: false };
 
 test('32-bit: 4-KByte page, accessed and dirty, no I/D bit, out of range', () => {
   // 0x00403004: PDE 1, PTE 3.
-  const memory = memoryOf({ 0x1004: 0x2007n, 0x200c: 0x9025n });
+  const memory = memoryOf({ 4100: 0x2007n, 8204: 0x9025n });
   const regs = registers({});
   assert.deepEqual(translateX86(memory, regs, CPU, 0x00403004n, userRead), {
     kind: 'ok',
@@ -59,15 +59,21 @@ test('32-bit: 4-KByte page, accessed and dirty, no I/D bit, out of range', () =>
   });
   // NXE does not exist for 32-bit paging: neither a denial nor I/D. SMEP gives I/D.
   const fault = { kind: 'page-fault', level: 2 };
-  assert.deepEqual(translateX86(memory, registers({ efer: NXE }), CPU, 0n, userFetch), { ...fault, errorCode: 0b00100 });
-  assert.deepEqual(translateX86(memory, registers({ cr4: SMEP }), CPU, 0n, userFetch), { ...fault, errorCode: 0b10100 });
+  assert.deepEqual(translateX86(memory, registers({ efer: NXE }), CPU, 0n, userFetch), {
+    ...fault,
+    errorCode: 0b00100,
+  });
+  assert.deepEqual(translateX86(memory, registers({ cr4: SMEP }), CPU, 0n, userFetch), {
+    ...fault,
+    errorCode: 0b10100,
+  });
   assert.deepEqual(translateX86(memory, regs, CPU, 1n << 32n, userRead), { kind: 'out-of-range' });
 });
 
 test('32-bit: 4-MByte page with PSE-36', () => {
   // PDE 0x301 = address bits 31:22; bits 35:32 = 0b1010 in bits 16:13.
   const pde = 0xc0400000n | (0b1010n << 13n) | 0xe7n;
-  const memory = memoryOf({ 0x1c04: pde, 0x1c08: pde | (1n << 17n) });
+  const memory = memoryOf({ 7172: pde, 7176: pde | (1n << 17n) });
   const regs = registers({ cr4: PSE });
   assert.deepEqual(translateX86(memory, regs, CPU, 0xc0723456n, userWrite), {
     kind: 'ok',
@@ -80,14 +86,14 @@ test('32-bit: 4-MByte page with PSE-36', () => {
   assert.deepEqual(translateX86(memory, regs, CPU, 0xc0800000n, userRead), reserved);
   assert.deepEqual(translateX86(memory, regs, { ...CPU, maxPhyAddr: 35 }, 0xc0723456n, userRead), reserved);
   // Without CR4.PSE the same PDE points to a page table at bits 31:12.
-  const table = memoryOf({ 0x1c04: pde, [String((pde & 0xfffff000n) + 4n * 0x323n)]: 0x5007n });
+  const table = memoryOf({ 7172: pde, [String((pde & 0xfffff000n) + 4n * 0x323n)]: 0x5007n });
   assert.equal(translateX86(table, registers({}), CPU, 0xc0723456n, userRead).kind, 'ok');
 });
 
 test('PAE: PDPTE without rights or A bit, 2-MByte page, NX and MAXPHYADDR', () => {
   // CR3 = 0x1060 + flags below bit 5. 0x80212345: PDPTE 2, PDE 1.
   const pde = 0x3_0060_0000n | 0x87n;
-  const memory = memoryOf({ 0x1070: 0x2001n, 0x2008: pde, 0x2010: pde | NX, 0x2018: pde | (1n << 62n) });
+  const memory = memoryOf({ 4208: 0x2001n, 8200: pde, 8208: pde | NX, 8216: pde | (1n << 62n) });
   const regs = registers({ cr3: 0x1078n & ~0x1fn, cr4: PAE, efer: NXE });
   assert.deepEqual(translateX86(memory, regs, CPU, 0x80212345n, userWrite), {
     kind: 'ok',
@@ -106,7 +112,7 @@ test('PAE: PDPTE without rights or A bit, 2-MByte page, NX and MAXPHYADDR', () =
 
 test('4-level: 1-GByte page, SMAP, SMEP, PKRU, AMD bit 8', () => {
   const leaf = (5n << 59n) | 0x4000_0000n | 0xe7n;
-  const memory = memoryOf({ 0x1ff8: 0x2027n, 0x2ff0: leaf, 0x1000: 0x2107n });
+  const memory = memoryOf({ 8184: 0x2027n, 12272: leaf, 4096: 0x2107n });
   const regs = registers({ cr4: PAE, efer: LME | NXE });
   const address = 0xffff_ffff_8123_4567n;
   const ok = { kind: 'ok', physical: 0x4123_4567n, pageSize: 0x40000000, setAccessed: [], setDirty: [] };
@@ -151,7 +157,7 @@ test('5-level: five entries, a table that maps itself is named once', () => {
   });
   assert.deepEqual(translateX86(memoryOf({}), regs, CPU, 1n << 56n, userRead), { kind: 'not-canonical' });
   // Entry 0 of 0x1000 points to 0x1000: the whole walk of address 0xabc uses it five times.
-  assert.deepEqual(translateX86(memoryOf({ 0x1000: 0x1007n }), regs, CPU, 0xabcn, userWrite), {
+  assert.deepEqual(translateX86(memoryOf({ 4096: 0x1007n }), regs, CPU, 0xabcn, userWrite), {
     kind: 'ok',
     physical: 0x1abcn,
     pageSize: 4096,

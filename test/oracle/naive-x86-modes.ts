@@ -62,7 +62,7 @@ interface Rights {
 
 /**
  * Width of the physical address that a 4-MByte page of 32-bit paging can have. This is PSE-36: bits 35:32 in PDE bits
- * 16:13. Later editions let PDE bits 20:13 hold bits 39:32 (SDM 4.3, M = min(40, MAXPHYADDR); APM 5.2.1); 40 here
+ * 16:13. Later editions let PDE bits 20:13 hold bits 39:32 (SDM 4.3, M = min(40, MAXPHYADDR); APM 5.2.2); 40 here
  * would be that reading.
  */
 const PSE_PHYSICAL_BITS = 36;
@@ -166,14 +166,8 @@ function dirtyUpdates(leaf: { address: bigint; entry: bigint }, access: X86Acces
   return [];
 }
 
-// SDM 4.3, 32-bit paging. APM 5.2.1 and 5.2.2.
-function translate32(
-  memory: Memory,
-  regs: X86Registers,
-  cpu: X86Cpu,
-  linear: bigint,
-  access: X86Access,
-): X86Outcome {
+// SDM 4.3, 32-bit paging. APM 5.2.2.
+function translate32(memory: Memory, regs: X86Registers, cpu: X86Cpu, linear: bigint, access: X86Access): X86Outcome {
   const error = baseErrorCode(regs, access);
   const pageSizeExtension = bit(regs.cr4, 4);
 
@@ -229,14 +223,8 @@ function translate32(
   };
 }
 
-// SDM 4.4, PAE paging. APM 5.2.3 and 5.2.4.
-function translatePae(
-  memory: Memory,
-  regs: X86Registers,
-  cpu: X86Cpu,
-  linear: bigint,
-  access: X86Access,
-): X86Outcome {
+// SDM 4.4, PAE paging. APM 5.2.3.
+function translatePae(memory: Memory, regs: X86Registers, cpu: X86Cpu, linear: bigint, access: X86Access): X86Outcome {
   const error = baseErrorCode(regs, access);
   const noExecuteEnabled = bit(regs.efer, 11);
 
@@ -325,13 +313,7 @@ function longModeReserved(entry: bigint, level: number, regs: X86Registers, cpu:
 }
 
 // SDM 4.5, 4-level and 5-level paging. APM 5.3.
-function translateLong(
-  memory: Memory,
-  regs: X86Registers,
-  cpu: X86Cpu,
-  linear: bigint,
-  access: X86Access,
-): X86Outcome {
+function translateLong(memory: Memory, regs: X86Registers, cpu: X86Cpu, linear: bigint, access: X86Access): X86Outcome {
   // SDM 4.5: CR4.LA57 (bit 12) selects five levels.
   const fiveLevels = bit(regs.cr4, 12);
 

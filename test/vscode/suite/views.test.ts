@@ -1,7 +1,11 @@
 // The Walk and Page Tables views, as a person meets them in a session.
 import * as assert from 'node:assert/strict';
+import { existsSync, mkdtempSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import type { Frame, Page } from 'playwright-core';
 import * as vscode from 'vscode';
+import { x86Image } from '../../image-fixture.ts';
 import { colourThemes, needPage, screenshot, setColourTheme, webviewFrame } from './page.ts';
 
 /** The sentences of a session's stops, as the adapter sends them to VS Code. */
@@ -124,6 +128,42 @@ describe('the views', () => {
     await until(async () => (await walk.locator('.cell.here').count()) === 0, 'no accent on an asked walk');
     await walk.getByText('Back to the stop').click();
     await walk.locator('.cell.here').waitFor();
+  });
+
+  it('show the tables of an image, which does not run', async function () {
+    const page = await needPage(this);
+    // A real kernel's memory where there is one, else a few pages.
+    const kernel = join(__dirname, '../../guests/out/x86-4level/core.elf');
+    const image = existsSync(kernel) ? kernel : join(mkdtempSync(join(tmpdir(), 'kvm-mmu-')), 'image');
+    if (image !== kernel) writeFileSync(image, x86Image());
+    const registers = image === kernel ? {} : { cr3: '0x1000' };
+    const config = { type: 'kvm-mmu', request: 'launch', name: 'image', image, registers };
+    assert.ok(await vscode.debug.startDebugging(undefined, config), 'the session did not start');
+    await makeRoom();
+    const tables = await webviewFrame(page, { viewType: 'kvm-mmu.page-tables' });
+    await until(async () => /It does not run\.$/.test((await sentenceOf(tables)) ?? ''), 'what the image is');
+    await tables.locator('.tree-row.table').first().waitFor();
+    await tables.locator('.search input').fill('0x401000');
+    await page.keyboard.press('Enter');
+    await until(
+      async () => /^PTE 1/.test((await tables.locator('.details h2').textContent()) ?? ''),
+      'the details of PTE 1',
+    );
+    await page.waitForTimeout(500);
+    await pictures(page, 'image-tables');
+    await vscode.commands.executeCommand('kvm-mmu.showWalk');
+    const walk = await webviewFrame(page, { viewType: 'kvm-mmu.walk' });
+    await walk.getByLabel('Privilege').selectOption({ label: 'CPL 3' });
+    await walk.locator('input[type=text]').fill('401000');
+    await page.keyboard.press('Enter');
+    await until(
+      async () =>
+        / is gpa 0x[0-9a-f]+: 4 memory references\.$/.test((await walk.locator('.walk-sentence').textContent()) ?? ''),
+      'the walk of 0x401000',
+    );
+    await pictures(page, 'image-walk');
+    await vscode.debug.stopDebugging();
+    await walk.getByText('The session has ended').waitFor();
   });
 
   it('say what they will show before there is a session', async function () {
