@@ -29,7 +29,7 @@ const nodeFiles = [
   'adapter/main.ts',
   'adapter/cli.ts',
   'adapter/commands/run.ts',
-  'adapter/commands/dump.ts',
+  'adapter/commands/output.ts',
   'adapter/commands/usage.ts',
   'adapter/image/file.ts',
 ];
