@@ -184,6 +184,12 @@ function descentFault(
     case 'outside':
       return { kind: 'external abort', reason: outsideWords(format, found.level, found.table) };
     case 'leaf':
+      // A block can be larger than all output addresses: what counts is the address that comes out.
+      if (found.target >= 2 ** (format.options.maxPhyAddr - 12))
+        return {
+          kind: 'address size',
+          reason: `${entry} leads beyond the ${format.options.maxPhyAddr} bits of an output address`,
+        };
       return !hardwareAccess && (found.lo & format.accessedLo) === 0
         ? { kind: 'access flag', reason: `${entry} has its access flag clear (AF=0)` }
         : undefined;
@@ -211,10 +217,15 @@ function managed(control: bigint | undefined, ha: number, hd: number): Managed {
   return { access, dirty: access && field(control!, hd, hd) === 1 };
 }
 
-/** Rights with the write that hardware gives a leaf with DBM (bit 51) set, where it manages dirty state. */
-function writable({ rights, hi }: Descent, dirty: boolean): number {
-  if (!dirty || (hi & (1 << 19)) === 0) return rights;
-  return rights | (rights & SUPER_READ ? SUPER_WRITE : 0) | (rights & USER_READ ? USER_WRITE : 0);
+/**
+ * Rights of a leaf where hardware manages dirty state: DBM (bit 51) stands in for AP[2] = 0, or in stage 2 for the write of
+ * S2AP, and is limited by the tables above like it (Arm ARM, D8.5.2).
+ */
+function writable(format: Format, found: Descent, dirty: boolean): number {
+  if (!dirty || (found.hi & (1 << 19)) === 0) return found.rights;
+  const stage2 = format.spec.name === 'arm64-s2';
+  const lo = stage2 ? found.lo | 0x80 : found.lo & ~0x80;
+  return format.effective(found.above & format.rights(found.level, lo, found.hi));
 }
 
 const NEEDS = { read: [SUPER_READ, USER_READ], write: [SUPER_WRITE, USER_WRITE], fetch: [SUPER_EXEC, USER_EXEC] };
@@ -266,7 +277,7 @@ export function arm64Regime(registers: Arm64Registers): Regime {
       const fault = descentFault(format, found, firstManaged.access);
       const number = format.number(found.level);
       if (fault) return { code: statusWords(fault.kind, number), reason: fault.reason };
-      const rights = writable(found, firstManaged.dirty);
+      const rights = writable(format, found, firstManaged.dirty);
       const refused = refusal(registers, rights, access, format, found);
       return refused === undefined ? undefined : { code: statusWords('permission', number), reason: refused };
     },
@@ -279,11 +290,12 @@ export function arm64Regime(registers: Arm64Registers): Regime {
       return { code, reason: fault.reason };
     },
     beyond: (format, _access, forTable) => ({
-      code: `stage-2 ${statusWords('translation', format.number(format.rootLevel))}${onTable(forTable)}`,
+      // An address beyond the input size is reported at level 0, wherever the walk would have begun.
+      code: `stage-2 ${statusWords('translation', 0)}${onTable(forTable)}`,
       reason: beyondWords(format),
     }),
     outside: (format, level) => statusWords('external abort', format.number(level)),
-    rights: (found) => stage1Rights(writable(found, firstManaged.dirty), registers, false),
+    rights: (format, found) => stage1Rights(writable(format, found, firstManaged.dirty), registers, false),
   };
   return {
     arch: 'arm64',
@@ -301,7 +313,7 @@ function stage2Refusal(
   format: Format,
   dirty: boolean,
 ): { kind: FaultKind; reason: string } | undefined {
-  if ((writable(found, dirty) & NEEDS[kind][user ? 1 : 0]!) !== 0) return undefined;
+  if ((writable(format, found, dirty) & NEEDS[kind][user ? 1 : 0]!) !== 0) return undefined;
   const verb = kind === 'fetch' ? 'execution' : kind === 'read' ? 'reads' : 'writes';
   return { kind: 'permission', reason: `${entryName(format, found.level, found.index)} does not allow ${verb}` };
 }

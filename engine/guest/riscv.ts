@@ -114,7 +114,7 @@ export function riscvRegime(registers: RiscvRegisters): Regime {
       reason: beyondWords(format),
     }),
     outside: (_format, _level, access) => code('access fault', access),
-    rights: ({ rights }) => effective(rights, false),
+    rights: (_format, { rights }) => effective(rights, false),
   };
   return {
     arch: 'riscv',

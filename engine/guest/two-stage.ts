@@ -31,7 +31,7 @@ export interface WalkRules {
   /** A table of the guest's lies where there is no memory. */
   outside(format: Format, level: number, access: RegimeAccess): string;
   /** The rights that a guest's leaf comes to. */
-  rights(found: Descent): number;
+  rights(format: Format, found: Descent): number;
 }
 
 const NOTHING = new Uint32Array(1024);
@@ -76,7 +76,7 @@ export function twoStageWalk(
   if (fault) return { references, end: 'guest-fault', ...fault };
   const guestSize = leafSize(references.at(-1));
   const gpa = frameToAddress(descent.target, pageOffset(address));
-  const guest = { rights: rules.rights(descent), ...(guestSize === undefined ? {} : { guestSize }) };
+  const guest = { rights: rules.rights(format, descent), ...(guestSize === undefined ? {} : { guestSize }) };
   return { ...guest, ...locate(descent.target, gpa, 0, format) };
 
   /** The second stage, of a guest's table of a level, or (0) of the page. */

@@ -25,8 +25,9 @@ export interface Descent {
   readonly index: number;
   readonly lo: number;
   readonly hi: number;
-  /** Rights (SUPER_*, USER_*) that all entries together leave. */
+  /** Rights (SUPER_*, USER_*) that all entries together leave, and those that the entries above the last leave. */
   readonly rights: number;
+  readonly above: number;
   /** 4K frame that the leaf gives for the input frame; −1 without a leaf. */
   readonly target: number;
 }
@@ -40,7 +41,7 @@ export function descend(tables: Tables, tree: Tree, frame: number, steps?: { pus
     const index = format.indexOf(frame, level);
     const place = level === format.rootLevel ? index + rootEntry : index;
     const holder = table + (place >>> format.perFrameBits);
-    const last = { level, table, index };
+    const last = { level, table, index, above: rights };
     if (tables.has?.(holder) === false) return { end: 'outside', ...last, lo: 0, hi: 0, rights, target: -1 };
     const page = tables.page(holder);
     const word = (place & format.perFrameMask) << format.wordShift;

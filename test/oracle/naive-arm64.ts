@@ -1,11 +1,12 @@
-// A deliberately simple model of AArch64 address translation: VMSAv8-64, EL1&0 regime, stage 1, with or without stage 2.
-// Written from the Arm Architecture Reference Manual for A-profile (DDI 0487), ch. D8 'The AArch64 Virtual Memory System
-// Architecture' (D8.1 address translation, D8.2 translation process, D8.3 descriptor formats, D8.4 memory access control,
-// D8.5 hardware updates to the tables), J1.1 (its pseudocode), D24.2 (TCR_EL1, VTCR_EL2, SCTLR_EL1).
+// A deliberately simple model of AArch64 address translation: VMSAv8-64, EL1&0 regime, stage 1 with or without stage 2.
+// Written from the Arm Architecture Reference Manual for A-profile (DDI 0487):
+//   ch. D8 'The AArch64 Virtual Memory System Architecture' (D8.1 address translation, D8.2 translation process,
+//   D8.3 descriptor formats, D8.4 memory access control, D8.5 hardware updates to the tables); J1.1 (its pseudocode);
+//   D24.2 (TCR_EL1, VTCR_EL2, SCTLR_EL1).
 // Section numbers follow that edition; they shift between revisions, the section titles do not.
 // It is an oracle for property tests: it imports nothing, caches nothing and changes nothing.
-// Assumed: all of FEAT_LVA, FEAT_LPA, FEAT_LPA2, FEAT_TTST, FEAT_HPDS, FEAT_HAFDBS, FEAT_PAN, FEAT_XNX, a processor with
-// 52-bit physical addresses. Not modelled: TBI, E0PD, NFD, EPAN, NV1, VMSAv9-128, permission indirection and overlays,
+// Assumed: FEAT_LVA, FEAT_LPA, FEAT_LPA2, FEAT_TTST, FEAT_HPDS, FEAT_HAFDBS, FEAT_PAN, FEAT_XNX and 52-bit physical
+// addresses. Not modelled: TBI, E0PD, NFD, EPAN, NV1, VMSAv9-128, permission indirection and overlays,
 // memory types, Secure and Realm state, and the write that an update of AF or the dirty state itself is to stage 2.
 
 export interface Memory {
@@ -55,19 +56,6 @@ interface Layout {
   /** Where descriptors keep address bits 51:48: nowhere, in 9:8 and 49:48 (DS = 1), or in 15:12 (64 KB). */
   wide: 'no' | 'lpa2' | 'lpa';
 }
-
-/**
- * Whether a managed dirty state (DBM) grants the write also below a table that takes writes away (APTable[1] = 1).
- * D8.5.2.1 (rule XZFQH) and the pseudocode say otherwise: DBM only stands in for AP[2] = 0 of the leaf, which the
- * APTable limits apply to; false here is that reading.
- */
-const DIRTY_STATE_BEATS_TABLE_LIMIT: boolean = true;
-
-/**
- * The level reported for an IPA beyond the input size of stage 2. The IPA size check of D8.1.10 reports level
- * 0, whatever the start level; 'zero' here is that reading.
- */
-const IPA_SIZE_FAULT_LEVEL: 'start' | 'zero' = 'start';
 
 /** The value with bits high..low set, both ends included; nothing if high < low. */
 function bits(high: number, low: number): bigint {
@@ -230,7 +218,7 @@ function translateStage2(
   const layout: Layout = { granuleBits, inputBits, outputBits: outputSize(physicalSize, wide), startLevel, wide };
 
   // D8.1.10, IPA size check.
-  if (isBeyond(ipa, inputBits)) return fault('translation', IPA_SIZE_FAULT_LEVEL === 'start' ? startLevel : 0);
+  if (isBeyond(ipa, inputBits)) return fault('translation', 0);
 
   // D8.2.3: a table base beyond the output size is a level 0 Address size fault.
   let table = firstTable(vttbr, layout);
@@ -310,12 +298,13 @@ function stage1Allows(regs: ArmRegisters, access: ArmAccess, leaf: bigint, limit
     el0Read = false;
     el0Write = false;
   }
-  if (limits.readOnly && !(managed && DIRTY_STATE_BEATS_TABLE_LIMIT)) {
+  // A managed dirty state (DBM) stands in for AP[2] = 0 of the leaf, and is limited like it (D8.5.2.1, rule XZFQH).
+  if (limits.readOnly) {
     el1Write = false;
     el0Write = false;
   }
 
-  // D8.4.1.2.3: UXN (bit 54) and PXN (bit 53). What EL0 may write EL1 does not execute. Execution does not ask for reads.
+  // D8.4.1.2.3: UXN (bit 54) and PXN (bit 53). What EL0 may write EL1 does not execute. It does not ask for reads.
   let el0Execute = !bit(leaf, 54) && !limits.el0ExecuteNever;
   let el1Execute = !bit(leaf, 53) && !limits.el1ExecuteNever && !el0Write;
   // D8.4.1.2.3, SCTLR_EL1.WXN: what an exception level may write it does not execute.
@@ -377,7 +366,7 @@ export function translateArm64(memory: Memory, regs: ArmRegisters, address: bigi
 
   const limits: TableLimits = { noEl0: false, readOnly: false, el0ExecuteNever: false, el1ExecuteNever: false };
   for (let level = startLevel; level <= 3; level += 1) {
-    // D8.2.1: with stage 2, tables of stage 1 are at intermediate physical addresses. Reading one needs read permission.
+    // D8.2.1: with stage 2, tables of stage 1 are at intermediate physical addresses; reading one needs reads.
     const entryIpa = descriptorAddress(table, address, level, layout);
     const entry = throughStage2(memory, regs, entryIpa, { kind: 'read', el0: false }, true);
     if (entry.kind !== 'mapped') return entry;

@@ -110,7 +110,11 @@ test('G-stage: wide root, rights, implicit reads with the cause of the access', 
   // The low two bits of hgatp.PPN do not count.
   const regs = registers({ hgatp: SV39 | 7n, mxr: true });
   const walk = (address: bigint, access: RiscvAccess) => translateRiscv(memory, regs, address, access);
-  assert.deepEqual(walk(0x123n, supervisor('write')), { kind: 'ok', gpa: (0x401n << 30n) | 0x123n, pa: 0x2_4000_0123n });
+  assert.deepEqual(walk(0x123n, supervisor('write')), {
+    kind: 'ok',
+    gpa: (0x401n << 30n) | 0x123n,
+    pa: 0x2_4000_0123n,
+  });
   assert.deepEqual(walk(0x4000_0000n, supervisor('read')), guest(2, 21));
   assert.equal(walk(0x8000_0000n, supervisor('fetch')).kind, 'ok');
   assert.deepEqual(walk(0x8000_0000n, supervisor('read')), guest(2, 21));

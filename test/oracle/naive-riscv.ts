@@ -1,7 +1,8 @@
 // A deliberately simple model of RISC-V address translation: Sv39, Sv48 and Sv57, alone or as VS-stage with a G-stage
-// (Sv39x4, Sv48x4, Sv57x4). Written from 'The RISC-V Instruction Set Manual, Volume II: Privileged Architecture',
-// chapters 'Supervisor-Level ISA' (satp; Sv39, Sv48, Sv57; 'Virtual Address Translation Process'), 'Hypervisor Extension'
-// (hgatp; 'Two-Stage Address Translation') and 'Svadu'. Sections are cited by title; their numbers shift.
+// (Sv39x4, Sv48x4, Sv57x4). Written from 'The RISC-V Instruction Set Manual, Volume II: Privileged Architecture':
+//   chapters 'Supervisor-Level ISA' (satp; Sv39, Sv48, Sv57; 'Virtual Address Translation Process'),
+//   'Hypervisor Extension' (hgatp; 'Two-Stage Address Translation') and 'Svadu'.
+// Sections are cited by title; their numbers shift.
 // It is an oracle for property tests: it imports nothing, caches nothing and changes nothing.
 // Not modelled: PMP and PMA, Svnapot, pointer masking, and the write that an A/D update itself is to the G-stage.
 
@@ -51,8 +52,8 @@ function bit(value: bigint, position: number): boolean {
   return ((value >> BigInt(position)) & 1n) === 1n;
 }
 
-// 'Supervisor Address Translation and Protection (satp) Register': MODE (63:60) 8 is Sv39, 9 Sv48, 10 Sv57; hgatp has the
-// same numbers for Sv39x4, Sv48x4, Sv57x4.
+// 'Supervisor Address Translation and Protection (satp) Register': MODE (63:60) 8 is Sv39, 9 Sv48, 10 Sv57; hgatp has
+// the same numbers for Sv39x4, Sv48x4, Sv57x4.
 function levelsOfMode(mode: bigint): number {
   if (mode === 8n) return 3;
   if (mode === 9n) return 4;
@@ -193,8 +194,8 @@ export function translateRiscv(
   // Step 1: satp.PPN (43:0).
   let table = (regs.satp & bits(43, 0)) << 12n;
   for (let level = root; level >= 0; level -= 1) {
-    // Step 2. 'Two-Stage Address Translation': tables of the VS-stage are at guest-physical addresses; reading one is an
-    // implicit read of the G-stage, and its fault has the cause of the original access.
+    // Step 2. 'Two-Stage Address Translation': tables of the VS-stage are at guest-physical addresses; reading one is
+    // an implicit read of the G-stage, and its fault has the cause of the original access.
     const index = (address >> BigInt(12 + 9 * level)) & 0x1ffn;
     const location = translateGuest(memory, regs, table + index * 8n, 'read', access.kind);
     if (location.kind !== 'mapped') return location;
