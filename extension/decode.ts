@@ -1,14 +1,10 @@
 import * as vscode from 'vscode';
+import { FORMATS } from '../engine/formats/all.ts';
 import { Format } from '../engine/formats/compile.ts';
 import { decodeEntry } from '../engine/formats/decode.ts';
-import { EPT } from '../engine/formats/ept.ts';
-import { NPT } from '../engine/formats/npt.ts';
-import { X86_64 } from '../engine/formats/x86-64.ts';
 import { formatSize, highWord, lowWord } from '../engine/memory/words.ts';
 import { spteFormat, spteNote } from '../engine/tdp/spte.ts';
 import { addressAt } from './operands.ts';
-
-const FORMATS = [X86_64, EPT, NPT];
 
 /** `Decode entry…`: says what any number means as a table entry, with or without a session. */
 export function registerDecode(context: vscode.ExtensionContext): void {
@@ -41,19 +37,27 @@ async function decode(): Promise<void> {
   });
   const value = written === undefined ? undefined : parse(written);
   if (value === undefined) return;
-  const choices = FORMATS.flatMap((spec) => {
-    const format = new Format(spec, { maxPhyAddr: 52, features: new Set(['nx', '1g-pages', 'execute-only']) });
+  const choices = [...FORMATS.values()].flatMap((spec) => {
+    if (spec.entryBytes === 4 && value > 0xffff_ffffn) return [];
+    const features = new Set(['nx', '1g-pages', 'execute-only', 'pse', 'svpbmt'] as const);
+    const format = new Format(spec, { maxPhyAddr: spec.physicalBits?.[1] ?? 52, features });
     return [...spec.levels]
       .sort((a, b) => a.level - b.level)
       .map(({ level }) => {
         const entry = decodeEntry(format, level, lowWord(value), highWord(value));
-        const note = spec === X86_64 ? undefined : spteNote(spteFormat(format), lowWord(value), highWord(value));
+        const note = !/^(ept|npt)/.test(spec.name)
+          ? undefined
+          : spteNote(spteFormat(format), lowWord(value), highWord(value));
         const size = entry.size ? ` ${formatSize(entry.size)}` : '';
         const what =
           entry.problems.length > 0
             ? `refused: ${entry.problems.join(', ')}`
             : `${entry.state}${entry.state === 'absent' ? '' : ` ${entry.rights} → ${entry.address}${size}`}`;
-        return { label: `${spec.title}: ${entry.name} (level ${level})`, description: note ?? what, entry };
+        return {
+          label: `${spec.title}: ${entry.name} (level ${format.number(level)})`,
+          description: note ?? what,
+          entry,
+        };
       });
   });
   const chosen = await vscode.window.showQuickPick(choices, {

@@ -100,6 +100,9 @@ export class Format {
   readonly #low: Uint8Array;
   /** Whether entries tell users' rights from the supervisor's. */
   readonly tellsUsers: boolean;
+  /** Rights that bits 11:0 of an entry take, by slot; index with `slot << 12 | low bits`. */
+  readonly #takenLow: Uint8Array;
+  /** Fields of the upper word that take rights, by slot. */
   readonly #withholding: (readonly Withholding[])[];
   readonly accessedLo: number;
   /** The same by level: 0 where entries have no accessed bit, as PDPTEs of PAE paging. */
@@ -178,7 +181,7 @@ export class Format {
         const main = Number((this.#mainAddressMask(level, kind) << BigInt(down)) >> 12n);
         const high = (this.#extraLo[slot]! >>> this.#extraShift) * this.#extraScale;
         this.lastFrame[level] = main + high + this.span[level]! - 1;
-        this.#withholding[slot] = this.#withholdings(level, kind);
+        this.#withholding[slot] = this.#withholdings(level, kind).filter(({ lo }) => !lo);
       }
     }
     this.accessedLo = this.#bit(roles.accessed).lo;
@@ -196,9 +199,10 @@ export class Format {
     this.#keyShiftHi = this.#keyMaskHi === 0 ? 0 : 31 - Math.clz32(this.#keyMaskHi & -this.#keyMaskHi);
     this.#leafMarks = spec.leaf.fields.reduce((mask, name) => mask | this.#bit(name).lo, 0);
     this.#restricted = spec.fields.filter(({ legal }) => legal !== undefined);
+    this.#takenLow = this.#compileTaken();
     this.#low = this.#compileLow();
-    this.tellsUsers = this.#withholding.some((each) =>
-      each.some(({ takes }) => takes.some((taken) => (taken & 7) !== taken >>> 3)),
+    this.tellsUsers = spec.fields.some(({ withholds = {} }) =>
+      Object.values(withholds).some((taken) => (taken & 7) !== taken >>> 3),
     );
   }
 
@@ -381,9 +385,26 @@ export class Format {
     return Math.floor(main / this.#highScale);
   }
 
+  #compileTaken(): Uint8Array {
+    const taken = new Uint8Array((2 * this.rootLevel + 2) << 12);
+    for (const { level } of this.spec.levels) {
+      for (const [leaf, kind] of KINDS.entries()) {
+        const low = this.#withholdings(level, kind).filter(({ lo }) => lo);
+        for (let bits = 0; bits < 4096; bits++)
+          for (const { shift, mask, takes } of low)
+            taken[((2 * level + leaf) << 12) | bits]! |= takes[(bits >>> shift) & mask]!;
+      }
+    }
+    return taken;
+  }
+
   #rightsOf(slot: number, lo: number, hi: number): number {
-    let taken = 0;
-    for (const each of this.#withholding[slot]!) taken |= each.takes[((each.lo ? lo : hi) >>> each.shift) & each.mask]!;
+    let taken = this.#takenLow[(slot << 12) | (lo & 0xfff)]!;
+    const upper = this.#withholding[slot]!;
+    for (let i = 0; i < upper.length; i++) {
+      const { shift, mask, takes } = upper[i]!;
+      taken |= takes[(hi >>> shift) & mask]!;
+    }
     return ALL_RIGHTS & ~taken;
   }
 

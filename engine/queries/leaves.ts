@@ -1,3 +1,4 @@
+import type { Format } from '../formats/compile.ts';
 import { ALL_RIGHTS } from '../formats/format.ts';
 import { inputFrame, type Stage } from '../guest/regime.ts';
 import { descend } from '../pgtable/descend.ts';
@@ -19,6 +20,11 @@ export class Leaves {
   /** Rights (SUPER_*, USER_*) that it and the entries above it leave. */
   rights = 0;
   readonly #walker: Walker;
+  readonly #format: Format;
+  /** What is added to a frame of the tables: more from the middle of a canonical space on. */
+  readonly #base: number;
+  readonly #middle: number;
+  readonly #extension: number;
   /** Rights that the entries above a level leave. */
   readonly #above: number[];
 
@@ -28,6 +34,10 @@ export class Leaves {
   constructor(tables: Tables, stage: Stage, start: number, end: number, skipped: (problem: PgtableError) => void) {
     this.stage = stage;
     const { format } = stage.tree;
+    this.#format = format;
+    this.#base = stage.base;
+    this.#middle = format.spec.canonical ? format.inputFrames / 2 : Number.POSITIVE_INFINITY;
+    this.#extension = inputFrame(stage, format.inputFrames - 1) - (format.inputFrames - 1) - stage.base;
     this.#above = new Array(format.rootLevel + 1).fill(ALL_RIGHTS);
     this.#walker = new Walker(tables, stage.tree, start, end, LEAF | TABLE_PRE | READ_ONLY, skipped);
   }
@@ -35,7 +45,7 @@ export class Leaves {
   /** Goes to the next leaf. False at the end. */
   next(): boolean {
     const walker = this.#walker;
-    const { format } = this.stage.tree;
+    const format = this.#format;
     for (;;) {
       const visit = walker.next();
       if (visit === DONE) return false;
@@ -49,7 +59,8 @@ export class Leaves {
       this.lo = lo;
       this.hi = hi;
       this.span = format.span[level]!;
-      this.frame = inputFrame(this.stage, walker.frame);
+      const { frame } = walker;
+      this.frame = frame + this.#base + (frame < this.#middle ? 0 : this.#extension);
       this.target = walker.target;
       this.rights = format.effective(rights);
       return true;
