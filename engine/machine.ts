@@ -1,12 +1,13 @@
 import { flatten, type Instruction } from './code.ts';
 import { Format } from './formats/compile.ts';
-import { EPT } from './formats/ept.ts';
+import { EPT, EPT_5 } from './formats/ept.ts';
 import type { Feature } from './formats/format.ts';
-import { NPT } from './formats/npt.ts';
+import { NPT, NPT_5 } from './formats/npt.ts';
 import {
   changeProblem,
   type GuestCpu,
   LONG_MODE,
+  PAGING_REGISTERS,
   type PagingMode,
   pagingMode,
   REGISTERS,
@@ -163,7 +164,11 @@ export class Machine {
     this.cpu = { maxPhyAddr, features: new Set(features) };
     const hostFeatures = new Set<Feature>([...features, 'nx']);
     if (second === 'npt') hostFeatures.add('amd');
-    this.secondFormat = new Format(second === 'ept' ? EPT : NPT, { maxPhyAddr, features: hostFeatures });
+    const five = this.config.secondLevels === 5;
+    this.secondFormat = new Format(second === 'ept' ? (five ? EPT_5 : EPT) : five ? NPT_5 : NPT, {
+      maxPhyAddr,
+      features: hostFeatures,
+    });
     this.code = program.tasks.map(flatten);
     this.small = {
       tasks: [],
@@ -193,8 +198,7 @@ export class Machine {
         access: null,
         cr2: 0n,
       });
-      if (vcpu >= 0)
-        this.vcpus.push(new Vcpu(vcpu, task.guest === undefined ? { ...UNPAGED } : { ...LONG_MODE }, this.cpu));
+      if (vcpu >= 0) this.vcpus.push(new Vcpu(vcpu, this.#firstRegisters(task.guest), this.cpu));
     });
     this.walkMemory = {
       page: (pfn) => this.memory.page(pfn),
@@ -202,6 +206,13 @@ export class Machine {
       resolve: (gfn) => this.resolve(gfn),
       mayUpdate: (gfn) => this.slots.find(gfn)?.readonly === false,
     };
+  }
+
+  /** As a kernel with such tables runs; before paging without any. */
+  #firstRegisters(guest: string | undefined): Registers {
+    if (guest === undefined) return { ...UNPAGED };
+    const tables = this.program.guests.find(({ name }) => name === guest);
+    return { ...LONG_MODE, ...PAGING_REGISTERS[tables?.paging ?? '4-level'] };
   }
 
   get tasks(): Task[] {

@@ -1,6 +1,6 @@
 import type { Expression } from './expression.ts';
 import type { Feature } from './formats/format.ts';
-import type { RegisterName } from './guest/registers.ts';
+import type { PagingName, RegisterName } from './guest/registers.ts';
 import type { Policies } from './policies.ts';
 
 /** Where a statement stands in its source: 1-based lines and columns, the end exclusive. */
@@ -23,6 +23,8 @@ export interface Program {
 export interface MachineConfig {
   readonly slots: readonly SlotConfig[];
   readonly second: 'ept' | 'npt';
+  /** Levels of its tables: 4 unless told. */
+  readonly secondLevels?: 4 | 5;
   /** Physical-address width of the host and of the guest's processor, 32 … 52. */
   readonly maxPhyAddr: number;
   /** What the processor offers, beside NX, which EFER.NXE rules. */
@@ -44,6 +46,8 @@ export interface SlotConfig {
 /** An address space that exists before the vCPUs start. */
 export interface GuestTables {
   readonly name: string;
+  /** How its tables are made, and what its vCPUs' CR4 and EFER say at the start: 4-level unless told. */
+  readonly paging?: PagingName;
   /** Where table pages are taken from, upwards; absent: downwards from the end of the first slot. */
   readonly tablesAt?: bigint;
   readonly mappings: readonly Mapping[];

@@ -1,6 +1,6 @@
 import { evaluate, truthy } from './expression.ts';
 import type { RegisterName } from './guest/registers.ts';
-import { guestFormat } from './guest/registers.ts';
+import { guestFormat, PAGING } from './guest/registers.ts';
 import { applyMapping, guestTableStore, guestTables } from './guest/tables.ts';
 import { type CounterName, Machine, MachineError, type SmallState, USER_TASK } from './machine.ts';
 import { runTopStep, type Task } from './operation.ts';
@@ -12,7 +12,6 @@ import { checkExpectation, runInstruction, writeRegister } from './statements.ts
 /** Makes a machine from a program: its memory, its guests' tables, its vCPUs at their first statement. */
 export function createMachine(program: Program, logLimit?: number): Machine {
   const machine = new Machine(program, logLimit);
-  const format = guestFormat(machine.cpu, true);
   program.guests.forEach((guest, pool) => {
     const first = machine.slots.list[0];
     if (!first && guest.tablesAt === undefined)
@@ -20,9 +19,10 @@ export function createMachine(program: Program, logLimit?: number): Machine {
     const next =
       guest.tablesAt === undefined ? first!.base + first!.pages - 1 - pool * 1024 : Number(guest.tablesAt >> 12n);
     machine.small.tablePools.push({ next, step: guest.tablesAt === undefined ? -1 : 1, free: [] });
+    const format = guestFormat(machine.cpu, true, PAGING[guest.paging ?? '4-level']);
     const root = guestTableStore(machine, pool).allocate(1);
     machine.guestRoots.set(guest.name, root);
-    const tables = guestTables(machine, pool, format, root);
+    const tables = guestTables(machine, pool, { format, rootGfn: root, rootEntry: 0 });
     for (const mapping of guest.mappings) {
       try {
         applyMapping(tables, mapping);

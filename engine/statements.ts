@@ -141,7 +141,7 @@ function ownTables(machine: Machine, task: Task) {
   const { mode } = machine.vcpu(task.vcpu);
   if (!mode.paging) throw new RangeError('the guest has no tables to edit while paging is off');
   const pool = machine.poolOf(mode.rootGfn);
-  return guestTables(machine, pool, mode.format, mode.rootGfn);
+  return guestTables(machine, pool, mode);
 }
 
 function setRegister(machine: Machine, task: Task, statement: RegisterStatement): void {

@@ -46,16 +46,36 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   ],
   [machine('memory 0 +4K\ncpu none 1g-pages'), '3:5 error: none stands alone: cpu none'],
   [
-    machine('memory 0 +4K\nsecond-stage tdp ept 5-level'),
-    '3:1 error: second-stage tdp ept 5-level is not modelled yet; there are: tdp ept 4-level, tdp npt 4-level',
+    'guest k 6-level { }\nvcpu 0 in k { }',
+    '1:1 error: unknown paging 6-level; there are 32-bit, pae, 4-level, 5-level',
+  ],
+  [
+    'guest k pae {\n  map 0xffff_f000 -> 0 +8K\n}\nvcpu 0 in k { }',
+    '2:7 error: gva 0xfffff000 +8K ends beyond 4G, which pae paging does not reach',
+  ],
+  [
+    'guest k 32-bit {\n  map 0 -> 0 2M\n}\nvcpu 0 in k { }',
+    '2:14 error: there are no pages of 2M: 4K, 4M; for a range write +2M',
+  ],
+  [
+    'guest k 32-bit {\n  entry 0 level 1 = 1 << 32\n}\nvcpu 0 in k { }',
+    '2:21 error: 0x100000000 has more than the 32 bits of an entry of 32-bit paging',
+  ],
+  [
+    'guest k pae { }\nvcpu 0 in k {\n  entry 0 level 4 = 1\n}',
+    '3:17 error: level 4 is out of range: 1 (PTE) … 3 (PDPTE)',
+  ],
+  [
+    machine('memory 0 +4K\nsecond-stage tdp ept 3-level'),
+    '3:1 error: second-stage tdp ept 3-level is not modelled yet; there are: tdp ept 4-level, tdp ept 5-level, tdp npt 4-level, tdp npt 5-level',
   ],
   [
     machine('memory 0 +4K\nsecond-stage shadow'),
-    '3:1 error: second-stage shadow is not modelled yet; there are: tdp ept 4-level, tdp npt 4-level',
+    '3:1 error: second-stage shadow is not modelled yet; there are: tdp ept 4-level, tdp ept 5-level, tdp npt 4-level, tdp npt 5-level',
   ],
   [
     machine('memory 0 +4K\nsecond-stage foo'),
-    '3:1 error: unknown second stage foo; there are: tdp ept 4-level, tdp npt 4-level',
+    '3:1 error: unknown second stage foo; there are: tdp ept 4-level, tdp ept 5-level, tdp npt 4-level, tdp npt 5-level',
   ],
   [machine('memory 0 +4K\npolicy roots = keep'), '3:1 error: unknown policy roots; there are page-split'],
   // guest

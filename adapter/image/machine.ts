@@ -1,7 +1,7 @@
 import type { Feature } from '../../engine/formats/format.ts';
 import { arm64Regime } from '../../engine/guest/arm64.ts';
 import { type Regime, RegimeError } from '../../engine/guest/regime.ts';
-import { LONG_MODE, type PagingName, type Registers } from '../../engine/guest/registers.ts';
+import { LONG_MODE, PAGING_REGISTERS, type PagingName, type Registers } from '../../engine/guest/registers.ts';
 import { riscvRegime } from '../../engine/guest/riscv.ts';
 import { type X86Second, x86Regime } from '../../engine/guest/x86-regime.ts';
 import { hex } from '../../engine/memory/words.ts';
@@ -28,14 +28,6 @@ export const IMAGE_REGISTERS = {
 export type ImageRegister = (typeof IMAGE_REGISTERS)[keyof typeof IMAGE_REGISTERS][number];
 
 const ARCHITECTURES = ['x86', 'arm64', 'riscv'] as const;
-/** A long or 5-level mode, by name: what CR4 and EFER say there. */
-const MODES: Readonly<Record<PagingName, { readonly cr4: bigint; readonly efer: bigint }>> = {
-  '32-bit': { cr4: 0x90n, efer: 0n },
-  pae: { cr4: 0xb0n, efer: 0x800n },
-  '4-level': { cr4: 0xa0n, efer: 0xd01n },
-  '5-level': { cr4: 0x10a0n, efer: 0xd01n },
-};
-
 /** The translation of each CPU of a core, or of the one whose registers are given. @throws as `imageRegime` */
 export function imageRegimes(image: MemoryImage, options: MachineOptions): Regime[] {
   const { cpus } = image.facts;
@@ -98,7 +90,7 @@ function guestRegisters(
   hasSecond: boolean,
 ): Registers | undefined {
   if (cr3 !== undefined) {
-    const mode = MODES[paging ?? '4-level'];
+    const mode = PAGING_REGISTERS[paging ?? '4-level'];
     return {
       ...LONG_MODE,
       cr0: cr0 ?? LONG_MODE.cr0,
@@ -123,7 +115,8 @@ function guestRegisters(
   }
   const root = vmcoreinfo && kernelRoot(vmcoreinfo);
   if (root !== undefined) {
-    const mode = vmcoreinfo?.get('NUMBER(pgtable_l5_enabled)') === '1' ? MODES['5-level'] : MODES['4-level'];
+    const mode =
+      vmcoreinfo?.get('NUMBER(pgtable_l5_enabled)') === '1' ? PAGING_REGISTERS['5-level'] : PAGING_REGISTERS['4-level'];
     return { ...LONG_MODE, cr3: root, ...mode };
   }
   throw new ImageError(`${image.path} keeps no control registers: give cr3${paging ? '' : ', and paging'}`);

@@ -116,6 +116,14 @@ const formats = new Map<string, Format>();
 export const PAGING = { '32-bit': X86_32, pae: PAE, '4-level': X86_64, '5-level': X86_64_5 } as const;
 export type PagingName = keyof typeof PAGING;
 
+/** What CR4 and EFER say where a kernel runs with such paging: PGE, PSE without PAE, and NXE wherever there is NX. */
+export const PAGING_REGISTERS: Readonly<Record<PagingName, Pick<Registers, 'cr4' | 'efer'>>> = {
+  '32-bit': { cr4: 0x90n, efer: 0n },
+  pae: { cr4: 0xb0n, efer: 0x800n },
+  '4-level': { cr4: 0xa0n, efer: 0xd01n },
+  '5-level': { cr4: 0x10a0n, efer: 0xd01n },
+};
+
 /** The guest's table format, with NX legal or reserved as EFER.NXE says, and large pages of 32-bit paging as CR4.PSE does. */
 export function guestFormat(cpu: GuestCpu, nxe: boolean, spec: FormatSpec = X86_64, pse = true): Format {
   const features = new Set(cpu.features);

@@ -3,20 +3,24 @@ import { TABLE } from '../formats/compile.ts';
 import type { Machine } from '../machine.ts';
 import { addressToFrame, frameToAddress, type Gfn, hex, highWord, lowWord } from '../memory/words.ts';
 import { map, type Pgtable, protect, split, unmap } from '../pgtable/operations.ts';
-import { PgtableError, type TableStore } from '../pgtable/tables.ts';
+import { entryHi, entryLo, PgtableError, storeEntry, type TableStore } from '../pgtable/tables.ts';
 import type { Mapping } from '../program.ts';
+import type { PagingMode } from './registers.ts';
 
-/** Input frames of the 48-bit half-open space that tables index: the sign extension is dropped. */
-export function tableFrame(gva: bigint): number {
-  return addressToFrame(gva & ((1n << 48n) - 1n));
+/** Input frame by which tables know an address: the sign extension is dropped. */
+function tableFrame(format: Format, gva: bigint): number {
+  return addressToFrame(gva) % format.inputFrames;
 }
+
+/** Tables, and where they begin. */
+type Root = Pick<PagingMode, 'format' | 'rootGfn' | 'rootEntry'>;
 
 /**
  * A guest's own tables as the guest's kernel sees them: frames are guest frames, stores go to guest memory and so into
  * the log.
  */
-export function guestTables(machine: Machine, pool: number, format: Format, root: Gfn): Pgtable {
-  return { store: guestTableStore(machine, pool), format, root };
+export function guestTables(machine: Machine, pool: number, { format, rootGfn, rootEntry }: Root): Pgtable {
+  return { store: guestTableStore(machine, pool), format, root: rootGfn, rootEntry };
 }
 
 export function guestTableStore(machine: Machine, pool: number): TableStore {
@@ -49,7 +53,7 @@ export function guestTableStore(machine: Machine, pool: number): TableStore {
 }
 
 export function applyMapping(tables: Pgtable, mapping: Mapping): void {
-  const frame = tableFrame(mapping.gva);
+  const frame = tableFrame(tables.format, mapping.gva);
   if (mapping.raw) {
     storeRaw(tables, frame, mapping.raw.level, mapping.raw.value);
     return;
@@ -63,26 +67,27 @@ export function applyMapping(tables: Pgtable, mapping: Mapping): void {
 
 /** Overwrites one entry as it is; tables above it are made where there are none. */
 function storeRaw(tables: Pgtable, frame: number, wanted: number, value: bigint): void {
-  const { store, format } = tables;
+  const { store, format, rootEntry = 0 } = tables;
+  const placeOf = (level: number): number =>
+    format.indexOf(frame, level) + (level === format.rootLevel ? rootEntry : 0);
   let table = tables.root;
   for (let level = format.rootLevel; level > wanted; level--) {
-    const index = format.indexOf(frame, level);
-    const page = store.page(table);
-    if (format.classify(level, page[2 * index]!) !== TABLE) {
+    const lo = entryLo(store, format, table, placeOf(level));
+    if (format.classify(level, lo) !== TABLE) {
       // Mapping and unmapping one page leaves the tables that lead to it.
       const span = format.span[wanted]!;
       const start = frame - (frame % span);
-      if (format.classify(level, page[2 * index]!) !== 0) split(tables, start, span, wanted);
+      if (format.classify(level, lo) !== 0) split(tables, start, span, wanted);
       else map(tables, start, 1, 0, { rights: { write: false, execute: true, user: false } }, 1);
     }
-    const after = store.page(table);
-    table = format.frame(level, after[2 * index]!, after[2 * index + 1]!);
+    const place = placeOf(level);
+    table = format.frame(level, entryLo(store, format, table, place), entryHi(store, format, table, place));
   }
-  store.store(table, format.indexOf(frame, wanted), lowWord(value), highWord(value));
+  storeEntry(store, format, table, placeOf(wanted), lowWord(value), highWord(value));
 }
 
 export function unmapRange(tables: Pgtable, gva: bigint, size: bigint): void {
-  unmap(tables, tableFrame(gva), Number(size >> 12n));
+  unmap(tables, tableFrame(tables.format, gva), Number(size >> 12n));
 }
 
 export function protectRange(
@@ -91,5 +96,5 @@ export function protectRange(
   size: bigint,
   rights: { write: boolean; execute: boolean; user: boolean },
 ): void {
-  protect(tables, tableFrame(gva), Number(size >> 12n), rights);
+  protect(tables, tableFrame(tables.format, gva), Number(size >> 12n), rights);
 }

@@ -8,7 +8,7 @@ import {
   type CompletionList,
   InsertTextFormat,
 } from 'vscode-languageserver-types';
-import { REGISTERS } from '../../engine/guest/registers.ts';
+import { PAGING, REGISTERS } from '../../engine/guest/registers.ts';
 import { POLICY_VALUES } from '../../engine/policies.ts';
 import { isScenario } from '../generated/ast.ts';
 import { FAMILIES, FEATURES, FUNCTIONS, isRegister, registerBits, VALUES } from '../names.ts';
@@ -25,7 +25,7 @@ const ATTRIBUTES = ['r--', 'rw-', 'r-x', 'rwx', 'user', 'supervisor', 'global', 
 const FOLLOWERS: Readonly<Record<string, readonly string[]>> = {
   machine: ['x86-64'],
   'second-stage': ['tdp'],
-  tdp: ['ept 4-level', 'npt 4-level'],
+  tdp: ['ept 4-level', 'npt 4-level', 'ept 5-level', 'npt 5-level'],
   huge: ['2M', '1G'],
   wait: ['until'],
   add: ['slot'],
@@ -105,6 +105,7 @@ export class MmuCompletionProvider implements CompletionProvider {
       !(first.image === 'map' || first.image === 'protect')
     )
       return followers.map((word) => keyword(word));
+    if (first.image === 'guest' && statement.length === 2) return Object.keys(PAGING).map((word) => keyword(word));
     if (first.image === 'vcpu' && statement.length === 2) return [keyword('in')];
     if (first.image === 'vcpu' && last.image === 'in') return guests.map(guestItem);
     if (first.image === 'cpu') return [...Object.keys(FEATURES), 'none'].map((word) => keyword(word, FEATURES[word]));

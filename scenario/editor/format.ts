@@ -15,7 +15,7 @@ const BEGINNINGS = new Set(
 /** In these a `+` outside parentheses announces a size. */
 const SIZED = new Set(['memory', 'map', 'unmap', 'protect', 'zap', 'migrate', 'add']);
 /** In these a `-` joins the parts of a word: 4-level. */
-const DASHED = new Set(['machine', 'second-stage', 'cpu', 'policy']);
+const DASHED = new Set(['machine', 'second-stage', 'cpu', 'policy', 'guest']);
 /** Keywords after which an operand begins, so that a `-` is its sign. */
 const BEFORE_OPERAND = new Set(
   'read write fetch invlpg repeat expect until in huge slot at to key memory maxphyaddr level vcpu'.split(' '),

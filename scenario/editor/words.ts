@@ -11,13 +11,13 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   'read-only': 'KVM_MEM_READONLY: reads work, writes exit to userspace as MMIO.',
   slot: 'A number by which KVM knows a range of guest memory.',
   'second-stage':
-    'Which tables translate guest-physical to host-physical: `tdp ept 4-level` (Intel) or `tdp npt 4-level` (AMD).',
+    'Which tables translate guest-physical to host-physical: `tdp ept` (Intel) or `tdp npt` (AMD), `4-level` or `5-level`.',
   maxphyaddr: 'MAXPHYADDR: bits of a physical address, 32 … 52. Address bits above are reserved in table entries.',
   cpu: 'What the processor offers: `1g-pages`, `execute-only`, or `none`. Without the line it has both.',
   policy:
     'Where KVM can do a thing in more than one way: `policy page-split = eager` splits large pages when dirty logging starts, `lazy` at the first write.',
   guest:
-    'Page tables of the guest that exist before the vCPUs start. The name stands for the address of the root, as in `cr3 = NAME`.',
+    'Page tables of the guest that exist before the vCPUs start: `guest NAME { … }`, or `guest NAME pae { … }` with another paging: 32-bit, pae, 4-level, 5-level. The name stands for the address of the root, as in `cr3 = NAME`.',
   tables:
     '`tables at GPA`: where the guest’s table pages are taken from, upwards. Without it: downwards from the end of the first slot.',
   map: '`map GVA -> GPA 2M` maps one page; `+8M` a range in the largest pages that fit; `+8M 4K` in pages of at most 4K. Then r--, rw-, r-x or rwx (the default), user or supervisor (the default), global, accessed, dirty, key N.',

@@ -20,13 +20,16 @@ export const DEFAULT_MACHINE: MachineConfig = {
 /** Each slot is compared with all before it. */
 const MAX_SLOTS = 1024;
 
-const SECOND_STAGES: Readonly<Record<string, MachineConfig['second']>> = {
-  'tdp ept 4-level': 'ept',
-  'tdp npt 4-level': 'npt',
+type SecondStage = Pick<MachineConfig, 'second' | 'secondLevels'>;
+const SECOND_STAGES: Readonly<Record<string, SecondStage>> = {
+  'tdp ept 4-level': { second: 'ept' },
+  'tdp ept 5-level': { second: 'ept', secondLevels: 5 },
+  'tdp npt 4-level': { second: 'npt' },
+  'tdp npt 5-level': { second: 'npt', secondLevels: 5 },
 };
 const SECOND_STAGE_WORDS = Object.keys(SECOND_STAGES).join(', ');
 /** Words of second stages that are known and wait to be modelled. */
-const LATER = ['shadow', 'ept', 'npt', 'stage-2', '5-level', '3-level', 'pae'];
+const LATER = ['shadow', 'ept', 'npt', 'stage-2', '3-level', 'pae'];
 
 export const PAGE_LEVELS: ReadonlyMap<bigint, number> = new Map([
   [1n << 12n, 1],
@@ -44,7 +47,8 @@ export function lowerMachine(machines: readonly Ast.Machine[], problems: Problem
 
   const memory: Ast.Memory[] = [];
   const seen = new Map<string, Ast.MachineItem>();
-  let { second, maxPhyAddr } = DEFAULT_MACHINE;
+  let { maxPhyAddr } = DEFAULT_MACHINE;
+  let stage: SecondStage = { second: DEFAULT_MACHINE.second };
   let features: readonly Feature[] | undefined;
   let policies = DEFAULT_POLICIES;
   for (const item of machine.items) {
@@ -61,20 +65,20 @@ export function lowerMachine(machines: readonly Ast.Machine[], problems: Problem
     const before = seen.get(item.$type);
     if (before) problems.error(item, `given twice: it is on line ${spanOf(before).line} already`);
     seen.set(item.$type, item);
-    if (item.$type === 'SecondStage') second = lowerSecondStage(item, problems) ?? second;
+    if (item.$type === 'SecondStage') stage = lowerSecondStage(item, problems) ?? stage;
     else if (item.$type === 'MaxPhyAddr') maxPhyAddr = lowerMaxPhyAddr(item, problems) ?? maxPhyAddr;
     else features = lowerFeatures(item, problems);
   }
   features ??= DEFAULT_MACHINE.features;
   // A processor with NPT is AMD's, and so are its guests' reserved bits.
-  if (second === 'npt') features = [...features, 'amd'];
-  const config = { slots: [], second, maxPhyAddr, features, policies };
+  if (stage.second === 'npt') features = [...features, 'amd'];
+  const config = { slots: [], ...stage, maxPhyAddr, features, policies };
   if (memory.length === 0)
     problems.warning(machine, 'a machine without memory: every access will be MMIO; add a line like memory 0 +64M');
   return { ...config, slots: lowerMemory(memory, config, problems) };
 }
 
-function lowerSecondStage(item: Ast.SecondStage, problems: Problems): MachineConfig['second'] | undefined {
+function lowerSecondStage(item: Ast.SecondStage, problems: Problems): SecondStage | undefined {
   const words = item.words.join(' ');
   const second = SECOND_STAGES[words];
   if (second) return second;

@@ -1,32 +1,40 @@
+import type { PagingName } from '../../engine/guest/registers.ts';
 import { hex } from '../../engine/memory/words.ts';
 import type { MachineConfig, Mapping } from '../../engine/program.ts';
 import { type Problems, spanOf } from '../diagnostics.ts';
 import type * as Ast from '../generated/ast.ts';
 import { sizeWords } from '../number.ts';
 import { constant } from './expression.ts';
-import { PAGE_LEVELS } from './machine.ts';
 import { aligned, type Coverage, canonical, lowerRange } from './ranges.ts';
 
 /** What a mapping is checked against. */
 export interface Surroundings {
   readonly machine: MachineConfig;
   readonly coverage: Coverage;
+  /** Paging of the guest whose tables are meant. */
+  readonly paging: PagingName;
 }
 
 /** One `map` makes at most this many entries: 16 GiB in pages of 4K. */
 const MAX_ENTRIES = 1n << 22n;
 
-const PAGE_SIZES = [0n, 1n << 12n, 1n << 21n, 1n << 30n] as const;
+/** Sizes of pages by the level that maps them, from 1. */
+const PAGE_SIZES: Readonly<Record<PagingName, readonly bigint[]>> = {
+  '32-bit': [1n << 12n, 1n << 22n],
+  pae: [1n << 12n, 1n << 21n],
+  '4-level': [1n << 12n, 1n << 21n, 1n << 30n],
+  '5-level': [1n << 12n, 1n << 21n, 1n << 30n],
+};
 
 export function lowerMap(node: Ast.MapRange, around: Surroundings, problems: Problems): Mapping | undefined {
-  const lengths = lowerLengths(node, around.machine, problems);
+  const lengths = lowerLengths(node, around, problems);
   const attributes = lowerAttributes(node, node.attributes, problems);
   const gva = constant(node.gva, 'gva', problems);
   const gpa = constant(node.gpa, 'gpa', problems);
   if (!lengths || !attributes || gva === undefined || gpa === undefined) return undefined;
   const { size, pageLevel } = lengths;
   if (!aligned(node.gva, 'gva', gva, problems) || !aligned(node.gpa, 'gpa', gpa, problems)) return undefined;
-  if (!canonical(node.gva, { base: gva, size }, problems)) return undefined;
+  if (!canonical(node.gva, { base: gva, size }, around.paging, problems)) return undefined;
   if (!node.length) {
     // One page: of the size that was asked for, or not at all.
     for (const [name, value, place] of [
@@ -56,19 +64,20 @@ export function lowerMap(node: Ast.MapRange, around: Surroundings, problems: Pro
 /** `2M`: one page; `+8M`: a range in the largest pages that fit; `+8M 4K`: in pages of at most 4K; nothing: one of 4K. */
 function lowerLengths(
   node: Ast.MapRange,
-  { features }: MachineConfig,
+  { machine: { features }, paging }: Surroundings,
   problems: Problems,
 ): { size: bigint; pageLevel: number } | undefined {
-  let pageLevel = features.includes('1g-pages') ? 3 : 2;
+  const sizes = PAGE_SIZES[paging];
+  let pageLevel = sizes.length > 2 && features.includes('1g-pages') ? 3 : 2;
   let page = 4096n;
   if (node.page) {
     const value = constant(node.page, 'a page size', problems);
     if (value === undefined) return undefined;
-    const level = PAGE_LEVELS.get(value);
-    if (level === undefined)
+    const level = sizes.indexOf(value) + 1;
+    if (level === 0)
       return problems.error(
         node.page,
-        `there are no pages of ${sizeWords(value)}: 4K, 2M, 1G; for a range write +${sizeWords(value)}`,
+        `there are no pages of ${sizeWords(value)}: ${sizes.map(sizeWords).join(', ')}; for a range write +${sizeWords(value)}`,
       );
     if (level === 3 && !features.includes('1g-pages'))
       return problems.error(node.page, 'pages of 1G need cpu 1g-pages');
@@ -78,11 +87,12 @@ function lowerLengths(
   if (!node.length) return { size: page, pageLevel };
   const range = lowerRange(node.gva, node.length, 'gva', problems);
   if (!range) return undefined;
-  const entries = range.size / PAGE_SIZES[pageLevel]!;
+  const largest = sizes[pageLevel - 1]!;
+  const entries = range.size / largest;
   if (entries > MAX_ENTRIES)
     return problems.error(
       node.length,
-      `${sizeWords(range.size)} in pages of ${sizeWords(PAGE_SIZES[pageLevel]!)} are ${entries} entries; at most ${MAX_ENTRIES} for one map`,
+      `${sizeWords(range.size)} in pages of ${sizeWords(largest)} are ${entries} entries; at most ${MAX_ENTRIES} for one map`,
     );
   return { size: range.size, pageLevel };
 }
@@ -146,13 +156,15 @@ export function lowerAttributes(
 }
 
 /** An entry as it is, whatever it means. */
-export function lowerEntry(node: Ast.RawEntry, problems: Problems): Mapping | undefined {
+export function lowerEntry(node: Ast.RawEntry, { paging }: Surroundings, problems: Problems): Mapping | undefined {
   const gva = constant(node.gva, 'gva', problems);
-  const level = lowerLevel(node.level, problems);
+  const level = lowerLevel(node.level, LEVELS[paging], problems);
   const value = constant(node.value, 'the value of an entry', problems);
   if (gva === undefined || level === undefined || value === undefined) return undefined;
   if (!aligned(node.gva, 'gva', gva, problems)) return undefined;
-  if (!canonical(node.gva, { base: gva, size: 4096n }, problems)) return undefined;
+  if (!canonical(node.gva, { base: gva, size: 4096n }, paging, problems)) return undefined;
+  if (paging === '32-bit' && value > 0xffff_ffffn)
+    return problems.error(node.value, `${hex(value)} has more than the 32 bits of an entry of 32-bit paging`);
   return {
     gva,
     size: 4096n,
@@ -167,9 +179,13 @@ export function lowerEntry(node: Ast.RawEntry, problems: Problems): Mapping | un
   };
 }
 
-export function lowerLevel(node: Ast.Expression, problems: Problems): number | undefined {
+const LEVELS: Readonly<Record<PagingName, number>> = { '32-bit': 2, pae: 3, '4-level': 4, '5-level': 5 };
+const LEVEL_NAMES = ['', 'PTE', 'PDE', 'PDPTE', 'PML4E', 'PML5E'];
+
+export function lowerLevel(node: Ast.Expression, most: number, problems: Problems): number | undefined {
   const level = constant(node, 'a level', problems);
   if (level === undefined) return undefined;
-  if (level < 1n || level > 4n) return problems.error(node, `level ${level} is out of range: 1 (PTE) … 4 (PML4E)`);
+  if (level < 1n || level > BigInt(most))
+    return problems.error(node, `level ${level} is out of range: 1 (PTE) … ${most} (${LEVEL_NAMES[most]})`);
   return Number(level);
 }

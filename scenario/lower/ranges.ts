@@ -1,3 +1,4 @@
+import type { PagingName } from '../../engine/guest/registers.ts';
 import { hex } from '../../engine/memory/words.ts';
 import type { SlotConfig } from '../../engine/program.ts';
 import type { Problems } from '../diagnostics.ts';
@@ -34,15 +35,27 @@ export function aligned(node: Ast.Expression, what: string, value: bigint, probl
   return false;
 }
 
-const LOW_END = 1n << 47n;
-const HIGH_START = (1n << 64n) - LOW_END;
+/** Bits of an address up to the one that is extended to the rest; none is outside of long mode. */
+const LOW_BITS: Readonly<Record<PagingName, bigint>> = { '32-bit': 32n, pae: 32n, '4-level': 47n, '5-level': 56n };
 
-/** Whether a range of guest-virtual addresses has bits 63:48 equal to bit 47 throughout. */
-export function canonical(node: Ast.Expression, { base, size }: Range, problems: Problems): boolean {
-  if (base + size <= LOW_END || base >= HIGH_START) return true;
-  const halves = `0 … ${hex(LOW_END - 1n)} and ${hex(HIGH_START)} …`;
-  const end = base < LOW_END ? ` +${sizeWords(size)}` : '';
-  problems.error(node, `gva ${hex(base)}${end} is not canonical; 4-level paging translates ${halves}`);
+/** Whether a paging mode translates a range of guest-virtual addresses throughout. */
+export function canonical(
+  node: Ast.Expression,
+  { base, size }: Range,
+  paging: PagingName,
+  problems: Problems,
+): boolean {
+  const lowEnd = 1n << LOW_BITS[paging];
+  if (base + size <= lowEnd) return true;
+  if (paging === '32-bit' || paging === 'pae') {
+    problems.error(node, `gva ${hex(base)} +${sizeWords(size)} ends beyond 4G, which ${paging} paging does not reach`);
+    return false;
+  }
+  const highStart = (1n << 64n) - lowEnd;
+  if (base >= highStart) return true;
+  const halves = `0 … ${hex(lowEnd - 1n)} and ${hex(highStart)} …`;
+  const end = base < lowEnd ? ` +${sizeWords(size)}` : '';
+  problems.error(node, `gva ${hex(base)}${end} is not canonical; ${paging} paging translates ${halves}`);
   return false;
 }
 

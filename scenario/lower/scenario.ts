@@ -1,3 +1,4 @@
+import { PAGING, type PagingName } from '../../engine/guest/registers.ts';
 import { hex } from '../../engine/memory/words.ts';
 import type { Expectation, GuestTables, Mapping, Program, SlotConfig, TaskProgram } from '../../engine/program.ts';
 import { headerSpan, Problems, spanOf } from '../diagnostics.ts';
@@ -14,7 +15,7 @@ import { expressionText, lowerStatements, STATEMENT_WORDS, type StatementContext
 export function lowerScenario(scenario: Ast.Scenario, problems: Problems): Program {
   const machine = lowerMachine(scenario.machines, problems);
   const slots = [...machine.slots, ...laterSlots(scenario.tasks, machine.slots)];
-  const around = { machine, coverage: new Coverage(slots) };
+  const around: Surroundings = { machine, coverage: new Coverage(slots), paging: '4-level' };
   const guests = lowerGuests(scenario.guests, around, problems);
   const names: Names = {
     guests: guests.map(({ name }) => name),
@@ -22,7 +23,7 @@ export function lowerScenario(scenario: Ast.Scenario, problems: Problems): Progr
     vcpus: scenario.tasks.filter((task) => task.$type === 'Vcpu').length,
   };
   const context = { ...around, names, slots: new Set(slots.map(({ id }) => id)) };
-  const tasks = lowerTasks(scenario.tasks, context, problems);
+  const tasks = lowerTasks(scenario.tasks, guests, context, problems);
   const expects = scenario.expects.flatMap((node): Expectation[] => {
     const condition = lowerExpression(node.condition, problems, names);
     return condition ? [{ condition, text: expressionText(node.condition), span: spanOf(node) }] : [];
@@ -65,12 +66,14 @@ function lowerGuests(guests: readonly Ast.Guest[], around: Surroundings, problem
       problems.error(span, `${name} has a meaning in expressions already: call the guest something else`);
     if (around.coverage.empty) problems.error(span, `guest ${name} has no memory to keep its tables in`);
 
+    const paging = lowerPaging(guest, problems);
+    const own = { ...around, paging };
     const mappings: Mapping[] = [];
     let tablesAt: bigint | undefined;
     for (const item of guest.items) {
       let mapping: Mapping | undefined;
-      if (item.$type === 'MapRange') mapping = lowerMap(item, around, problems);
-      else if (item.$type === 'RawEntry') mapping = lowerEntry(item, problems);
+      if (item.$type === 'MapRange') mapping = lowerMap(item, own, problems);
+      else if (item.$type === 'RawEntry') mapping = lowerEntry(item, own, problems);
       else if (item.$type === 'TablesAt') {
         if (tablesAt !== undefined) problems.error(item, 'tables at is given twice');
         const base = constant(item.base, 'tables at', problems);
@@ -86,8 +89,24 @@ function lowerGuests(guests: readonly Ast.Guest[], around: Surroundings, problem
       if (mapping) mappings.push(mapping);
     }
     warnOfOverlaps(mappings, problems);
-    return { name, ...(tablesAt === undefined ? {} : { tablesAt }), mappings, span };
+    return {
+      name,
+      ...(paging === '4-level' ? {} : { paging }),
+      ...(tablesAt === undefined ? {} : { tablesAt }),
+      mappings,
+      span,
+    };
   });
+}
+
+const PAGING_NAMES = Object.keys(PAGING) as PagingName[];
+
+/** `guest NAME pae`: how its tables are made, and what its vCPUs' CR4 and EFER select. */
+function lowerPaging({ paging, $cstNode }: Ast.Guest, problems: Problems): PagingName {
+  if (paging === undefined) return '4-level';
+  const found = PAGING_NAMES.find((name) => name === paging);
+  if (!found) problems.error({ $cstNode }, `unknown paging ${paging}; there are ${PAGING_NAMES.join(', ')}`);
+  return found ?? '4-level';
 }
 
 function warnOfOverlaps(mappings: readonly Mapping[], problems: Problems): void {
@@ -109,6 +128,7 @@ function warnOfOverlaps(mappings: readonly Mapping[], problems: Problems): void 
 
 function lowerTasks(
   tasks: readonly Ast.Task[],
+  guests: readonly GuestTables[],
   context: Omit<StatementContext, 'owner'>,
   problems: Problems,
 ): TaskProgram[] {
@@ -132,7 +152,8 @@ function lowerTasks(
       const known = context.names.guests.join(', ') || 'none; define one as guest NAME { … }';
       problems.error({ $cstNode: node.guest?.$refNode }, `there is no guest ${guest}; guests: ${known}`);
     }
-    const body = lowerStatements(node.body, { ...context, owner: 'vcpu' }, problems);
+    const paging = guests.find(({ name }) => name === guest)?.paging ?? '4-level';
+    const body = lowerStatements(node.body, { ...context, paging, owner: 'vcpu' }, problems);
     const id = constant(node.id, 'a vcpu’s number', problems);
     if (id === undefined) continue;
     const line = seen.get(`vcpu ${id}`);

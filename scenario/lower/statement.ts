@@ -75,7 +75,7 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
       return mapping && { kind: 'map', mapping, span };
     }
     case 'RawEntry': {
-      const mapping = lowerEntry(node, problems);
+      const mapping = lowerEntry(node, context, problems);
       return mapping && { kind: 'map', mapping, span };
     }
     case 'Unmap': {
@@ -83,14 +83,14 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
       if (!range) return undefined;
       // For the host, `unmap` is what an MMU notifier announces.
       if (context.owner === 'host') return { kind: 'notifier', ...range, migrate: false, span };
-      return canonical(node.base, range, problems)
+      return canonical(node.base, range, context.paging, problems)
         ? { kind: 'unmap', gva: range.base, size: range.size, span }
         : undefined;
     }
     case 'Protect': {
       const attributes = lowerAttributes(node, node.attributes, problems);
       const range = lowerRange(node.base, node.size, 'gva', problems);
-      if (!attributes || !range || !canonical(node.base, range, problems)) return undefined;
+      if (!attributes || !range || !canonical(node.base, range, context.paging, problems)) return undefined;
       return { kind: 'protect', gva: range.base, size: range.size, ...attributes.rights, span };
     }
     case 'Expect': {
@@ -132,10 +132,13 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
     }
     case 'Poke': {
       const gpa = constant(node.gpa, 'gpa', problems);
-      const level = lowerLevel(node.level, problems);
+      const level = lowerLevel(node.level, context.machine.secondLevels ?? 4, problems);
       const value = lowerExpression(node.value, problems, names);
       if (gpa === undefined || level === undefined || value === undefined) return undefined;
-      if (gpa >> 48n !== 0n) return problems.error(node.gpa, `gpa ${hex(gpa)} is beyond the 48 bits of 4-level tables`);
+      const levels = context.machine.secondLevels ?? 4;
+      const bits = 12 + 9 * levels;
+      if (gpa >> BigInt(bits) !== 0n)
+        return problems.error(node.gpa, `gpa ${hex(gpa)} is beyond the ${bits} bits of ${levels}-level tables`);
       return { kind: 'poke', gpa, level, value, span };
     }
   }
