@@ -40,7 +40,8 @@ function outcomeWords(regime: Regime, address: bigint, result: RegimeWalk): stri
     const size = result.secondSize === undefined ? '' : ` (${formatSize(result.secondSize)} page)`;
     parts.push(`${parts.length > 1 ? 'and ' : ''}hpa ${hex(result.hpa!)}${size}`);
   }
-  if (result.reason !== 'the translation succeeds') parts.push(`(${result.reason})`);
+  const there = result.reason.replace(/^the translation succeeds(, )?/, '');
+  if (there !== '') parts.push(`(${there})`);
   return parts.join(' ');
 }
 

@@ -307,6 +307,7 @@ export function arm64Stage2(shape: Arm64Shape): FormatSpec {
     ...shared(shape),
     name: 'arm64-s2',
     title,
+    stage: 'stage 2',
     source: 'Arm ARM, D8.3',
     fields: [
       ...MARKS,

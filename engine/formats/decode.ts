@@ -10,6 +10,10 @@ export interface DecodedField {
   readonly words: string;
   readonly meaning: string;
   readonly setBy: 'software' | 'hardware' | 'kvm';
+  /** Rights (SUPER_*, USER_*) that this value takes, if it takes any. */
+  readonly takes?: number;
+  /** An entry without any such field set is absent. */
+  readonly present?: true;
 }
 
 /** An entry in words: what hovers, the Variables view, `decode` and the page-table view show. */
@@ -102,7 +106,17 @@ export function decodeEntry(format: Format, level: number, lo: number, hi: numbe
     const value = isAddress ? masked : masked >> BigInt(field.bits[1]);
     const words =
       field.values?.[Number(value)] ?? (isAddress || field.bits[0] !== field.bits[1] ? hex(value) : `${value}`);
-    return { name: field.name, bits: field.bits, value: hex(value), words, meaning: field.meaning, setBy: field.setBy };
+    const takes = field.withholds?.[Number(value)] ?? 0;
+    return {
+      name: field.name,
+      bits: field.bits,
+      value: hex(value),
+      words,
+      meaning: field.meaning,
+      setBy: field.setBy,
+      ...(takes === 0 ? {} : { takes }),
+      ...(spec.roles.present.includes(field.name) ? { present: true as const } : {}),
+    };
   });
   return {
     format: spec.name,

@@ -5,6 +5,7 @@ import { withFifthLevel } from './x86-64.ts';
 export const EPT: FormatSpec = {
   name: 'ept',
   title: 'EPT, 4-level',
+  stage: 'EPT',
   source: 'SDM vol. 3, 29.3; KVM spte.h',
   levels: [
     { level: 4, entry: 'EPT PML4E', table: 'EPT PML4' },

@@ -102,6 +102,8 @@ export interface LeafMark {
 export interface FormatSpec {
   readonly name: string;
   readonly title: string;
+  /** Of a second stage: how it is called. */
+  readonly stage?: string;
   /** Where the rules come from. */
   readonly source: string;
   readonly levels: readonly Level[];

@@ -11,6 +11,7 @@ export const NPT: FormatSpec = {
   ...PLAIN,
   name: 'npt',
   title: 'NPT, 4-level',
+  stage: 'NPT',
   source: 'APM vol. 2, 15.25; KVM spte.h',
   fields: [
     ...X86_FIELDS,

@@ -24,6 +24,7 @@ function riscv(levels: RiscvLevels, gStage: boolean): FormatSpec {
   return {
     name: name.toLowerCase(),
     title: `RISC-V ${name}`,
+    ...(gStage ? { stage: 'G-stage' } : {}),
     source: `RISC-V privileged specification, ${gStage ? 'two-stage address translation' : NAMES[levels]}`,
     levels: Array.from({ length: levels }, (_, depth) => {
       const level = levels - depth;

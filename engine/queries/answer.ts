@@ -120,7 +120,10 @@ function walkAnswer(machine: Machine, query: Extract<Query, { kind: 'walk' }>, f
     registers: registersThatCount(machine, vcpu.id, mode.paging),
   } as const;
   const second = vcpu.second;
-  const levels = { secondLevels: second ? levelShapes(second.format) : [] };
+  const levels = {
+    secondName: second?.format.spec.stage ?? '',
+    secondLevels: second ? levelShapes(second.format) : [],
+  };
   const problem = query.space === 'gva' ? untranslatable(vcpu.mode, asked) : undefined;
   if (problem !== undefined)
     return {

@@ -97,6 +97,8 @@ export interface WalkAnswer {
   readonly paging: boolean;
   /** `ept`, `npt`, `arm64-s2`, `sv39x4`; `none` without a second stage. */
   readonly second: string;
+  /** How it is called: `EPT`, `stage 2`. */
+  readonly secondName: string;
   /** Levels of the second stage, the root's first; none without one. */
   readonly secondLevels: readonly LevelShape[];
   readonly fields: readonly AddressField[];

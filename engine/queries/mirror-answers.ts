@@ -82,6 +82,7 @@ export function mirrorWalk(mirror: Mirror, query: Extract<Query, { kind: 'walk' 
     implicit: query.implicit ?? false,
     paging: guest,
     second: second ? second.tree.format.spec.name : 'none',
+    secondName: second?.tree.format.spec.stage ?? '',
     secondLevels: second ? levelShapes(second.tree.format) : [],
     fields: format ? addressFields(format, address) : [],
     registers: regime.registers.map(({ name, value }) => ({ name, value: hex(value) })),

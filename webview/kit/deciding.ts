@@ -1,6 +1,5 @@
+import { EXEC, READ, USER, WRITE } from '../../engine/formats/format.ts';
 import type { ReferenceAnswer, WalkAnswer } from '../../engine/queries/answers.ts';
-
-const PRESENT: Readonly<Record<string, readonly string[]>> = { ept: ['R', 'W', 'X'] };
 
 /** Fields that a message about bits names: `reserved bits 51, 7:3 set`. */
 function fieldsInWords(reference: ReferenceAnswer, problem: string): string[] {
@@ -12,20 +11,13 @@ function fieldsInWords(reference: ReferenceAnswer, problem: string): string[] {
     .map(({ name }) => name);
 }
 
-/** Rights that the walk wanted and did not get at this stage, as letters of `rwxu`. */
-function wanted(walk: WalkAnswer, stage: ReferenceAnswer['stage'], forLevel: number): string {
-  if (stage === 'second') {
-    if (forLevel > 0) return 'rw';
-    return walk.access === 'write' ? 'w' : walk.access === 'fetch' ? 'x' : 'r';
-  }
-  const right = walk.access === 'write' ? 'w' : walk.access === 'fetch' ? 'x' : '';
-  return `${right}${walk.cpl === 3 && !walk.implicit ? 'u' : ''}`;
-}
+const ACCESS = { read: READ, write: WRITE, fetch: EXEC } as const;
 
-/** The field that grants a right in a format, and its value when it denies. */
-function denying(format: string, right: string): string {
-  if (format.startsWith('ept') || format.startsWith('sv')) return right.toUpperCase();
-  return right === 'x' ? 'NX' : right === 'r' ? 'P' : right.toUpperCase();
+/** Rights that the walk wanted at this stage: the user's or the supervisor's of the guest's entries, either of others. */
+function wanted(walk: WalkAnswer, { stage, forLevel }: ReferenceAnswer): number {
+  if (stage === 'second') return forLevel > 0 ? READ | WRITE : ACCESS[walk.access];
+  const user = walk.cpl === 3 && !walk.implicit;
+  return ACCESS[walk.access] & (user ? USER : ~USER);
 }
 
 /**
@@ -40,7 +32,7 @@ export function decidingFields(walk: WalkAnswer, reference: ReferenceAnswer): Re
   const names = new Set(entry.fields.map(({ name }) => name));
   const known = (found: readonly string[]) => new Set(found.filter((name) => names.has(name)));
   if (reference === last && entry.state === 'absent')
-    return known(PRESENT[entry.format.replace(/-5$/, '')] ?? ['P', 'valid', 'V']);
+    return known(entry.fields.filter(({ present }) => present).map(({ name }) => name));
   if (reference === last && entry.state === 'malformed') {
     const written = entry.problems.flatMap((problem) => {
       if (problem.includes('beyond MAXPHYADDR')) return ['address'];
@@ -52,9 +44,7 @@ export function decidingFields(walk: WalkAnswer, reference: ReferenceAnswer): Re
   if (last.entry.state === 'absent' || last.entry.state === 'malformed') return new Set();
   if (reference.stage !== last.stage || (last.stage === 'second' && reference.forLevel !== last.forLevel))
     return new Set();
-  const found = [...wanted(walk, reference.stage, reference.forLevel)]
-    .filter((right) => !entry.rights.includes(right))
-    .map((right) => denying(entry.format, right));
+  const found = entry.fields.filter(({ takes = 0 }) => (takes & wanted(walk, reference)) !== 0).map(({ name }) => name);
   if (/\bSM[AE]P\b/.test(reason) && entry.rights.endsWith('u')) found.push('U');
   if (/key/.test(reason) && reference === last) found.push('PK');
   return known(found);

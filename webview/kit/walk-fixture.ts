@@ -1,7 +1,12 @@
 // Walks made up for tests.
-import type { DecodedEntry, DecodedField } from '../../engine/formats/decode.ts';
+import { Format } from '../../engine/formats/compile.ts';
+import { type DecodedEntry, decodeEntry } from '../../engine/formats/decode.ts';
+import { EPT } from '../../engine/formats/ept.ts';
+import { X86_64 } from '../../engine/formats/x86-64.ts';
 import type { ReferenceAnswer, WalkAnswer } from '../../engine/queries/answers.ts';
 
+const options = { maxPhyAddr: 52, features: new Set(['nx', '1g-pages'] as const) };
+const FORMATS = { ept: new Format(EPT, options), 'x86-64': new Format(X86_64, options) };
 const NAMES = ['', 'PTE', 'PDE', 'PDPTE', 'PML4E'];
 
 export function entry(
@@ -11,35 +16,19 @@ export function entry(
   rights: string,
   problems: readonly string[] = [],
 ): DecodedEntry {
-  const bit = (name: string, at: number, set: boolean): DecodedField => ({
-    name,
-    bits: [at, at],
-    value: set ? '0x1' : '0x0',
-    words: set ? '1' : '0',
-    meaning: '',
-    setBy: 'software',
-  });
   const has = (right: string) => rights.includes(right);
+  const ept = format === 'ept';
+  const bits = ept
+    ? (has('r') ? 1 : 0) | (has('w') ? 2 : 0) | (has('x') ? 4 : 0)
+    : (state === 'absent' ? 0 : 1) | (has('w') ? 2 : 0) | (has('u') ? 4 : 0);
+  const decoded = decodeEntry(FORMATS[format], level, bits, !ept && !has('x') ? 0x8000_0000 : 0);
   return {
-    format,
-    level,
-    number: level,
+    ...decoded,
     name: NAMES[level]!,
-    value: '0x0',
     state,
     rights,
     ...(state === 'absent' ? {} : { address: `0x${level}000` }),
     ...(state === 'leaf' ? { size: 2 ** (12 + 9 * (level - 1)) } : {}),
-    fields:
-      format === 'ept'
-        ? [bit('X', 2, has('x')), bit('W', 1, has('w')), bit('R', 0, has('r'))]
-        : [
-            bit('NX', 63, !has('x')),
-            { ...bit('available', 58, false), bits: [58, 52] },
-            bit('U', 2, has('u')),
-            bit('W', 1, has('w')),
-            bit('P', 0, state !== 'absent'),
-          ],
     problems,
   };
 }
@@ -59,6 +48,7 @@ export function walk(references: readonly Made[], rest: Partial<WalkAnswer> = {}
     implicit: false,
     paging: true,
     second: 'ept',
+    secondName: 'EPT',
     secondLevels: [4, 3, 2, 1].map((level) => ({
       level,
       number: level,

@@ -28,7 +28,7 @@ export function walkCells(walk: WalkAnswer, here: boolean, select: (number: numb
     'aria-label': `Memory references of the walk, in order: ${walk.references.length} were made`,
   });
   element.style.setProperty('--second-columns', `${columns}`);
-  const second = stageName(walk.second);
+  const second = walk.secondName;
   element.append(
     h('div', { class: 'column-head corner' }),
     ...grid.secondLevels.map((level) => columnHead(second, level)),
@@ -48,14 +48,8 @@ export function walkCells(walk: WalkAnswer, here: boolean, select: (number: numb
   return element;
 }
 
-/** `EPT`, `NPT`, `stage 2`, `Sv39x4`. */
-export function stageName(second: string): string {
-  if (second === 'arm64-s2') return 'stage 2';
-  return second.startsWith('sv') ? `Sv${second.slice(2)}` : second.replace(/-5$/, '').toUpperCase();
-}
-
 function columnHead(stage: string, { entry, number }: LevelShape): HTMLElement {
-  const name = entry.replace(/^(EPT|NPT) /, '').replace(/ descriptor$/, '');
+  const name = entry.replace(`${stage} `, '').replace(/ descriptor$/, '');
   return h(
     'div',
     { class: 'column-head', title: `${stage} ${name}, level ${number}` },
@@ -109,7 +103,7 @@ function walkCell(walk: WalkAnswer, cell: Cell, here: boolean, select: (number: 
       'span',
       { class: 'cell-words' },
       decided ||
-        `${cellRights(walk, cell)}${entry.size !== undefined && entry.size > 4096 ? ` ${formatSize(entry.size)}` : ''}`,
+        `${cellRights(cell)}${entry.size !== undefined && entry.size > 4096 ? ` ${formatSize(entry.size)}` : ''}`,
     ),
   );
   element.addEventListener('click', () => select(number));
@@ -119,10 +113,10 @@ function walkCell(walk: WalkAnswer, cell: Cell, here: boolean, select: (number: 
   return element;
 }
 
-/** Rights in a small cell. NPT's entries are all user: KVM sets U in each, so it is not worth a word. */
-function cellRights(walk: WalkAnswer, { stage, reference }: Cell): string {
+/** Rights in a small cell. Where a second stage knows users all its entries are theirs: not worth a word. */
+function cellRights({ stage, reference }: Cell): string {
   const words = rightsWords(reference!.entry);
-  return stage === 'second' && walk.second.startsWith('npt') ? words.replace(/ user$/, '') : words;
+  return stage === 'second' ? words.replace(/ user$/, '') : words;
 }
 
 /** Where the last row leads: the page, once it is found. */

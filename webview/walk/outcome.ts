@@ -4,7 +4,6 @@ import { h } from '../kit/element.ts';
 import { formatAddress, formatSize } from '../kit/format.ts';
 import { lookOfRights, rightsWords } from '../kit/permissions.ts';
 import { swatch } from '../kit/swatch.ts';
-import { stageName } from './cells.ts';
 
 /** What the walk came to; the reason only when it has not been said above. */
 export function outcome(walk: WalkAnswer, stop: StopAnswer | undefined): HTMLElement {
@@ -15,7 +14,7 @@ export function outcome(walk: WalkAnswer, stop: StopAnswer | undefined): HTMLEle
   if (hpa !== undefined) facts.push(['hpa', copyable(formatAddress(hpa), hpa, 'hpa')]);
   const sizes = [
     guestSize && `guest ${formatSize(guestSize)}`,
-    secondSize && `${stageName(walk.second)} ${formatSize(secondSize)}`,
+    secondSize && `${walk.secondName} ${formatSize(secondSize)}`,
   ];
   if (sizes.some(Boolean)) facts.push(['page', sizes.filter(Boolean).join(', ')]);
   if (rights !== undefined)
