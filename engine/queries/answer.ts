@@ -24,7 +24,7 @@ import type {
   WalkAnswer,
 } from './answers.ts';
 import { mirrorRoots, mirrorStage, mirrorWalk } from './mirror-answers.ts';
-import { addressFields, countPresent, levelShapes } from './shapes.ts';
+import { addressFields, countPresent, levelShapes, tableName } from './shapes.ts';
 import { readOnlyMemory } from './translate.ts';
 import { faultSentence } from './words.ts';
 
@@ -226,10 +226,7 @@ function referenceAnswer(
 ): ReferenceAnswer {
   const format = reference.stage === 'guest' ? guest : machine.secondFormat;
   const note = reference.stage === 'second' ? spteNote(spteFormat(format), reference.lo, reference.hi) : undefined;
-  const purpose =
-    reference.stage === 'guest' || reference.forLevel > 0
-      ? `${guest.level(reference.forLevel).table} (level ${guest.number(reference.forLevel)})`
-      : 'page';
+  const purpose = reference.stage === 'guest' || reference.forLevel > 0 ? tableName(guest, reference.forLevel) : 'page';
   return {
     number: index + 1,
     stage: reference.stage,
@@ -290,7 +287,6 @@ function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames
   const guest = query.space === 'guest';
   const { stage, tables, frame, first } = tableView(machine, query);
   const { format } = stage.tree;
-  const level = format.level(query.level);
   const count = format.entries[query.level]!;
   for (let each = 0; each < format.tableFrames[query.level]!; each++)
     frames.add(guest ? machine.resolve(frame + each) : frame + each);
@@ -352,7 +348,7 @@ function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames
     kind: 'table',
     certainty: 'exact',
     query,
-    name: `${level.table} (level ${format.number(query.level)})`,
+    name: tableName(format, query.level),
     format: format.spec.title,
     present,
     runs,

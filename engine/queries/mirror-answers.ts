@@ -3,7 +3,7 @@ import { type Regime, type RegimeWalk, type Stage, tableFrame } from '../guest/r
 import { addressToFrame, frameToAddress, hex, type Pfn } from '../memory/words.ts';
 import type { Mirror } from '../mirror.ts';
 import type { Query, ReferenceAnswer, RootAnswer, TableQuery, WalkAnswer, WalkOutcome } from './answers.ts';
-import { addressFields, countPresent, levelShapes } from './shapes.ts';
+import { addressFields, countPresent, levelShapes, tableName } from './shapes.ts';
 
 // Answers of a machine that is not the emulator's: they ask the architecture's regime and know none.
 
@@ -93,7 +93,7 @@ export function mirrorWalk(mirror: Mirror, query: Extract<Query, { kind: 'walk' 
         level: reference.level,
         purpose:
           reference.stage === 'guest' || reference.forLevel > 0
-            ? `${(stage?.tree.format ?? reference.format).level(reference.forLevel).table} (level ${(stage?.tree.format ?? reference.format).number(reference.forLevel)})`
+            ? tableName(stage?.tree.format ?? reference.format, reference.forLevel)
             : 'page',
         forLevel: reference.forLevel,
         table: hex(frameToAddress(reference.table)),

@@ -33,6 +33,13 @@ export function addressFields(format: Format, address: bigint): AddressField[] {
   return [...fields, { name: 'offset', level: 0, number: 0, bits: [Math.log2(format.pageSize) - 1, 0], value: offset }];
 }
 
+/** `page directory (level 2)`; a name that has its level in it stands alone. */
+export function tableName(format: Format, level: number): string {
+  const { table } = format.level(level);
+  const number = format.number(level);
+  return table.includes(`level ${number}`) ? table : `${table} (level ${number})`;
+}
+
 /** Entries of a root table that are present. */
 export function countPresent(tables: Tables, format: Format, root: number, rootEntry: number): number {
   let present = 0;

@@ -21,6 +21,16 @@ export function formatSize(bytes: number): string {
   return `${bytes}`;
 }
 
+/** An entry's name where room is short: `PDE`, `L2`, `level-1`. The stage is said elsewhere. */
+export function shortEntry(name: string): string {
+  return name.replace(/^(EPT|NPT) /, '').replace(/ (descriptor|PTE)$/, '');
+}
+
+/** Whether a name says its level itself: `L2 table`, `level-0`. */
+export function saysLevel(name: string): boolean {
+  return /^(L-?\d|level)/.test(name);
+}
+
 /** Both names of a level: `PDE, level 2`. */
 export function formatLevel(name: string, level: number): string {
   return `${name}, level ${level}`;

@@ -3,7 +3,7 @@ import type { RootAnswer, TableQuery } from '../../engine/queries/answers.ts';
 import { Canvas } from '../kit/canvas.ts';
 import { h } from '../kit/element.ts';
 import { entrySummary } from '../kit/entry.ts';
-import { formatAddress, formatIndices, formatSize } from '../kit/format.ts';
+import { formatAddress, formatIndices, formatSize, saysLevel, shortEntry } from '../kit/format.ts';
 import { lookOf, rightsWords } from '../kit/permissions.ts';
 import type { Selection } from '../kit/selection.ts';
 import { hideTooltip, showTooltipSoon } from '../kit/tooltip.ts';
@@ -57,16 +57,14 @@ export class Partition {
   show(root: RootAnswer | undefined, view?: Viewport): void {
     if (root && root.format !== this.#root?.format) {
       this.#levels.replaceChildren(
-        ...root.levels.map(({ entry, number }) => {
-          // Names that say the level themselves need not be followed by it.
-          const named = entry.includes(`${number}`) && !/^PML/.test(entry);
-          return h(
+        ...root.levels.map(({ entry, number }) =>
+          h(
             'div',
             { class: 'partition-level', title: `${entry}, level ${number}` },
-            entry.replace(/ (descriptor|PTE)$/, ''),
-            named ? '' : h('span', { class: 'level' }, `level ${number}`),
-          );
-        }),
+            shortEntry(entry),
+            !saysLevel(entry) && h('span', { class: 'level' }, `level ${number}`),
+          ),
+        ),
       );
       this.#canvas.element.style.height = `${AXIS + root.table.level * (ROW + ROW_GAP)}px`;
     }

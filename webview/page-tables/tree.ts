@@ -2,7 +2,7 @@ import { select as d3select } from 'd3';
 import { copyText } from '../kit/copy.ts';
 import { h, svg } from '../kit/element.ts';
 import { entryState, entrySummary } from '../kit/entry.ts';
-import { formatAddress, formatIndices, formatSize } from '../kit/format.ts';
+import { formatAddress, formatIndices, formatSize, shortEntry } from '../kit/format.ts';
 import { lookOf, rightsWords } from '../kit/permissions.ts';
 import type { Selection } from '../kit/selection.ts';
 import { swatch } from '../kit/swatch.ts';
@@ -205,12 +205,7 @@ export class Tree {
     const { entry } = run;
     const absent = entry.state === 'absent';
     name.append(
-      h(
-        'span',
-        {},
-        `${entry.name.replace(/^(EPT|NPT) /, '')} `,
-        h('span', { class: 'mono' }, formatIndices(run.index, run.count)),
-      ),
+      h('span', {}, `${shortEntry(entry.name)} `, h('span', { class: 'mono' }, formatIndices(run.index, run.count))),
     );
     const note = runNote(run);
     const fault = run.faulting ? 'fault' : this.#leads(row) ? 'fault below' : '';

@@ -2,7 +2,7 @@ import type { LevelShape, WalkAnswer } from '../../engine/queries/answers.ts';
 import { decidingFields, decidingWords } from '../kit/deciding.ts';
 import { h } from '../kit/element.ts';
 import { entryState, entrySummary, entryTitle } from '../kit/entry.ts';
-import { formatAddress, formatSize } from '../kit/format.ts';
+import { formatAddress, formatSize, saysLevel, shortEntry } from '../kit/format.ts';
 import { lookOf, rightsWords } from '../kit/permissions.ts';
 import { swatch } from '../kit/swatch.ts';
 import { tooltip } from '../kit/tooltip.ts';
@@ -49,7 +49,7 @@ export function walkCells(walk: WalkAnswer, here: boolean, select: (number: numb
 }
 
 function columnHead(stage: string, { entry, number }: LevelShape): HTMLElement {
-  const name = entry.replace(`${stage} `, '').replace(/ descriptor$/, '');
+  const name = shortEntry(entry);
   return h(
     'div',
     { class: 'column-head', title: `${stage} ${name}, level ${number}` },
@@ -62,7 +62,14 @@ function rowHead(row: Row): HTMLElement {
   return h(
     'div',
     { class: 'row-head' },
-    h('span', {}, row.name, row.number !== undefined && h('span', { class: 'level' }, ` level ${row.number}`)),
+    h(
+      'span',
+      {},
+      row.name,
+      row.number !== undefined &&
+        !row.name.includes(`${row.number}`) &&
+        h('span', { class: 'level' }, ` level ${row.number}`),
+    ),
     h(
       'span',
       { class: 'mono row-gpa', title: row.gpa === undefined ? undefined : `gpa ${row.gpa}` },

@@ -1,7 +1,7 @@
 import type { AddressField, WalkAnswer } from '../../engine/queries/answers.ts';
 import { copyable } from '../kit/copy.ts';
 import { h } from '../kit/element.ts';
-import { formatAddress, formatBits } from '../kit/format.ts';
+import { formatAddress, formatBits, shortEntry } from '../kit/format.ts';
 
 /** Digits that the field can have: all of them are shown, as the offset's zeros are part of the address. */
 function hexDigits(field: AddressField): string {
@@ -36,7 +36,7 @@ export function ruler(walk: WalkAnswer, here: number | undefined, selected: numb
             role: 'listitem',
             title: `bits ${formatBits(field.bits)}${field.level > 0 ? `, level ${field.number}` : ''}`,
           },
-          h('span', { class: 'ruler-name' }, field.name.replace(/^(EPT|NPT) /, '').replace(/ descriptor$/, '')),
+          h('span', { class: 'ruler-name' }, shortEntry(field.name)),
           field.level > 0 && h('span', { class: 'ruler-value mono' }, `${field.value}`),
           h('span', { class: 'ruler-hex mono' }, `0x${hexDigits(field)}`),
         );
