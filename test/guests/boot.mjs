@@ -1,7 +1,7 @@
 // Boots real Linux guests under QEMU (TCG) and saves their memory and registers, so that a page-table lister can be
 // compared with what QEMU itself says. Debian's kernels and busybox are downloaded and unpacked, never installed.
 //
-//   node test/guests/boot.mjs NAME… | all | --list   [--fresh] [--install] [--timeout SECONDS]
+//   node test/guests/boot.mjs NAME… | all | --list   [--fresh] [--install] [--timeout SECONDS] [--then COMMAND]
 //
 // out/NAME/ then holds, all taken in one stop of the machine:
 //   memory.raw          all RAM; "ram" in registers.json says which guest-physical address each part has
@@ -11,7 +11,12 @@
 //   registers.json      {guest, arch, qemu, kernel, cpu, registers: {name: hex}, ram: [{gpa, size, fileOffset}]},
 //                       every number a hex string; arm64 adds "currentEl"
 //
-// Environment: GUESTS_CACHE (default test/guests/cache) holds what was downloaded.
+// --then boots anew, and runs a command of the shell when all is saved, while QEMU still holds the stopped machine. The
+// command finds in its environment: GUEST_NAME; GUEST_OUT, the folder with the files above; GUEST_QMP and GUEST_GDB, the
+// sockets of QEMU's machine protocol and of its gdb stub, with nobody on them. QEMU is ended after it.
+//
+// Environment: GUESTS_CACHE (default test/guests/cache) holds what was downloaded; GUESTS_OUT (default test/guests/out)
+// is where the folders NAME/ are made.
 
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
@@ -23,7 +28,7 @@ import { fileURLToPath } from 'node:url';
 
 const here = path.dirname(fileURLToPath(import.meta.url));
 const cache = path.resolve(process.env.GUESTS_CACHE || path.join(here, 'cache'));
-const out = path.join(here, 'out');
+const out = path.resolve(process.env.GUESTS_OUT || path.join(here, 'out'));
 
 const compiler = 'aarch64-linux-gnu-gcc';
 const RAM = 256 * 1024 * 1024;
@@ -361,7 +366,7 @@ class Qmp {
   }
 }
 
-/** As much of gdb's remote protocol as reading registers takes. Never says that it leaves: QEMU would run on. */
+/** As much of gdb's remote protocol as reading registers takes. Leaves without a word: at one, QEMU would run on. */
 class Gdb {
   #bytes = Buffer.alloc(0);
   #waiting;
@@ -472,14 +477,14 @@ async function arm64Registers(file) {
     const value = await gdb.value(number);
     if (value !== undefined) registers[key] = value;
   }
-  gdb.socket.unref();
+  gdb.socket.destroy();
   return registers;
 }
 
 async function boot(name, options) {
   const guest = guests[name];
   const target = path.join(out, name);
-  if (fs.existsSync(path.join(target, 'registers.json')) && !options.fresh) {
+  if (fs.existsSync(path.join(target, 'registers.json')) && !options.fresh && !options.command) {
     console.log(`${name}: ${path.relative(process.cwd(), target)} is there already (--fresh makes it anew)`);
     return;
   }
@@ -523,8 +528,18 @@ async function boot(name, options) {
   // setpriv lets the kernel end QEMU when this process is killed in a way that it cannot see.
   const child = spawn('setpriv', ['--pdeathsig', 'KILL', guest.qemu, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
   running.add(child);
+  let ended = 0;
   try {
     await saveWhenReady(name, guest, child, { part, monitorSocket, gdbSocket }, options);
+    const facts = path.join(part, 'registers.json');
+    const saved = JSON.parse(fs.readFileSync(facts, 'utf8'));
+    saved.kernel = `${kernelPackage} ${versionOf(kernelFolder)}`;
+    fs.writeFileSync(facts, `${JSON.stringify(saved, null, 2)}\n`);
+    console.log(`${name}: saved in ${((Date.now() - started) / 1000).toFixed(1)} s, ${saved.kernel}`);
+    if (options.command) {
+      const places = { GUEST_NAME: name, GUEST_OUT: part, GUEST_QMP: monitorSocket, GUEST_GDB: gdbSocket };
+      ended = await shell(options.command, places);
+    }
   } finally {
     running.delete(child);
     if (child.exitCode === null && child.signalCode === null) {
@@ -535,13 +550,21 @@ async function boot(name, options) {
     fs.rmSync(scratch, { recursive: true, force: true });
     folders.delete(scratch);
   }
-  const facts = path.join(part, 'registers.json');
-  const saved = JSON.parse(fs.readFileSync(facts, 'utf8'));
-  saved.kernel = `${kernelPackage} ${versionOf(kernelFolder)}`;
-  fs.writeFileSync(facts, `${JSON.stringify(saved, null, 2)}\n`);
   fs.rmSync(target, { recursive: true, force: true });
   fs.renameSync(part, target);
-  console.log(`${name}: saved in ${((Date.now() - started) / 1000).toFixed(1)} s, ${saved.kernel}`);
+  if (ended !== 0) throw new Error(`saved, but the command after it ended with ${ended}`);
+}
+
+/** Runs a command to its end; answers its status, or the signal that ended it. */
+async function shell(command, env) {
+  const child = spawn('sh', ['-c', command], { stdio: 'inherit', env: { ...process.env, ...env } });
+  running.add(child);
+  try {
+    const [code, signal] = await once(child, 'exit');
+    return signal ?? code;
+  } finally {
+    running.delete(child);
+  }
 }
 
 /** Stops the machine while it runs a program, so that the tables of a process are in use; answers the registers. */
@@ -611,11 +634,12 @@ async function saveWhenReady(name, guest, child, { part, monitorSocket, gdbSocke
     ram: [{ gpa: hex(guest.ramBase), size: hex(RAM), fileOffset: hex(0) }],
   };
   fs.writeFileSync(path.join(part, 'registers.json'), `${JSON.stringify(json, null, 2)}\n`);
+  qmp.socket.destroy();
 }
 
 // ---------------------------------------------------------------------------------------------------------- arguments
 
-const usage = 'usage: node boot.mjs NAME… | all | --list   [--fresh] [--install] [--timeout SECONDS]';
+const usage = 'usage: node boot.mjs NAME… | all | --list   [--fresh] [--install] [--timeout SECONDS] [--then COMMAND]';
 
 async function main(args) {
   const options = { fresh: false, install: false, timeout: 180 };
@@ -628,6 +652,7 @@ async function main(args) {
     }
     if (arg === '--fresh' || arg === '--install') options[arg.slice(2)] = true;
     else if (arg === '--timeout' && Number(args[0]) > 0) options.timeout = Number(args.shift());
+    else if (arg === '--then' && args[0]) options.command = args.shift();
     else if (arg === 'all') names.push(...Object.keys(guests));
     else if (Object.hasOwn(guests, arg)) names.push(arg);
     else throw new Error(`${arg}: ${arg.startsWith('-') ? 'no such option' : 'no such guest (see --list)'}\n${usage}`);

@@ -66,9 +66,7 @@ function rowHead(row: Row): HTMLElement {
       'span',
       {},
       row.name,
-      row.number !== undefined &&
-        !row.name.includes(`${row.number}`) &&
-        h('span', { class: 'level' }, ` level ${row.number}`),
+      row.number !== undefined && !saysLevel(row.name) && h('span', { class: 'level' }, ` level ${row.number}`),
     ),
     h(
       'span',
