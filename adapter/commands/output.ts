@@ -5,10 +5,11 @@ const SIZE = 1 << 18;
 /** No row is longer. */
 const LONGEST_ROW = 1 << 12;
 
+const encoder = new TextEncoder();
+
 /** Three hexadecimal digits of each number below 4096, one after the other. */
 const DIGITS = new Uint8Array(3 * 4096);
-for (let value = 0; value < 4096; value++)
-  DIGITS.set(new TextEncoder().encode(value.toString(16).padStart(3, '0')), 3 * value);
+for (let value = 0; value < 4096; value++) DIGITS.set(encoder.encode(value.toString(16).padStart(3, '0')), 3 * value);
 
 /** Standard output for millions of rows: bytes are gathered, and strings that come often are kept as bytes. */
 export class Output {
@@ -17,7 +18,7 @@ export class Output {
 
   /** A string as bytes, for `bytes`. */
   static encode(text: string): Uint8Array {
-    return new TextEncoder().encode(text);
+    return encoder.encode(text);
   }
 
   bytes(bytes: Uint8Array): void {
@@ -47,7 +48,7 @@ export class Output {
   }
 
   text(text: string): void {
-    this.#used += new TextEncoder().encodeInto(text, this.#buffer.subarray(this.#used)).written;
+    this.#used += encoder.encodeInto(text, this.#buffer.subarray(this.#used)).written;
   }
 
   endRow(): void {

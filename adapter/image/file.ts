@@ -1,10 +1,10 @@
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import { ImageError } from './errors.ts';
 
-/** Bytes read at once: tables lie near each other, and a read costs far more than its bytes. */
-const BLOCK = 1 << 17;
+/** Bytes read at once: tables lie near each other, but not so near that many of their neighbours would be wanted. */
+const BLOCK = 1 << 13;
 /** Blocks kept: 256 MiB. What is larger is read again. */
-const KEPT = 2048;
+const KEPT = 1 << 15;
 
 /** A file read by blocks, so that it may be larger than memory. */
 export class BlockFile {

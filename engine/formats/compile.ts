@@ -100,6 +100,8 @@ export class Format {
   readonly #low: Uint8Array;
   /** Whether entries tell users' rights from the supervisor's. */
   readonly tellsUsers: boolean;
+  /** Values of the lowest bits that tell states and rights apart: all above them repeat. */
+  readonly #told: number;
   /** Rights that bits 11:0 of an entry take, by slot; index with `slot << 12 | low bits`. */
   readonly #takenLow: Uint8Array;
   /** Fields of the upper word that take rights, by slot. */
@@ -199,6 +201,7 @@ export class Format {
     this.#keyShiftHi = this.#keyMaskHi === 0 ? 0 : 31 - Math.clz32(this.#keyMaskHi & -this.#keyMaskHi);
     this.#leafMarks = spec.leaf.fields.reduce((mask, name) => mask | this.#bit(name).lo, 0);
     this.#restricted = spec.fields.filter(({ legal }) => legal !== undefined);
+    this.#told = 2 ** this.#toldBits();
     this.#takenLow = this.#compileTaken();
     this.#low = this.#compileLow();
     this.tellsUsers = spec.fields.some(({ withholds = {} }) =>
@@ -310,7 +313,7 @@ export class Format {
     const low = new Uint8Array((this.rootLevel + 1) << 12);
     for (const { level } of this.spec.levels) {
       const mark = this.#markBits(level);
-      for (let bits = 0; bits < 4096; bits++) {
+      for (let bits = 0; bits < this.#told; bits++) {
         const state = this.#stateOf(level, bits, mark);
         if (state === ABSENT) continue;
         const leaf = state === LEAF;
@@ -319,6 +322,7 @@ export class Format {
           (accessOf(this.#rightsOf(2 * level + (leaf ? 1 : 0), bits, 0)) << 2) |
           (this.#illegal(level, leaf, bits) === undefined ? 0 : MALFORMED);
       }
+      repeat(low, level, this.#told);
     }
     return low;
   }
@@ -385,14 +389,25 @@ export class Format {
     return Math.floor(main / this.#highScale);
   }
 
+  /** How many of bits 11:0, from the lowest, any rule looks at. */
+  #toldBits(): number {
+    const { fields, leaf, illegal } = this.spec;
+    const rules = illegal.reduce((mask, rule) => mask | rule.mask, this.presentLo);
+    const told = fields
+      .filter(({ name, legal, withholds }) => legal || withholds || leaf.fields.includes(name))
+      .reduce((mask, field) => mask | (words(fieldMask(field)).lo & 0xfff), rules & 0xfff);
+    return 32 - Math.clz32(told);
+  }
+
   #compileTaken(): Uint8Array {
     const taken = new Uint8Array((2 * this.rootLevel + 2) << 12);
     for (const { level } of this.spec.levels) {
       for (const [leaf, kind] of KINDS.entries()) {
+        const slot = 2 * level + leaf;
         const low = this.#withholdings(level, kind).filter(({ lo }) => lo);
-        for (let bits = 0; bits < 4096; bits++)
-          for (const { shift, mask, takes } of low)
-            taken[((2 * level + leaf) << 12) | bits]! |= takes[(bits >>> shift) & mask]!;
+        for (let bits = 0; bits < this.#told; bits++)
+          for (const { shift, mask, takes } of low) taken[(slot << 12) | bits]! |= takes[(bits >>> shift) & mask]!;
+        repeat(taken, slot, this.#told);
       }
     }
     return taken;
@@ -432,6 +447,13 @@ export class Format {
   indexOf(frame: number, level: number): number {
     return (frame * this.inverseSpan[level]!) & (this.entries[level]! - 1);
   }
+}
+
+/** Fills 4096 places of a table with what its first few are. */
+function repeat(table: Uint8Array, slot: number, few: number): void {
+  const start = slot << 12;
+  for (let done = few; done < 4096; done *= 2)
+    table.copyWithin(start + done, start, start + Math.min(done, 4096 - done));
 }
 
 function accessOf(rights: number): number {

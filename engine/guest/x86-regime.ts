@@ -53,7 +53,7 @@ export function x86Regime(registers: Registers | undefined, cpu: GuestCpu, secon
   if (problem !== undefined) throw new RegimeError(problem);
   const secondStage = second && x86SecondStage(second, cpu);
   const mode = registers && pagingMode(registers, cpu);
-  const unpaged = pagingMode(UNPAGED, cpu);
+  const unpaged = (): PagingMode => pagingMode(UNPAGED, cpu);
   const stages: Stage[] = mode?.paging
     ? [
         {
@@ -76,8 +76,8 @@ export function x86Regime(registers: Registers | undefined, cpu: GuestCpu, secon
       ...(registers ? shown : []),
       ...(secondStage ? [{ name: secondStage.register, value: secondStage.value }] : []),
     ],
-    walk: (memory, address, access) => walk(mode ?? unpaged, memory, address, access),
-    walkSecond: (memory, gpa) => walk(unpaged, memory, gpa, { kind: 'read', user: false }),
+    walk: (memory, address, access) => walk(mode ?? unpaged(), memory, address, access),
+    walkSecond: (memory, gpa) => walk(unpaged(), memory, gpa, { kind: 'read', user: false }),
   };
 
   function walk(selected: PagingMode, memory: Tables, address: bigint, { kind, user, look }: RegimeAccess): RegimeWalk {
