@@ -96,3 +96,15 @@ test('the G-stage: four root tables, every access as a user, faults of the acces
   assert.match(table.reason, /gpa 0x40000 of the level 0 page table: level-0 PTE 64 is not valid/);
   assert.equal(regime.walk(nested, 0x1000n, { kind: 'fetch', user: false }).code, 'instruction page fault (cause 12)');
 });
+
+test('registers: what is shown, Bare, and modes that are none', () => {
+  const names = (registers: RiscvRegisters) => riscvRegime(registers).registers.map(({ name }) => name);
+  assert.deepEqual(names({ satp: SATP }), ['satp']);
+  assert.deepEqual(names({ satp: SATP, hgatp: (8n << 60n) | 4n }), ['vsatp', 'hgatp']);
+  assert.deepEqual(names({ hgatp: (8n << 60n) | 4n }), ['hgatp']);
+  assert.deepEqual(riscvRegime({ satp: 0n }).stages, []);
+  assert.throws(() => riscvRegime({ satp: 5n }), {
+    message: 'satp 0x5: mode 0 is Bare, in which the other bits are 0',
+  });
+  assert.throws(() => riscvRegime({ satp: 1n << 60n }), /mode 1 is not Sv39/);
+});

@@ -1,28 +1,9 @@
 import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { after, test } from 'node:test';
+import { readdirSync } from 'node:fs';
+import { test } from 'node:test';
+import { cli, file } from './cli.ts';
 
-const folder = mkdtempSync(join(tmpdir(), 'kvm-mmu-'));
-after(() => rmSync(folder, { recursive: true, force: true }));
-
-function cli(...args: string[]): { status: number | null; out: string; err: string } {
-  const { status, stdout, stderr } = spawnSync(process.execPath, ['dist/cli.cjs', ...args], {
-    encoding: 'utf8',
-    timeout: 60_000,
-  });
-  return { status, out: stdout, err: stderr };
-}
-
-function scenario(name: string, text: string): string {
-  const path = join(folder, name);
-  writeFileSync(path, text);
-  return path;
-}
-
-for (const name of readdirSync('examples').filter((file) => file.endsWith('.mmu'))) {
+for (const name of readdirSync('examples').filter((each) => each.endsWith('.mmu'))) {
   test(`the example ${name} runs and what it expects holds`, () => {
     const { status, out, err } = cli('run', `examples/${name}`);
     assert.equal(status, 0, `${out}${err}`);
@@ -30,7 +11,7 @@ for (const name of readdirSync('examples').filter((file) => file.endsWith('.mmu'
 }
 
 test('run exits 1 when an expectation fails, and says where', () => {
-  const path = scenario('fails.mmu', 'vcpu 0 {\n  read 0x1000\n}\nexpect faults.second == 7\n');
+  const path = file('fails.mmu', 'vcpu 0 {\n  read 0x1000\n}\nexpect faults.second == 7\n');
   const { status, err } = cli('run', path);
   assert.equal(status, 1);
   assert.match(err, /fails\.mmu:4: expect faults\.second == 7: left is 1, right is 7/);
@@ -48,13 +29,13 @@ test('run names what is wrong with a file, an option or an endless scenario', ()
   assert.match(cli('fly').err, /unknown command fly/);
   const { status, err } = cli(
     'run',
-    scenario('endless.mmu', 'vcpu 0 {\n  loop { read 0x1000 }\n}\n'),
+    file('endless.mmu', 'vcpu 0 {\n  loop { read 0x1000 }\n}\n'),
     '--max-steps',
     '5000',
   );
   assert.equal(status, 3);
   assert.match(err, /still running after 5000 steps/);
-  const bad = cli('run', scenario('bad.mmu', 'machine x86-64 {\n  memory 0x123 +64M\n}\n'));
+  const bad = cli('run', file('bad.mmu', 'machine x86-64 {\n  memory 0x123 +64M\n}\n'));
   assert.equal(bad.status, 2);
   assert.match(bad.err, /bad\.mmu:2:\d+: error: .*0x123/);
 });

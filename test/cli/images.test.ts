@@ -1,27 +1,9 @@
 import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
-import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
+import { test } from 'node:test';
 import { elfCore, ImageMaker, qemuNote, vmcoreinfo, x86Image } from '../image-fixture.ts';
-
-const folder = mkdtempSync(join(tmpdir(), 'kvm-mmu-'));
-after(() => rmSync(folder, { recursive: true, force: true }));
-
-function cli(...args: string[]): { status: number | null; out: string; err: string } {
-  const { status, stdout, stderr } = spawnSync(process.execPath, ['dist/cli.cjs', ...args], {
-    encoding: 'utf8',
-    timeout: 60_000,
-  });
-  return { status, out: stdout, err: stderr };
-}
-
-function file(name: string, bytes: Buffer): string {
-  const path = join(folder, name);
-  writeFileSync(path, bytes);
-  return path;
-}
+import { cli, file, folder } from './cli.ts';
 
 const raw = file('raw', x86Image());
 const CR3 = ['--cr3', '0x1000'];
