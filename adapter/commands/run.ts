@@ -1,7 +1,9 @@
 import { readFileSync } from 'node:fs';
 import { project } from '../../engine/history/project.ts';
+import type { Machine } from '../../engine/machine.ts';
 import { hex } from '../../engine/memory/words.ts';
 import { hashTables } from '../../engine/pgtable/hash.ts';
+import { PgtableError } from '../../engine/pgtable/tables.ts';
 import { Run } from '../../engine/run.ts';
 import { parseScenario } from '../../scenario/index.ts';
 import { readOptions, UsageError } from './usage.ts';
@@ -42,7 +44,7 @@ export function run(args: string[]): number {
   }
   const tables = machine.roots().map((root) => ({
     root: hex(BigInt(root.pfn) << 12n),
-    hash: hashTables(machine.memory, { format: machine.secondFormat, root: root.pfn }),
+    hash: hashOf(machine, root.pfn),
   }));
   const ok = failures.length === 0 && stuck === undefined;
   if (values.json) {
@@ -72,4 +74,14 @@ export function run(args: string[]): number {
     console.log(ok ? 'ok' : stuck === undefined ? `failed: ${what}` : 'failed: nothing can run');
   }
   return ok ? 0 : 1;
+}
+
+/** The hash of a tree, or what is wrong with tables that a scenario has damaged. */
+function hashOf(machine: Machine, root: number): string {
+  try {
+    return hashTables(machine.memory, { format: machine.secondFormat, root });
+  } catch (error) {
+    if (error instanceof PgtableError) return `damaged: ${error.message}`;
+    throw error;
+  }
 }

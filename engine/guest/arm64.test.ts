@@ -190,3 +190,48 @@ test('an abort on a table read names stage 2 and the table', () => {
     ['second 3', 'guest 3', 'second 2', 'guest 2', 'second 0'],
   );
 });
+
+test('words: which registers, which ranges, where memory ends', () => {
+  const tcr = 25n | (25n << 16n) | (2n << 30n) | (5n << 32n);
+  const both = { ttbr0: 0x1000n, ttbr1: 0x1000n, tcr };
+  const names = (registers: Arm64Registers) => arm64Regime(registers).registers.map(({ name }) => name);
+  assert.deepEqual(names({ regime: 'el1', ...both }), ['TTBR0_EL1', 'TTBR1_EL1', 'TCR_EL1']);
+  assert.deepEqual(names({ regime: 'vhe', ...both }), ['TTBR0_EL2', 'TTBR1_EL2', 'TCR_EL2']);
+  assert.equal(arm64Regime({ regime: 'vhe', ...both }).stages[1]!.register, 'TTBR1_EL2');
+  assert.throws(() => arm64Regime({ regime: 'el1', ttbr0: 0x1000n }), /mean nothing without TCR_EL1$/);
+  assert.throws(() => arm64Regime({ regime: 'el2', ttbr0: 0x1000n }), /mean nothing without TCR_EL2$/);
+  assert.throws(() => arm64Regime({ regime: 'vhe', ...both, tcr: tcr | 0x3fn }), /^Error: TCR_EL2 0x/);
+  const { reason } = arm64Regime({ regime: 'el1', ...both }).walk(memoryOf({}), 1n << 50n, READ);
+  assert.equal(
+    reason,
+    '0x4000000000000 is in no range: TTBR0_EL1 translates 0x0 … 0x7fffffffff; TTBR1_EL1 translates 0xffffff8000000000 … 0xffffffffffffffff',
+  );
+  const memory = memoryOf({ '0x1000': 0x2000n | TABLE, '0x2000': 0x4000_0000n | BLOCK });
+  const small: Tables = { page: (frame) => memory.page(frame), has: (frame) => frame < 16 };
+  const reasonOf = (tables: Tables) => arm64Regime({ regime: 'el1', ...both }).walk(tables, 0n, READ).reason;
+  assert.equal(reasonOf(small), 'the translation succeeds, to where the image has no memory');
+  assert.equal(reasonOf({ page: small.page }), 'the translation succeeds');
+});
+
+test('an ipa beyond stage 2 is reported at level 0, of the page and of a table', () => {
+  const vtcr = 32n | (5n << 16n);
+  const registers = { regime: 'el1', ttbr0: 1n << 40n, tcr: 25n | (5n << 32n), vttbr: 0x8000n, vtcr } as const;
+  const regime = arm64Regime(registers);
+  assert.equal(regime.walkSecond(memoryOf({}), 1n << 32n).code, 'stage-2 translation fault, level 0 (status 0x04)');
+  assert.equal(
+    regime.walkSecond(memoryOf({}), (1n << 32n) - 1n).code,
+    'stage-2 translation fault, level 2 (status 0x06)',
+  );
+  assert.equal(
+    regime.walk(memoryOf({}), 0n, READ).code,
+    'stage-2 translation fault, level 0 (status 0x04), on a stage-1 table walk',
+  );
+});
+
+test('EL2’s own tables have limits above them too, unless TCR_EL2.HPD turns them off', () => {
+  const memory = memoryOf({ '0x1000': (1n << 62n) | 0x2000n | TABLE, '0x2000': 0x4000_0000n | BLOCK });
+  const write: RegimeAccess = { kind: 'write', user: false };
+  const registers = { regime: 'el2', ttbr0: 0x1000n, tcr: 25n | (5n << 16n) } as const;
+  assert.match(JSON.stringify(walk(memory, registers, 0n, write), replace), /does not let EL2 write/);
+  assert.equal(walk(memory, { ...registers, tcr: registers.tcr | (1n << 24n) }, 0n, write), 0x4000_0000n);
+});

@@ -135,7 +135,7 @@ function migrate(machine: Machine, { start, end: stop }: RangeLocals): void {
 }
 
 function copyFrame(machine: Machine, from: number, to: number): void {
-  if (!machine.memory.has(from)) return;
+  if (!machine.memory.isWritten(from)) return;
   const page = machine.memory.page(from);
   for (let index = 0; index < 512; index++) {
     const lo = page[2 * index]!;

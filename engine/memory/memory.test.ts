@@ -95,7 +95,7 @@ test('a clone shares pages until one side writes, and neither sees the other’s
   memory.writable(7)[4] = 6;
   copy.writable(8)[0] = 9;
   assert.deepEqual([memory.page(7)[3], memory.page(7)[4], copy.page(7)[3], copy.page(7)[4]], [1, 6, 5, 0]);
-  assert.equal(memory.has(8), false);
+  assert.equal(memory.isWritten(8), false);
   assert.equal(copy.page(2 ** 30)[3], 2);
   memory.drop(7);
   assert.equal(memory.page(7)[3], 0);

@@ -68,7 +68,7 @@ export class PhysicalMemory {
   }
 
   /** Whether anything was ever written to the frame. */
-  has(pfn: Pfn): boolean {
+  isWritten(pfn: Pfn): boolean {
     return this.#chunk(pfn)?.pages[pfn % FRAMES_PER_CHUNK] !== undefined;
   }
 

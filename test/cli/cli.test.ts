@@ -69,3 +69,14 @@ test('decode says what an entry means in each format', () => {
   assert.match(cli('decode', '0x1', '--level', '7').err, /--level must be one of 1, 2, 3, 4, not 7/);
   assert.match(cli('decode', '0x10000000000000000').err, /more than 64 bits/);
 });
+
+test('run ends with words where a scenario has damaged KVM’s tables', () => {
+  const damage = (entry: string) =>
+    `machine x86-64 { memory 0 +64M }\nvcpu 0 { read 0x1000 }\nhost h {\n  wait until accesses > 0\n  poke ${entry}\n}\n`;
+  const cyclic = cli('run', file('cyclic.mmu', damage('0 level 4 = 0x1000807')));
+  assert.match(cyclic.out, /tables +damaged: the level-4 table at 0x1000000 has an entry that leads back/);
+  // A table in memory that nobody has written is an empty one.
+  const empty = cli('run', file('empty.mmu', damage('0x200000 level 2 = 0x3ff0000807')));
+  assert.equal(empty.status, 0, empty.err);
+  assert.match(empty.out, /tables +0x[0-9a-f]{16}/);
+});
