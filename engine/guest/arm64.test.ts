@@ -235,3 +235,19 @@ test('EL2’s own tables have limits above them too, unless TCR_EL2.HPD turns th
   assert.match(JSON.stringify(walk(memory, registers, 0n, write), replace), /does not let EL2 write/);
   assert.equal(walk(memory, { ...registers, tcr: registers.tcr | (1n << 24n) }, 0n, write), 0x4000_0000n);
 });
+
+test('what the registers of tables may not say', () => {
+  const second = (vtcr: bigint) => () => arm64Regime({ regime: 'el1', vttbr: 0x8000n, vtcr });
+  assert.throws(second(16n | (5n << 16n)), /48 bits of input address \(T0SZ\) cannot begin at level 2 \(SL0\)/);
+  assert.throws(
+    second(48n | (1n << 6n) | (5n << 16n)),
+    /16 bits of input address \(T0SZ\) cannot begin at level 1 \(SL0\)/,
+  );
+  assert.throws(second(24n | (3n << 14n)), /TG0 3 is reserved/);
+  assert.throws(() => arm64Regime({ regime: 'el1', vttbr: 0x8000n }), /stage 2 needs both VTTBR_EL2 and VTCR_EL2/);
+  // Bits 5:2 are address bits where addresses have 52, and nothing elsewhere.
+  const { stages } = arm64Regime({ regime: 'el1', ttbr0: 0x103cn, tcr: 25n | (5n << 32n) });
+  assert.deepEqual([stages[0]!.tree.root, stages[0]!.tree.rootEntry], [1, 0]);
+  const large = () => arm64Regime({ regime: 'el1', ttbr0: 0x1800n, tcr: 25n | (5n << 32n) });
+  assert.throws(large, /TTBR0_EL1 0x1800: the table at 0x1800 is not aligned to its 4096 bytes/);
+});

@@ -33,9 +33,10 @@ const SIZES = { 12: '4K', 14: '16K', 16: '64K' } as const;
 
 /** The root that a TTBR names: its address bits, aligned as the size of the top table asks, from 64 bytes up. */
 function rootOf(register: string, ttbr: bigint, format: Format, shape: Arm64Shape, outputBits: number): Tree {
-  let address = ttbr & ((1n << 48n) - 2n);
+  // No table is aligned to less than 64 bytes: bit 0 is CnP.
+  let address = ttbr & ((1n << 48n) - 64n);
   // With 52-bit addresses bits 51:48 stand at 5:2.
-  if (shape.wide || outputBits > 48) address = (address & ~0x3fn) | (BigInt(field(ttbr, 5, 2)) << 48n);
+  if (shape.wide) address |= BigInt(field(ttbr, 5, 2)) << 48n;
   const bytes = BigInt(format.entries[format.rootLevel]! * 8);
   const alignment = bytes < 64n ? 64n : bytes;
   if (address % alignment !== 0n && bytes >= 4096n)
