@@ -30,7 +30,7 @@ export type WebviewName = { title: string } | { viewType: string };
  * The frame that holds a webview's own document. Waits until the webview is visible and has loaded;
  * throws after `timeout` ms with the titles of the webviews that are there.
  */
-export async function webviewFrame(page: Page, name: WebviewName, timeout = 15_000): Promise<Frame> {
+export async function webviewFrame(page: Page, name: WebviewName, timeout = 40_000): Promise<Frame> {
   const deadline = Date.now() + timeout;
   for (;;) {
     const title = 'title' in name ? name.title : tabTitle(name.viewType);
