@@ -47,12 +47,14 @@ export class Walker {
   /** First input frame of the current table, and of those above it. */
   #base = 0;
   readonly #baseAt: number[] = [];
-  readonly #presentLo: number;
-  readonly #mustLo: number;
+  /** An entry of level 1 maps a page when these bits of it are at least that. */
+  readonly #pageMask: number;
+  readonly #pageLeast: number;
+  /** The level whose targets are put together here; none in formats whose address bits stand apart. */
+  readonly #plainLevel: number;
   /** Address bits of a leaf of level 1, in formats that keep them together. */
   readonly #pageLo: number;
   readonly #pageHi: number;
-  readonly #isPlain: boolean;
   readonly #wordShift: number;
   readonly #rootEntry: number;
   /** The frame of the table that holds the entry, and the index of the entry at its word 0. */
@@ -85,11 +87,11 @@ export class Walker {
     this.#skipped = skipped;
     this.#rootLevel = format.rootLevel;
     this.#rootEntry = rootEntry;
-    this.#presentLo = format.presentLo;
-    this.#mustLo = format.pageLo;
+    this.#pageMask = format.presentLo | format.pageLo;
+    this.#pageLeast = format.pageLo === 0 ? 1 : this.#pageMask;
+    this.#plainLevel = format.isPlain ? 1 : 0;
     this.#pageLo = format.addressLo[3]!;
     this.#pageHi = format.addressHi[3]!;
-    this.#isPlain = format.isPlain;
     this.#wordShift = format.wordShift;
     const limit = format.inputFrames;
     if (!(start >= 0 && start <= end && end <= limit))
@@ -127,7 +129,7 @@ export class Walker {
 
   /** The frame that the entry points to: the page's, or the next table's. */
   get target(): number {
-    if (this.level > 1 || !this.#isPlain) return this.#format.frame(this.level, this.lo, this.hi);
+    if (this.level !== this.#plainLevel) return this.#format.frame(this.level, this.lo, this.hi);
     const word = (this.index - this.#first) << 1;
     return ((this.#page[word]! & this.#pageLo) >>> 12) + (this.#page[word + 1]! & this.#pageHi) * 1048576;
   }
@@ -138,7 +140,7 @@ export class Walker {
       const index = this.index + 1;
       if (index < this.#leafEnd) {
         const lo = this.#page[(index - this.#first) << this.#wordShift]!;
-        if ((lo & this.#presentLo) !== 0 && (lo & this.#mustLo) === this.#mustLo) {
+        if ((lo & this.#pageMask) >= this.#pageLeast) {
           this.index = index;
           return LEAF;
         }
