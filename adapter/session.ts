@@ -553,6 +553,11 @@ export class KvmMmuSession extends DebugSession {
     args: DebugProtocol.DataBreakpointInfoArguments,
   ): void {
     this.#answer(response, () => {
+      const { capabilities } = this.#need();
+      if (!capabilities.run) {
+        response.body = { dataId: null, description: capabilities.why.run! };
+        return;
+      }
       const nodes = args.variablesReference ? (this.#variables.get(args.variablesReference)?.() ?? []) : [];
       const text =
         nodes.find((node) => node.name === args.name)?.memoryReference ??

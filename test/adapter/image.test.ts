@@ -107,6 +107,17 @@ test('what an image cannot do it says', () =>
       breakpoints: [{ line: 1 }],
     });
     assert.deepEqual(breakpoints, [{ verified: false, message: still }]);
+    const watched = await client.request('dataBreakpointInfo', { name: 'gpa:0x4000' });
+    assert.deepEqual(watched, { dataId: null, description: still });
+    // It can be opened anew, as one that has been written again since.
+    const again = client.event('stopped');
+    await client.request('restart');
+    assert.equal((await again).body.reason, 'entry');
+    const { threads } = await client.request('threads');
+    assert.equal(threads.length, 2);
+    const terminated = client.event('terminated');
+    await client.request('terminate');
+    await terminated;
   }));
 
 test('views ask an image what they ask the emulator', () =>
