@@ -24,7 +24,7 @@ export const printText: RowPrinter = (out, row) => {
 function ending(row: Rows): Uint8Array {
   const { format } = row.stage.tree;
   const { level, lo, hi, rights, span } = row;
-  if (level === 0 || span !== format.span[level]) return encode(endingWords(row));
+  if (level === 0 || span !== format.span[level] || row.repeated !== 0) return encode(endingWords(row));
   let known = endings.get(format);
   if (!known) {
     known = new Map();
@@ -44,7 +44,7 @@ function ending(row: Rows): Uint8Array {
   return bytes;
 }
 
-function endingWords({ stage, span, rights, level, lo, hi }: Rows): string {
+function endingWords({ stage, span, repeated, rights, level, lo, hi }: Rows): string {
   const { format } = stage.tree;
   const size = ` ${formatSize(span * 4096).padStart(6)} ${rightsWords(format, rights)}`;
   if (level === 0) return size;
@@ -58,10 +58,11 @@ function endingWords({ stage, span, rights, level, lo, hi }: Rows): string {
     .filter((name) => !present.includes(name) && !marks.includes(name))
     .reverse();
   const malformed = format.isMalformed(level, lo, hi) ? ['malformed'] : [];
-  return `${size}  ${[format.level(level).entry, ...flags, ...malformed].join(' ')}`;
+  const again = repeated === 0 ? '' : `, one page of ${formatSize(repeated * 4096)} again and again`;
+  return `${size}  ${[format.level(level).entry, ...flags, ...malformed].join(' ')}${again}`;
 }
 
-export const printJson: RowPrinter = (out, { stage, frame, target, span, rights, level, lo, hi }) => {
+export const printJson: RowPrinter = (out, { stage, frame, target, span, repeated, rights, level, lo, hi }) => {
   const { format } = stage.tree;
   const leaf = level === 0 ? {} : { level: format.number(level), entry: hexWords(lo, hi) };
   out.text(
@@ -69,6 +70,7 @@ export const printJson: RowPrinter = (out, { stage, frame, target, span, rights,
       input: hex(frameToAddress(frame)),
       output: hex(frameToAddress(target)),
       size: span * 4096,
+      ...(repeated === 0 ? {} : { repeated: repeated * 4096 }),
       rights: rightsWords(format, rights),
       supervisor: rwx(rights),
       user: rwx(rights >>> 3),

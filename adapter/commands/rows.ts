@@ -48,8 +48,8 @@ function windows(stage: Stage, { start, end }: Filter): [number, number][] {
 }
 
 /**
- * Mappings of stages in the order of input addresses: a leaf each, or runs of leaves that are contiguous on both sides and
- * have equal rights. The current one is in the fields.
+ * Mappings of stages in the order of input addresses: a leaf each, or runs of leaves with equal rights that are contiguous on
+ * both sides, or map the same page again and again. The current one is in the fields.
  */
 export class Rows {
   stage: Stage;
@@ -58,6 +58,8 @@ export class Rows {
   target = 0;
   /** Frames. */
   span = 0;
+  /** Frames of the one page that every leaf of the run maps; 0 for a run that is contiguous. */
+  repeated = 0;
   rights = 0;
   /** Of the leaf; 0 for joined leaves of several levels. */
   level = 0;
@@ -98,6 +100,7 @@ export class Rows {
     this.frame = leaves.frame;
     this.target = leaves.target;
     this.span = leaves.span;
+    this.repeated = 0;
     this.rights = leaves.rights;
     this.level = leaves.level;
     this.lo = leaves.lo;
@@ -107,7 +110,8 @@ export class Rows {
         this.#ahead = true;
         break;
       }
-      const { span, level } = this.#leaves!;
+      const { span, level, target } = this.#leaves!;
+      if (target === this.target) this.repeated = span;
       this.span += span;
       if (level !== this.level) this.level = 0;
     }
@@ -115,13 +119,11 @@ export class Rows {
   }
 
   #continues(): boolean {
-    const { stage, frame, target, rights } = this.#leaves!;
-    return (
-      stage === this.stage &&
-      frame === this.frame + this.span &&
-      target === this.target + this.span &&
-      rights === this.rights
-    );
+    const { stage, frame, target, span, rights } = this.#leaves!;
+    if (stage !== this.stage || frame !== this.frame + this.span || rights !== this.rights) return false;
+    // The second leaf decides which kind of run it is.
+    const again = target === this.target && (this.repeated === 0 ? this.span === span : this.repeated === span);
+    return again || (this.repeated === 0 && target === this.target + this.span);
   }
 
   #nextLeaf(): boolean {

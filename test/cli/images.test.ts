@@ -29,6 +29,15 @@ test('dump joins, filters and says who maps a physical address', () => {
     '0x0000000000400000 0x0000000000008000     8K r-xu  PTE A D',
     ROWS[2],
   ]);
+  // A page that is mapped again and again, as a kernel's zero page is, and what follows it.
+  const maker = new ImageMaker(8).entry(1, 0, 0x2067n).entry(2, 0, 0x3067n).entry(3, 0, 0x4067n);
+  for (let index = 0; index < 9; index++) maker.entry(4, index, 0x7067n);
+  const again = file('again', maker.entry(4, 9, 0x8067n).entry(4, 10, 0x9067n).bytes);
+  assert.deepEqual(rows('--memory', again, ...CR3, '--merge'), [
+    '0x0000000000000000 0x0000000000007000    36K rwxu  PTE A D, one page of 4K again and again',
+    '0x0000000000009000 0x0000000000008000     8K rwxu  PTE A D',
+  ]);
+  assert.equal(JSON.parse(rows('--memory', again, ...CR3, '--merge', '--json')[0]!).repeated, 4096);
   assert.deepEqual(rows('--memory', raw, ...CR3, '--range', '0x401000+8K'), ROWS.slice(1, 3));
   assert.deepEqual(rows('--memory', raw, ...CR3, '--range', '0x402fff..0xffffffff80000001'), ROWS.slice(2));
   assert.deepEqual(rows('--memory', raw, ...CR3, '--perm', 'u'), ROWS.slice(0, 3));
