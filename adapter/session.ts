@@ -18,22 +18,13 @@ import { hex } from '../engine/memory/words.ts';
 import type { Task } from '../engine/operation.ts';
 import { choosePolicy, DEFAULT_POLICIES } from '../engine/policies.ts';
 import type { StopAnswer } from '../engine/queries/answers.ts';
-import { listing, listings, stepOfLine } from '../engine/queries/listing.ts';
+import { listing, listings } from '../engine/queries/listing.ts';
 import { parseRequest, type ViewEvent } from '../engine/queries/protocol.ts';
 import type { FaultInfo } from '../engine/tdp/fault.ts';
 import { parseExpression, parseScenario } from '../scenario/index.ts';
 import { describeAddress, parseAddress, toHost } from './addresses.ts';
 import { fromBase64, toBase64 } from './base64.ts';
-import {
-  Breakpoints,
-  Condition,
-  ConditionError,
-  currentFault,
-  FILTERS,
-  type FilterName,
-  faultScope,
-  hitCondition,
-} from './breakpoints.ts';
+import { Breakpoints, currentFault, FILTERS, faultScope } from './breakpoints.ts';
 import { runCommand } from './console.ts';
 import { type ImageLaunch, type LaunchArguments, parseLaunch } from './launch.ts';
 import { breakableLines, listingName, listingSource } from './sources.ts';
@@ -41,6 +32,7 @@ import { describeStop, taskTitle } from './stops.ts';
 import { EmulatorTarget } from './targets/emulator.ts';
 import type { Halt, Motion, Target, Watcher } from './targets/target.ts';
 import { frameScopes, mirrorScopes, type Node } from './variables.ts';
+import { WantedBreakpoints } from './wanted-breakpoints.ts';
 import { Watches } from './watches.ts';
 
 /** What a session needs of the place it runs in: Node, or a browser's Worker. */
@@ -82,6 +74,7 @@ const stopReasons: Record<StopAnswer['reason'], string> = {
 export class KvmMmuSession extends DebugSession {
   readonly #host: SessionHost;
   readonly #breakpoints = new Breakpoints((text) => this.#print(text));
+  readonly #wanted = new WantedBreakpoints(this.#breakpoints);
   readonly #watches = new Watches();
   readonly #variables = new Handles<() => Node[]>();
   /** Number of this stop: part of its frames' ids, so that a frame of an earlier stop is told apart. */
@@ -94,7 +87,6 @@ export class KvmMmuSession extends DebugSession {
   /** Log position of the stop before this one: changes since then are marked. */
   #since = 0;
   #here = 0;
-  #nextBreakpoint = 1;
   #generation = 0;
 
   constructor(host: SessionHost) {
@@ -430,15 +422,6 @@ export class KvmMmuSession extends DebugSession {
 
   // ---- breakpoints
 
-  #condition(condition: string | undefined, hits: string | undefined): Condition | undefined {
-    const parts = [condition?.trim(), hits?.trim() ? hitCondition(hits) : undefined].filter(
-      (part) => part !== undefined && part !== '',
-    );
-    return parts.length === 0
-      ? undefined
-      : new Condition(parts.length === 1 ? parts[0]! : parts.map((part) => `(${part})`).join(' && '));
-  }
-
   protected override setBreakPointsRequest(
     response: DebugProtocol.SetBreakpointsResponse,
     args: DebugProtocol.SetBreakpointsArguments,
@@ -448,18 +431,9 @@ export class KvmMmuSession extends DebugSession {
       const fn = listingName(args.source);
       const wanted = args.breakpoints ?? [];
       response.body = {
-        breakpoints: fn === undefined ? this.#setLines(args.source, wanted) : this.#setSteps(fn, wanted),
+        breakpoints: fn === undefined ? this.#setLines(args.source, wanted) : this.#wanted.setSteps(fn, wanted),
       };
     });
-  }
-
-  #compile(wanted: DebugProtocol.SourceBreakpoint): Condition | undefined | string {
-    try {
-      return this.#condition(wanted.condition, wanted.hitCondition);
-    } catch (error) {
-      if (error instanceof ConditionError) return error.message;
-      throw error;
-    }
   }
 
   #setLines(
@@ -467,42 +441,11 @@ export class KvmMmuSession extends DebugSession {
     wanted: readonly DebugProtocol.SourceBreakpoint[],
   ): DebugProtocol.Breakpoint[] {
     const { machine, capabilities } = this.#need();
+    const { program } = this.#launch!;
     if (!capabilities.run) return wanted.map(() => ({ verified: false, message: capabilities.why.run! }));
-    if (source.path !== this.#launch!.program)
-      return wanted.map(() => ({ verified: false, message: `this session debugs ${this.#launch!.program}` }));
-    const lines = breakableLines(machine);
-    const compiled = wanted.map((point) => {
-      const id = this.#nextBreakpoint++;
-      const line = lines.find((candidate) => candidate >= point.line);
-      const condition = this.#compile(point);
-      if (line === undefined) return { answer: { id, verified: false, message: 'no statement stands here or below' } };
-      if (typeof condition === 'string')
-        return { answer: { id, verified: false, line: point.line, message: condition } };
-      return { answer: { id, verified: true, line }, point: { id, line, condition, logMessage: point.logMessage } };
-    });
-    this.#breakpoints.lines = compiled.flatMap(({ point }) => (point ? [point] : []));
-    return compiled.map((entry) => entry.answer);
-  }
-
-  #setSteps(fn: string, wanted: readonly DebugProtocol.SourceBreakpoint[]): DebugProtocol.Breakpoint[] {
-    const text = listing(fn);
-    const compiled = wanted.map((point) => {
-      const id = this.#nextBreakpoint++;
-      // A line above the first step means the first.
-      const step = Math.max(0, stepOfLine(text, point.line));
-      const condition = this.#compile(point);
-      if (typeof condition === 'string')
-        return { answer: { id, verified: false, line: point.line, message: condition } };
-      return {
-        answer: { id, verified: true, line: text.stepLines[step]! },
-        point: { id, fn, step, condition, logMessage: point.logMessage },
-      };
-    });
-    this.#breakpoints.steps = [
-      ...this.#breakpoints.steps.filter((point) => point.fn !== fn),
-      ...compiled.flatMap(({ point }) => (point ? [point] : [])),
-    ];
-    return compiled.map((entry) => entry.answer);
+    if (source.path !== program)
+      return wanted.map(() => ({ verified: false, message: `this session debugs ${program}` }));
+    return this.#wanted.setLines(breakableLines(machine), wanted);
   }
 
   protected override breakpointLocationsRequest(
@@ -524,27 +467,8 @@ export class KvmMmuSession extends DebugSession {
     args: DebugProtocol.SetExceptionBreakpointsArguments,
   ): void {
     this.#answer(response, () => {
-      this.#breakpoints.filters.clear();
-      const options = [
-        ...args.filters.map((filterId) => ({ filterId, condition: undefined })),
-        ...(args.filterOptions ?? []),
-      ];
-      response.body = {
-        breakpoints: options.map((option): DebugProtocol.Breakpoint => {
-          const known = FILTERS.find((candidate) => candidate.filter === option.filterId);
-          if (!known)
-            return {
-              verified: false,
-              message: `unknown filter ${option.filterId}; there are ${FILTERS.map((filter) => filter.filter).join(', ')}`,
-            };
-          try {
-            this.#breakpoints.filters.set(known.filter as FilterName, this.#condition(option.condition, undefined));
-            return { verified: true };
-          } catch (error) {
-            return { verified: false, message: (error as Error).message };
-          }
-        }),
-      };
+      const options = [...args.filters.map((filterId) => ({ filterId })), ...(args.filterOptions ?? [])];
+      response.body = { breakpoints: this.#wanted.setFilters(options) };
     });
   }
 
@@ -580,22 +504,7 @@ export class KvmMmuSession extends DebugSession {
     args: DebugProtocol.SetDataBreakpointsArguments,
   ): void {
     this.#answer(response, () => {
-      const compiled = args.breakpoints.map((point) => {
-        const id = this.#nextBreakpoint++;
-        if (!/^\d{1,16}$/.test(point.dataId))
-          return { answer: { id, verified: false, message: `unknown place ${point.dataId}` } };
-        try {
-          const from = Number(point.dataId);
-          return {
-            answer: { id, verified: true },
-            point: { id, from, to: from + 1, condition: this.#condition(point.condition, point.hitCondition) },
-          };
-        } catch (error) {
-          return { answer: { id, verified: false, message: (error as Error).message } };
-        }
-      });
-      this.#breakpoints.data = compiled.flatMap(({ point }) => (point ? [point] : []));
-      response.body = { breakpoints: compiled.map((entry) => entry.answer) };
+      response.body = { breakpoints: this.#wanted.setData(args.breakpoints) };
     });
   }
 

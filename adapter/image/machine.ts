@@ -28,6 +28,8 @@ export const IMAGE_REGISTERS = {
 export type ImageRegister = (typeof IMAGE_REGISTERS)[keyof typeof IMAGE_REGISTERS][number];
 
 const ARCHITECTURES = ['x86', 'arm64', 'riscv'] as const;
+/** As in “of an x86 machine”. */
+export const MACHINE_WORDS = { x86: 'an x86', arm64: 'an arm64', riscv: 'a RISC-V' } as const;
 /** The translation of each CPU of a core, or of the one whose registers are given. @throws as `imageRegime` */
 export function imageRegimes(image: MemoryImage, options: MachineOptions): Regime[] {
   const { cpus } = image.facts;
@@ -53,7 +55,7 @@ export function imageRegime(image: MemoryImage, options: MachineOptions): Regime
     );
   if (image.facts.arch !== undefined && image.facts.arch !== arch)
     throw new ImageError(
-      `${image.path} is the memory of a ${image.facts.arch} machine; registers of ${arch} are given`,
+      `${image.path} is the memory of ${MACHINE_WORDS[image.facts.arch]} machine; registers of ${arch} are given`,
     );
   const regime =
     arch === 'x86' ? x86(image, options) : arch === 'arm64' ? arm64(image, options) : riscv(image, options);

@@ -2,7 +2,7 @@ import type { Machine } from '../../engine/machine.ts';
 import { makeMirror, mirrorMachine } from '../../engine/mirror.ts';
 import { readMapping } from '../commands/image-options.ts';
 import { type MemoryImage, openImage } from '../image/image.ts';
-import { imageRegimes } from '../image/machine.ts';
+import { imageRegimes, MACHINE_WORDS } from '../image/machine.ts';
 import type { ImageLaunch } from '../launch.ts';
 import type { Halt, Target, TargetCapabilities } from './target.ts';
 
@@ -60,8 +60,6 @@ function sizeWords(bytes: number): string {
   return `${Math.round((bytes / 1024 ** unit) * 10) / 10}${['', 'K', 'M', 'G', 'T', 'P'][unit]}`;
 }
 
-const ARCHITECTURES = { x86: 'an x86', arm64: 'an arm64', riscv: 'a RISC-V' } as const;
-
 function aboutWords(image: MemoryImage, regimes: ReturnType<typeof imageRegimes>): string {
   const [first] = regimes;
   const { arch, stages, second } = first!;
@@ -69,5 +67,5 @@ function aboutWords(image: MemoryImage, regimes: ReturnType<typeof imageRegimes>
   const cpus = regimes.length === 1 ? '' : `, ${regimes.length} CPUs`;
   const size = sizeWords(Number(image.size));
   const name = image.path.replace(/^.*[/\\]/, '');
-  return `${name}: ${size} of memory of ${ARCHITECTURES[arch]} machine${cpus}, ${[...new Set(formats)].join(' on ') || 'paging off'}. It does not run.`;
+  return `${name}: ${size} of memory of ${MACHINE_WORDS[arch]} machine${cpus}, ${[...new Set(formats)].join(' on ') || 'paging off'}. It does not run.`;
 }
