@@ -136,8 +136,28 @@ function kernelRoot(info: ReadonlyMap<string, string>): bigint | undefined {
   return BigInt.asUintN(64, BigInt(`0x${symbol}`) - START_KERNEL_MAP + BigInt(base));
 }
 
-function arm64(image: MemoryImage, { registers, el2 }: MachineOptions): Regime {
-  const { ttbr0, ttbr1, tcr, sctlr, vttbr, vtcr } = registers;
+/** TG1 of TCR_EL1 by page size. */
+const TG1: Readonly<Record<string, bigint>> = { 4096: 2n, 16384: 1n, 65536: 3n };
+/** IPS of 48 bits: what a kernel's VMCOREINFO does not say. */
+const IPS_48 = 5n << 32n;
+
+/** TTBR1_EL1 and TCR_EL1 as an arm64 kernel's VMCOREINFO has them: `swapper_pg_dir` in the kernel's image. */
+function kernelRange(info: ReadonlyMap<string, string> | undefined): { ttbr1: bigint; tcr: bigint } | undefined {
+  const symbol = info?.get('SYMBOL(swapper_pg_dir)');
+  const offset = info?.get('NUMBER(kimage_voffset)');
+  const t1sz = info?.get('NUMBER(TCR_EL1_T1SZ)');
+  const tg1 = TG1[info?.get('PAGESIZE') ?? ''];
+  if (tg1 === undefined || ![symbol, offset, t1sz].every((each) => each && /^(0x)?[0-9a-f]+$/i.test(each)))
+    return undefined;
+  const ttbr1 = BigInt.asUintN(48, BigInt(`0x${symbol}`) - BigInt(offset!));
+  return { ttbr1, tcr: (BigInt(t1sz!) << 16n) | (tg1 << 30n) | IPS_48 };
+}
+
+function arm64(image: MemoryImage, options: MachineOptions): Regime {
+  const isGiven = Object.keys(options.registers).length > 0;
+  const registers = isGiven ? options.registers : { ...kernelRange(image.facts.vmcoreinfo) };
+  const { el2 } = options;
+  const { ttbr0, ttbr1, tcr, sctlr, vttbr, vtcr }: MachineOptions['registers'] = registers;
   if (ttbr0 === undefined && ttbr1 === undefined && vttbr === undefined)
     throw new ImageError(
       `${image.path} keeps no translation registers: give ttbr0 or ttbr1 with tcr, or vttbr with vtcr`,

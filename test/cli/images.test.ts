@@ -139,6 +139,22 @@ test('an ELF core of QEMU brings its registers, one of kdump its symbols', () =>
   assert.deepEqual(rows('--memory', kdump), ROWS);
 });
 
+test('a core of an arm64 kernel’s kdump says where the kernel’s tables are', () => {
+  const info = vmcoreinfo(
+    'PAGESIZE=4096\nSYMBOL(swapper_pg_dir)=ffff800009001000\nNUMBER(kimage_voffset)=0xffff7fffc9000000\nNUMBER(TCR_EL1_T1SZ)=0x19\n',
+  );
+  const maker = new ImageMaker(4).entry(1, 511, 0x4000_2003n).entry(2, 511, 0x4000_0701n);
+  const path = file('arm-kdump', elfCore([{ paddr: 0x4000_0000, data: maker.bytes }], info, 183));
+  assert.deepEqual(rows('--memory', path), [
+    '0xffffffffffe00000 0x0000000040000000     2M rwxu, user --x  L2 descriptor AF',
+  ]);
+  const without = file(
+    'arm-core',
+    elfCore([{ paddr: 0x4000_0000, data: maker.bytes }], vmcoreinfo('PAGESIZE=4096\n'), 183),
+  );
+  assert.match(cli('dump', '--memory', without).err, /keeps no translation registers: give ttbr0 or ttbr1 with tcr/);
+});
+
 test('second-stage tables alone, and under the guest’s', () => {
   // EPT at frame 1 maps guest frames 0 … 3 to host frames 4 … 7; the guest's tables are at guest frames 0 … 3.
   const maker = new ImageMaker(12).entry(1, 0, 0x2007n).entry(2, 0, 0x3007n).entry(3, 0, 0xa007n);
