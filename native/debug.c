@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: MIT */
+/* Breakpoints, and what the guest's own exception handling tells. */
+#include <errno.h>
+#include <string.h>
+
+#include "helper.h"
+
+#define INT3 0xcc
+
+struct breakpoint *breakpoint_at(struct vm *vm, u64 address)
+{
+	for (int i = 0; i < MAX_BREAKPOINTS; i++) {
+		if (vm->breakpoints[i].used && vm->breakpoints[i].address == address)
+			return &vm->breakpoints[i];
+	}
+	return NULL;
+}
+
+static int hardware_count(const struct vm *vm)
+{
+	int count = 0;
+	for (int i = 0; i < MAX_BREAKPOINTS; i++)
+		count += vm->breakpoints[i].used && vm->breakpoints[i].hardware;
+	return count;
+}
+
+int breakpoint_insert(struct vm *vm, struct vcpu *vcpu, bool hardware, u64 address)
+{
+	struct breakpoint *found = breakpoint_at(vm, address);
+	if (found)
+		return 0;
+	struct breakpoint *free_one = NULL;
+	for (int i = 0; i < MAX_BREAKPOINTS && !free_one; i++) {
+		if (!vm->breakpoints[i].used)
+			free_one = &vm->breakpoints[i];
+	}
+	if (!free_one)
+		return fail(ENOSPC, "there are %d breakpoints already", MAX_BREAKPOINTS);
+	/* One register is kept for the guest's #PF handler, one for its #BP handler. */
+	if (hardware && hardware_count(vm) >= DEBUG_REGISTERS - 2)
+		return fail(ENOSPC, "%d hardware breakpoints are possible: the other debug registers serve page faults and int3",
+			    DEBUG_REGISTERS - 2);
+	struct breakpoint point = { .used = true, .hardware = hardware, .address = address };
+	if (!hardware) {
+		struct kvm_sregs sregs;
+		if (ioctl(vcpu->fd, KVM_GET_SREGS, &sregs))
+			return fail(errno, "registers cannot be read: %s", strerror(errno));
+		if (!memory_translate(vm, &sregs, address, &point.gpa) ||
+		    memory_read(vm, point.gpa, &point.original, 1) != 1)
+			return fail(EFAULT, "nothing is mapped at 0x%llx", (unsigned long long)address);
+		u8 int3 = INT3;
+		memory_write(vm, point.gpa, &int3, 1);
+	}
+	*free_one = point;
+	vm->has_breakpoints = true;
+	return 0;
+}
+
+static void take_out(struct vm *vm, struct breakpoint *point)
+{
+	u8 now;
+	/* The guest may have put other code there since. */
+	if (!point->hardware && memory_read(vm, point->gpa, &now, 1) == 1 && now == INT3)
+		memory_write(vm, point->gpa, &point->original, 1);
+	point->used = false;
+	vm->has_breakpoints = false;
+	for (int i = 0; i < MAX_BREAKPOINTS; i++)
+		vm->has_breakpoints |= vm->breakpoints[i].used;
+}
+
+int breakpoint_remove(struct vm *vm, bool hardware, u64 address)
+{
+	struct breakpoint *point = breakpoint_at(vm, address);
+	if (point && point->hardware == hardware)
+		take_out(vm, point);
+	return 0;
+}
+
+void breakpoint_remove_all(struct vm *vm)
+{
+	for (int i = 0; i < MAX_BREAKPOINTS; i++) {
+		if (vm->breakpoints[i].used)
+			take_out(vm, &vm->breakpoints[i]);
+	}
+}
+
+bool guest_handler(struct vm *vm, const struct kvm_sregs *sregs, int vector, u64 *address)
+{
+	u8 gate[16];
+	size_t size = sregs->efer & EFER_LMA ? 16 : 8;
+	u64 offset = (u64)vector * size;
+	if (offset + size - 1 > sregs->idt.limit ||
+	    memory_read_virtual(vm, sregs, sregs->idt.base + offset, gate, size) != size)
+		return false;
+	/* Present, and an interrupt or trap gate. */
+	if (!(gate[5] & 0x80) || (gate[5] & 0x0e) != 0x0e)
+		return false;
+	u64 low = (u64)(gate[0] | gate[1] << 8) | (u64)(gate[6] | gate[7] << 8) << 16;
+	u64 high = 0;
+	if (size == 16)
+		high = (u64)gate[8] | (u64)gate[9] << 8 | (u64)gate[10] << 16 | (u64)gate[11] << 24;
+	*address = low | high << 32;
+	return true;
+}
+
+bool guest_pf_handler(struct vm *vm, const struct kvm_sregs *sregs, u64 *address)
+{
+	if (vm->handler) {
+		*address = vm->handler;
+		return true;
+	}
+	return guest_handler(vm, sregs, 14, address);
+}
+
+bool guest_frame(struct vm *vm, const struct kvm_regs *regs, const struct kvm_sregs *sregs, bool has_error,
+		 struct exception_frame *frame)
+{
+	u64 words[6];
+	size_t size = has_error ? sizeof(words) : sizeof(words) - 8;
+	if (!(sregs->efer & EFER_LMA) || memory_read_virtual(vm, sregs, regs->rsp, words, size) != size)
+		return false;
+	const u64 *at = words;
+	frame->error = has_error ? *at++ : 0;
+	frame->rip = *at++;
+	frame->cs = *at++;
+	frame->rflags = *at++;
+	frame->rsp = *at++;
+	frame->ss = *at++;
+	return true;
+}

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What KVM here can stop at. Guests run in hardware on most hosts; where KVM emulates them, some of its debugging is not
+ * honoured, and nothing says so: a small VM finds out.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "helper.h"
+
+/* Pages of the probe's guest: four tables, then code. */
+enum { TABLES = 0, CODE = 4, PAGES = 8 };
+#define CODE_AT (CODE * PAGE)
+
+struct probe {
+	int vm;
+	int vcpu;
+	struct kvm_run *run;
+	size_t run_size;
+	u8 *memory;
+};
+
+static void close_probe(struct probe *probe)
+{
+	if (probe->run)
+		munmap(probe->run, probe->run_size);
+	if (probe->vcpu >= 0)
+		close(probe->vcpu);
+	if (probe->vm >= 0)
+		close(probe->vm);
+	if (probe->memory)
+		munmap(probe->memory, PAGES * PAGE);
+}
+
+/* A guest with every page its user's, whose code is `nop` and a jump to itself, or what is given. */
+static bool open_probe(const struct vm *vm, struct probe *probe, const u8 *code, size_t length, int cpl)
+{
+	*probe = (struct probe){ .vm = -1, .vcpu = -1, .run_size = vm->run_size };
+	probe->memory = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (probe->memory == MAP_FAILED) {
+		probe->memory = NULL;
+		return false;
+	}
+	probe->vm = ioctl(vm->kvm, KVM_CREATE_VM, 0);
+	if (probe->vm < 0)
+		return false;
+	struct kvm_userspace_memory_region region = { .memory_size = PAGES * PAGE,
+						      .userspace_addr = (u64)(uintptr_t)probe->memory };
+	ioctl(probe->vm, KVM_SET_TSS_ADDR, 0xfffbd000UL);
+	if (ioctl(probe->vm, KVM_SET_USER_MEMORY_REGION, &region))
+		return false;
+	probe->vcpu = ioctl(probe->vm, KVM_CREATE_VCPU, 0);
+	if (probe->vcpu < 0 || vcpu_set_cpuid(vm->kvm, probe->vcpu))
+		return false;
+	probe->run = mmap(NULL, vm->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, probe->vcpu, 0);
+	if (probe->run == MAP_FAILED) {
+		probe->run = NULL;
+		return false;
+	}
+	u64 *tables = (u64 *)probe->memory;
+	for (int level = 0; level < 3; level++)
+		tables[512 * level] = (u64)(level + 1) * PAGE | 7;
+	for (u64 page = 0; page < PAGES; page++)
+		tables[512 * 3 + page] = page * PAGE | 7;
+	memcpy(probe->memory + CODE_AT, code, length);
+	return !set_long_mode(probe->vcpu, CODE_AT, (CODE + 2) * PAGE, TABLES, 0, cpl);
+}
+
+/* Runs for at most 20 ms. The exit reason, or −1 when time was up. */
+static int run_probe(struct probe *probe, const struct kvm_guest_debug *debug)
+{
+	if (ioctl(probe->vcpu, KVM_SET_GUEST_DEBUG, debug))
+		return -1;
+	sigset_t blocked, before;
+	sigemptyset(&blocked);
+	sigaddset(&blocked, SIGUSR1);
+	pthread_sigmask(SIG_UNBLOCK, &blocked, &before);
+	timer_t timer;
+	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGUSR1 };
+	event._sigev_un._tid = gettid();
+	int result = -1;
+	if (!timer_create(CLOCK_MONOTONIC, &event, &timer)) {
+		struct itimerspec after = { .it_value.tv_nsec = 20000000 };
+		timer_settime(timer, 0, &after, NULL);
+		if (!ioctl(probe->vcpu, KVM_RUN, 0))
+			result = (int)probe->run->exit_reason;
+		timer_delete(timer);
+	}
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return result;
+}
+
+static int probe_once(const struct vm *vm, const u8 *code, size_t length, int cpl, const struct kvm_guest_debug *debug)
+{
+	struct probe probe;
+	int result = -1;
+	if (open_probe(vm, &probe, code, length, cpl))
+		result = run_probe(&probe, debug);
+	close_probe(&probe);
+	return result;
+}
+
+static struct host_debug found;
+static const struct vm *asked;
+
+static void find_out(void)
+{
+	static const u8 loop[] = { 0x90, 0x90, 0xeb, 0xfe };
+	static const u8 int3[] = { 0xcc, 0xeb, 0xfe };
+	const struct kvm_guest_debug step = { .control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP };
+	const struct kvm_guest_debug software = { .control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP };
+	struct kvm_guest_debug hardware = { .control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP };
+	hardware.arch.debugreg[0] = CODE_AT + 1;
+	hardware.arch.debugreg[7] = 2;
+	found.user_step = probe_once(asked, loop, sizeof(loop), 3, &step) == KVM_EXIT_DEBUG;
+	found.user_hardware = probe_once(asked, loop, sizeof(loop), 3, &hardware) == KVM_EXIT_DEBUG;
+	found.user_int3 = probe_once(asked, int3, sizeof(int3), 3, &software) == KVM_EXIT_DEBUG;
+	found.kernel_int3 = probe_once(asked, int3, sizeof(int3), 0, &software) == KVM_EXIT_DEBUG;
+}
+
+const struct host_debug *host_debug(const struct vm *vm)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	asked = vm;
+	pthread_once(&once, find_out);
+	return &found;
+}

@@ -1,0 +1,736 @@
+/* SPDX-License-Identifier: MIT */
+/* vCPUs: one thread each, which runs until there is a reason to stop. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "helper.h"
+
+/* Steps made in search of an IDT, before the guest runs and is looked at every few milliseconds instead. */
+#define HUNT_STEPS 100000
+/* Ports: a serial line, its status, the stop port of stubs, and a port that ends the machine. */
+#define PORT_SERIAL 0x3f8
+#define PORT_SERIAL_STATUS 0x3fd
+#define PORT_STOP 0x4b
+#define PORT_EXIT 0xf4
+
+/* Signals of the remote protocol. */
+enum { SIGNAL_INT = 2, SIGNAL_ILL = 4, SIGNAL_TRAP = 5, SIGNAL_SEGV = 11 };
+
+enum outcome {
+	/* Something was taken care of: look again and go on. */
+	GO_ON,
+	/* The instruction that was to be stepped has run. */
+	STEPPED,
+	/* `stop` and `signal` say why. */
+	STOPPED,
+};
+
+u64 now_ms(void)
+{
+	struct timespec time;
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (u64)time.tv_sec * 1000 + (u64)time.tv_nsec / 1000000;
+}
+
+static enum outcome stop(struct vcpu *vcpu, int signal, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+static enum outcome stop(struct vcpu *vcpu, int signal, const char *format, ...)
+{
+	va_list arguments;
+	va_start(arguments, format);
+	vsnprintf(vcpu->stop, sizeof(vcpu->stop), format, arguments);
+	va_end(arguments);
+	vcpu->signal = signal;
+	return STOPPED;
+}
+
+static void get_state(struct vcpu *vcpu, struct kvm_regs *regs, struct kvm_sregs *sregs)
+{
+	memset(regs, 0, sizeof(*regs));
+	memset(sregs, 0, sizeof(*sregs));
+	ioctl(vcpu->fd, KVM_GET_REGS, regs);
+	ioctl(vcpu->fd, KVM_GET_SREGS, sregs);
+}
+
+/* ---- getting in and out of KVM_RUN */
+
+void vcpu_kick(struct vcpu *vcpu)
+{
+	if (!vcpu->inside)
+		return;
+	vcpu->run->immediate_exit = 1;
+	pthread_kill(vcpu->thread, SIGUSR1);
+}
+
+void vcpu_pause(struct vcpu *vcpu)
+{
+	pthread_mutex_lock(&vcpu->vm->lock);
+	vcpu->stop_wanted = true;
+	vcpu_kick(vcpu);
+	pthread_mutex_unlock(&vcpu->vm->lock);
+}
+
+/* Waits for others that want the machine to stand still; false when there is a reason not to run now. */
+static bool enter(struct vcpu *vcpu)
+{
+	struct vm *vm = vcpu->vm;
+	pthread_mutex_lock(&vm->lock);
+	while (vm->frozen && vm->solo != vcpu)
+		pthread_cond_wait(&vm->changed, &vm->lock);
+	bool wanted = vcpu->stop_wanted || vcpu->recheck;
+	if (!wanted) {
+		vcpu->inside = true;
+		vcpu->run->immediate_exit = 0;
+	}
+	pthread_mutex_unlock(&vm->lock);
+	return !wanted;
+}
+
+static void leave(struct vcpu *vcpu)
+{
+	pthread_mutex_lock(&vcpu->vm->lock);
+	vcpu->inside = false;
+	pthread_cond_broadcast(&vcpu->vm->changed);
+	pthread_mutex_unlock(&vcpu->vm->lock);
+}
+
+/* Lets KVM finish the input or output that it exited for, and nothing more. */
+static void complete(struct vcpu *vcpu)
+{
+	vcpu->run->immediate_exit = 1;
+	ioctl(vcpu->fd, KVM_RUN, 0);
+	vcpu->run->immediate_exit = 0;
+}
+
+/* The machine stands still; with `self`, that vCPU alone may run. */
+static void freeze(struct vm *vm, struct vcpu *self)
+{
+	pthread_mutex_lock(&vm->lock);
+	while (vm->frozen)
+		pthread_cond_wait(&vm->changed, &vm->lock);
+	vm->frozen = true;
+	vm->solo = self;
+	for (;;) {
+		bool anyone = false;
+		for (int i = 0; i < vm->vcpu_count; i++) {
+			struct vcpu *other = vm->vcpus[i];
+			if (other == self || !other->inside)
+				continue;
+			anyone = true;
+			vcpu_kick(other);
+		}
+		if (!anyone)
+			break;
+		struct timespec until;
+		clock_gettime(CLOCK_REALTIME, &until);
+		until.tv_nsec += 5000000;
+		if (until.tv_nsec >= 1000000000) {
+			until.tv_sec++;
+			until.tv_nsec -= 1000000000;
+		}
+		pthread_cond_timedwait(&vm->changed, &vm->lock, &until);
+		/* A vCPU may be held by a fault that only the server's thread resolves. */
+		if (!self) {
+			pthread_mutex_unlock(&vm->lock);
+			uffd_read(vm);
+			uffd_release_overdue(vm);
+			pthread_mutex_lock(&vm->lock);
+		}
+	}
+	pthread_mutex_unlock(&vm->lock);
+}
+
+static void thaw(struct vm *vm)
+{
+	pthread_mutex_lock(&vm->lock);
+	vm->frozen = false;
+	vm->solo = NULL;
+	pthread_cond_broadcast(&vm->changed);
+	pthread_mutex_unlock(&vm->lock);
+}
+
+void vm_quiesce(struct vm *vm)
+{
+	freeze(vm, NULL);
+}
+
+void vm_unquiesce(struct vm *vm)
+{
+	thaw(vm);
+}
+
+/* ---- arming */
+
+/* Where execution is to be stopped, for a run or for a step. */
+struct armed {
+	struct kvm_guest_debug debug;
+	int registers;
+	/* Handlers of the guest that tell what happened; 0: not watched. */
+	u64 pf_handler;
+	u64 bp_handler;
+	u64 db_handler;
+	u64 syscall_entry;
+	/* A step in user code that is made with RFLAGS.TF. */
+	bool by_flag;
+	struct kvm_sregs before;
+};
+
+static void arm_address(struct armed *armed, u64 address)
+{
+	if (armed->registers == DEBUG_REGISTERS)
+		return;
+	armed->debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+	armed->debug.arch.debugreg[armed->registers] = address;
+	armed->debug.arch.debugreg[7] |= 2ULL << (2 * armed->registers);
+	armed->registers++;
+}
+
+static u64 read_msr(struct vcpu *vcpu, u32 index)
+{
+	struct {
+		struct kvm_msrs header;
+		struct kvm_msr_entry entry;
+	} msr = { .header.nmsrs = 1, .entry.index = index };
+	return ioctl(vcpu->fd, KVM_GET_MSRS, &msr) == 1 ? msr.entry.data : 0;
+}
+
+static bool has_software(const struct vm *vm)
+{
+	for (int i = 0; i < MAX_BREAKPOINTS; i++) {
+		if (vm->breakpoints[i].used && !vm->breakpoints[i].hardware)
+			return true;
+	}
+	return false;
+}
+
+static void arm_run(struct vcpu *vcpu, struct armed *armed)
+{
+	struct vm *vm = vcpu->vm;
+	bool software = has_software(vm);
+	if (software)
+		armed->debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP;
+	for (int i = 0; i < MAX_BREAKPOINTS; i++) {
+		if (vm->breakpoints[i].used && vm->breakpoints[i].hardware)
+			arm_address(armed, vm->breakpoints[i].address);
+	}
+	bool own_int3 = software && !host_debug(vm)->user_int3;
+	if (!own_int3 && !(vm->stops & STOP_GUEST_PF))
+		return;
+	struct kvm_sregs sregs;
+	ioctl(vcpu->fd, KVM_GET_SREGS, &sregs);
+	if ((vm->stops & STOP_GUEST_PF) && guest_pf_handler(vm, &sregs, &armed->pf_handler))
+		arm_address(armed, armed->pf_handler);
+	if (own_int3 && guest_handler(vm, &sregs, 3, &armed->bp_handler))
+		arm_address(armed, armed->bp_handler);
+}
+
+#define MSR_LSTAR 0xc0000082
+
+/* A step where KVM does not honour single-stepping of user code: by the processor's own trap flag. */
+static enum outcome arm_flag_step(struct vcpu *vcpu, struct armed *armed)
+{
+	struct vm *vm = vcpu->vm;
+	struct kvm_regs regs;
+	get_state(vcpu, &regs, &armed->before);
+	if (!guest_handler(vm, &armed->before, 1, &armed->db_handler))
+		return stop(vcpu, SIGNAL_TRAP, "reason=error,rip=%llx,errno=%x,words=%s", regs.rip, EOPNOTSUPP,
+			    "this KVM does not single-step user code and the guest has no #DB handler to stop at");
+	arm_address(armed, armed->db_handler);
+	if (guest_pf_handler(vm, &armed->before, &armed->pf_handler))
+		arm_address(armed, armed->pf_handler);
+	armed->syscall_entry = read_msr(vcpu, MSR_LSTAR);
+	if (armed->syscall_entry)
+		arm_address(armed, armed->syscall_entry);
+	armed->by_flag = true;
+	regs.rflags |= RFLAGS_TF;
+	ioctl(vcpu->fd, KVM_SET_REGS, &regs);
+	return GO_ON;
+}
+
+static enum outcome arm_step(struct vcpu *vcpu, struct armed *armed)
+{
+	struct kvm_sregs sregs;
+	ioctl(vcpu->fd, KVM_GET_SREGS, &sregs);
+	if (sregs.ss.dpl == 3 && !host_debug(vcpu->vm)->user_step)
+		return arm_flag_step(vcpu, armed);
+	armed->debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+	return GO_ON;
+}
+
+/* ---- what an exit means */
+
+static enum outcome stop_at_page_fault(struct vcpu *vcpu, const struct kvm_regs *regs, const struct kvm_sregs *sregs)
+{
+	struct exception_frame frame;
+	if (!guest_frame(vcpu->vm, regs, sregs, true, &frame))
+		return stop(vcpu, SIGNAL_TRAP, "reason=guest-pf,gva=%llx,completed=0,exact=gva", sregs->cr2);
+	const char *access = frame.error & 16 ? "fetch" : frame.error & 2 ? "write" : "read";
+	/* Bit 4 is told only where NX or SMEP is on: else a fetch is the access to the instruction's own address. */
+	if (!(frame.error & 18) && sregs->cr2 == frame.rip)
+		access = "fetch";
+	return stop(vcpu, SIGNAL_TRAP,
+		    "reason=guest-pf,access=%s,gva=%llx,error=%llx,rip=%llx,cpl=%u,completed=0,exact=gva+error+rip+cpl,derived=access",
+		    access, sregs->cr2, (unsigned long long)frame.error, (unsigned long long)frame.rip,
+		    (unsigned)(frame.cs & 3));
+}
+
+/* Takes the delivery of an exception back: the state is that of the interrupted code again. */
+static void unwind(struct vcpu *vcpu, const struct exception_frame *frame, u64 rip, const struct kvm_sregs *before)
+{
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	get_state(vcpu, &regs, &sregs);
+	regs.rip = rip;
+	regs.rsp = frame->rsp;
+	regs.rflags = frame->rflags & ~RFLAGS_TF;
+	if (before) {
+		sregs.cs = before->cs;
+		sregs.ss = before->ss;
+	} else {
+		set_flat_segment(&sregs.cs, (u16)frame->cs, true);
+		set_flat_segment(&sregs.ss, (u16)frame->ss, false);
+	}
+	ioctl(vcpu->fd, KVM_SET_SREGS, &sregs);
+	ioctl(vcpu->fd, KVM_SET_REGS, &regs);
+}
+
+/* The trap flag was ours: nothing that the guest sees may keep it. */
+static void clear_flag_in_frame(struct vm *vm, const struct kvm_regs *regs, const struct kvm_sregs *sregs)
+{
+	struct exception_frame frame;
+	if (!guest_frame(vm, regs, sregs, true, &frame))
+		return;
+	u64 rflags = frame.rflags & ~RFLAGS_TF;
+	bool written = vm->written;
+	memory_write_virtual(vm, sregs, regs->rsp + 24, &rflags, 8);
+	/* A handler's stack holds no tables. */
+	vm->written = written;
+}
+
+static enum outcome at_flag_step(struct vcpu *vcpu, const struct armed *armed, struct kvm_regs *regs,
+				 const struct kvm_sregs *sregs)
+{
+	struct vm *vm = vcpu->vm;
+	struct exception_frame frame;
+	if (regs->rip == armed->db_handler && guest_frame(vm, regs, sregs, false, &frame) && (frame.cs & 3) == 3) {
+		struct kvm_debugregs debug;
+		unwind(vcpu, &frame, frame.rip, &armed->before);
+		if (!ioctl(vcpu->fd, KVM_GET_DEBUGREGS, &debug)) {
+			debug.dr6 &= ~(1ULL << 14);
+			ioctl(vcpu->fd, KVM_SET_DEBUGREGS, &debug);
+		}
+		return STEPPED;
+	}
+	if (regs->rip == armed->pf_handler) {
+		clear_flag_in_frame(vm, regs, sregs);
+		return vm->stops & STOP_GUEST_PF ? stop_at_page_fault(vcpu, regs, sregs) : STEPPED;
+	}
+	if (armed->syscall_entry && regs->rip == armed->syscall_entry)
+		regs->r11 &= ~RFLAGS_TF;
+	regs->rflags &= ~RFLAGS_TF;
+	ioctl(vcpu->fd, KVM_SET_REGS, regs);
+	return STEPPED;
+}
+
+static enum outcome at_debug_exit(struct vcpu *vcpu, const struct armed *armed)
+{
+	struct vm *vm = vcpu->vm;
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	get_state(vcpu, &regs, &sregs);
+	if (armed->by_flag)
+		return at_flag_step(vcpu, armed, &regs, &sregs);
+	if (armed->debug.control & KVM_GUESTDBG_SINGLESTEP)
+		return STEPPED;
+	if (armed->pf_handler && regs.rip == armed->pf_handler)
+		return stop_at_page_fault(vcpu, &regs, &sregs);
+	if (armed->bp_handler && regs.rip == armed->bp_handler && !breakpoint_at(vm, regs.rip)) {
+		struct exception_frame frame;
+		const struct breakpoint *point = NULL;
+		if (guest_frame(vm, &regs, &sregs, false, &frame))
+			point = breakpoint_at(vm, frame.rip - 1);
+		/* The guest's own int3: its handler runs. */
+		if (!point || point->hardware)
+			return STEPPED;
+		unwind(vcpu, &frame, frame.rip - 1, NULL);
+		return stop(vcpu, SIGNAL_TRAP, "reason=breakpoint,rip=%llx,completed=0", (unsigned long long)frame.rip - 1);
+	}
+	return stop(vcpu, SIGNAL_TRAP, "reason=breakpoint,rip=%llx,completed=0", regs.rip);
+}
+
+static void say(struct vm *vm, const void *bytes, size_t length)
+{
+	u64 one = 1;
+	pthread_mutex_lock(&vm->lock);
+	text_bytes(&vm->console, bytes, length);
+	pthread_mutex_unlock(&vm->lock);
+	if (write(vm->event, &one, 8) < 0)
+		return;
+}
+
+static enum outcome at_port(struct vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+	u8 *data = (u8 *)run + run->io.data_offset;
+	size_t length = (size_t)run->io.size * run->io.count;
+	if (run->io.direction == KVM_EXIT_IO_IN) {
+		memset(data, run->io.port == PORT_SERIAL_STATUS ? 0x60 : 0xff, length);
+		return GO_ON;
+	}
+	switch (run->io.port) {
+	case PORT_SERIAL:
+		say(vcpu->vm, data, length);
+		return GO_ON;
+	case PORT_STOP: {
+		u8 value = data[0];
+		complete(vcpu);
+		return stop(vcpu, SIGNAL_TRAP, "reason=port,access=write,port=%x,size=1,data=%x,completed=1,exact=port+data",
+			    PORT_STOP, value);
+	}
+	case PORT_EXIT:
+		vcpu->has_exited = true;
+		vcpu->exit_code = data[0];
+		return stop(vcpu, SIGNAL_TRAP, "reason=port,access=write,port=%x,size=1,data=%x,completed=1", PORT_EXIT,
+			    data[0]);
+	default:
+		return GO_ON;
+	}
+}
+
+static enum outcome at_mmio(struct vcpu *vcpu)
+{
+	struct vm *vm = vcpu->vm;
+	struct kvm_run *run = vcpu->run;
+	u64 gpa = run->mmio.phys_addr, data = 0;
+	bool is_write = run->mmio.is_write;
+	unsigned length = run->mmio.len;
+	memcpy(&data, run->mmio.data, length < 8 ? length : 8);
+	bool readonly = is_write && vm_slot_at(vm, gpa);
+	if (!is_write)
+		memset(run->mmio.data, 0xff, sizeof(run->mmio.data));
+	if (!(vm->stops & (readonly ? STOP_READ_ONLY : STOP_MMIO)))
+		return GO_ON;
+	if (!is_write)
+		return stop(vcpu, SIGNAL_TRAP, "reason=mmio,access=read,gpa=%llx,size=%x,completed=0,exact=access+gpa+size",
+			    (unsigned long long)gpa, length);
+	complete(vcpu);
+	return stop(vcpu, SIGNAL_TRAP,
+		    "reason=%s,access=write,gpa=%llx,size=%x,data=%llx,completed=1,exact=access+gpa+size+data",
+		    readonly ? "read-only" : "mmio", (unsigned long long)gpa, length, (unsigned long long)data);
+}
+
+static enum outcome at_internal_error(struct vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	get_state(vcpu, &regs, &sregs);
+	const struct breakpoint *point = breakpoint_at(vcpu->vm, regs.rip);
+	/* Where kernel code is emulated, int3 is an instruction that the emulator lacks. */
+	if (run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION && point && !point->hardware)
+		return stop(vcpu, SIGNAL_TRAP, "reason=breakpoint,rip=%llx,completed=0", regs.rip);
+	if (run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION)
+		return stop(vcpu, SIGNAL_ILL, "reason=emulation,rip=%llx,cpl=%u,completed=0", regs.rip, sregs.ss.dpl);
+	return stop(vcpu, SIGNAL_ILL, "reason=error,rip=%llx,errno=%x,words=KVM reports internal error %u", regs.rip,
+		    EIO, run->internal.suberror);
+}
+
+static enum outcome at_shutdown(struct vcpu *vcpu)
+{
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	get_state(vcpu, &regs, &sregs);
+	const struct breakpoint *point = breakpoint_at(vcpu->vm, regs.rip);
+	if (point && !point->hardware)
+		return stop(vcpu, SIGNAL_TRAP, "reason=breakpoint,rip=%llx,completed=0", regs.rip);
+	return stop(vcpu, SIGNAL_SEGV, "reason=shutdown,rip=%llx,gva=%llx,cpl=%u,completed=0,derived=gva", regs.rip,
+		    sregs.cr2, sregs.ss.dpl);
+}
+
+static enum outcome at_exit(struct vcpu *vcpu, const struct armed *armed)
+{
+	struct kvm_run *run = vcpu->run;
+	struct kvm_regs regs;
+	struct memory_fault fault;
+	switch (run->exit_reason) {
+	case KVM_EXIT_DEBUG:
+		return at_debug_exit(vcpu, armed);
+	case KVM_EXIT_IO:
+		return at_port(vcpu);
+	case KVM_EXIT_MMIO:
+		return at_mmio(vcpu);
+	case KVM_EXIT_HLT:
+		ioctl(vcpu->fd, KVM_GET_REGS, &regs);
+		return stop(vcpu, SIGNAL_TRAP, "reason=halt,rip=%llx,completed=1", regs.rip);
+	case KVM_EXIT_SHUTDOWN:
+		return at_shutdown(vcpu);
+	case KVM_EXIT_INTERNAL_ERROR:
+		return at_internal_error(vcpu);
+	case KVM_EXIT_DIRTY_RING_FULL:
+		ring_harvest(vcpu);
+		return GO_ON;
+	case KVM_EXIT_MEMORY_FAULT:
+		memcpy(&fault, &run->hw, sizeof(fault));
+		return stop(vcpu, SIGNAL_TRAP, "reason=memory-fault,gpa=%llx,size=%llx,data=%llx,completed=0,exact=gpa+size",
+			    fault.gpa, fault.size, fault.flags);
+	case KVM_EXIT_INTR:
+	case KVM_EXIT_IRQ_WINDOW_OPEN:
+		return GO_ON;
+	case KVM_EXIT_FAIL_ENTRY:
+		return stop(vcpu, SIGNAL_ILL, "reason=error,errno=%x,words=the processor refuses this vCPU's state (reason 0x%llx)",
+			    EINVAL, run->fail_entry.hardware_entry_failure_reason);
+	default:
+		return stop(vcpu, SIGNAL_ILL, "reason=error,errno=%x,words=KVM exits for reason %u which this helper does not know",
+			    ENOSYS, run->exit_reason);
+	}
+}
+
+/* ---- running */
+
+static enum outcome stop_held(struct vcpu *vcpu)
+{
+	struct held_fault held = vcpu->held;
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	get_state(vcpu, &regs, &sregs);
+	return stop(vcpu, SIGNAL_TRAP,
+		    "reason=second-stage,access=%s,gpa=%llx,trap=%s,rip=%llx,cpl=%u,completed=%d,exact=gpa+trap%s",
+		    held.write ? "write" : "read", (unsigned long long)held.gpa, held.trap, regs.rip, sregs.ss.dpl,
+		    held.resolved, held.resolved ? "+access,derived=rip" : "+access+rip");
+}
+
+static enum outcome run_once(struct vcpu *vcpu, bool step)
+{
+	struct vm *vm = vcpu->vm;
+	struct armed armed = { 0 };
+	enum outcome outcome = GO_ON;
+	if (step)
+		outcome = arm_step(vcpu, &armed);
+	else
+		arm_run(vcpu, &armed);
+	if (outcome != GO_ON)
+		return outcome;
+	if (memcmp(&armed.debug, &vcpu->debug, sizeof(armed.debug))) {
+		ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &armed.debug);
+		vcpu->debug = armed.debug;
+	}
+	while (outcome == GO_ON) {
+		int error = 0;
+		if (vcpu->exit_pending)
+			vcpu->exit_pending = false;
+		else {
+			if (!enter(vcpu))
+				break;
+			error = ioctl(vcpu->fd, KVM_RUN, 0) ? errno : 0;
+			leave(vcpu);
+		}
+		pthread_mutex_lock(&vm->lock);
+		bool held = vcpu->held.active;
+		pthread_mutex_unlock(&vm->lock);
+		if (held) {
+			vcpu->exit_pending = !error;
+			outcome = stop_held(vcpu);
+		} else if (error == EINTR || error == EAGAIN)
+			outcome = armed.by_flag && now_ms() - vcpu->since > 200 ? STEPPED : GO_ON;
+		else if (error == EFAULT && vcpu->run->exit_reason == KVM_EXIT_MEMORY_FAULT)
+			outcome = at_exit(vcpu, &armed);
+		else if (error)
+			outcome = stop(vcpu, SIGNAL_ILL, "reason=error,errno=%x,words=KVM_RUN: %s", error, strerror(error));
+		else
+			outcome = at_exit(vcpu, &armed);
+	}
+	/* Whatever ended a step by the flag, the flag is ours. */
+	struct kvm_regs regs;
+	if (armed.by_flag && !ioctl(vcpu->fd, KVM_GET_REGS, &regs) && (regs.rflags & RFLAGS_TF)) {
+		regs.rflags &= ~RFLAGS_TF;
+		ioctl(vcpu->fd, KVM_SET_REGS, &regs);
+	}
+	return outcome;
+}
+
+/* One instruction, with the int3 that may stand on it taken out for as long, alone. */
+static enum outcome step_over(struct vcpu *vcpu, struct breakpoint *point)
+{
+	struct vm *vm = vcpu->vm;
+	if (!point || point->hardware)
+		return run_once(vcpu, true);
+	freeze(vm, vcpu);
+	u8 int3 = 0xcc;
+	bool written = vm->written;
+	memory_write(vm, point->gpa, &point->original, 1);
+	enum outcome outcome = run_once(vcpu, true);
+	if (point->used)
+		memory_write(vm, point->gpa, &int3, 1);
+	vm->written = written;
+	thaw(vm);
+	return outcome;
+}
+
+/* Whether a vCPU has come to a place that it was to stop at. */
+static enum outcome look(struct vcpu *vcpu, bool asked)
+{
+	struct vm *vm = vcpu->vm;
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	u64 handler;
+	get_state(vcpu, &regs, &sregs);
+	if ((vm->stops & STOP_GUEST_PF) && guest_pf_handler(vm, &sregs, &handler) && regs.rip == handler)
+		return stop_at_page_fault(vcpu, &regs, &sregs);
+	if (breakpoint_at(vm, regs.rip))
+		return stop(vcpu, SIGNAL_TRAP, "reason=breakpoint,rip=%llx,completed=0", regs.rip);
+	if (asked)
+		return stop(vcpu, SIGNAL_TRAP, "reason=step,rip=%llx", regs.rip);
+	return GO_ON;
+}
+
+static void run_until_stop(struct vcpu *vcpu)
+{
+	struct vm *vm = vcpu->vm;
+	bool first = true;
+	int hunted = 0;
+	for (;;) {
+		pthread_mutex_lock(&vm->lock);
+		bool wanted = vcpu->stop_wanted;
+		vcpu->recheck = false;
+		pthread_mutex_unlock(&vm->lock);
+		struct kvm_regs regs;
+		struct kvm_sregs sregs;
+		struct breakpoint *point = NULL;
+		u64 handler;
+		bool step = vcpu->stepping;
+		if (wanted) {
+			ioctl(vcpu->fd, KVM_GET_REGS, &regs);
+			stop(vcpu, vcpu->vm->non_stop ? 0 : SIGNAL_INT, "reason=pause,rip=%llx", regs.rip);
+			return;
+		}
+		if (first && (vm->stops & STOP_GUEST_PF || vm->has_breakpoints || step)) {
+			get_state(vcpu, &regs, &sregs);
+			point = breakpoint_at(vm, regs.rip);
+			if (point || (vm->stops & STOP_GUEST_PF && guest_pf_handler(vm, &sregs, &handler) &&
+				      regs.rip == handler))
+				step = true;
+		}
+		bool hunting = false;
+		if (!step && (vm->stops & STOP_GUEST_PF) && hunted < HUNT_STEPS) {
+			get_state(vcpu, &regs, &sregs);
+			hunting = sregs.ss.dpl == 0 && !guest_pf_handler(vm, &sregs, &handler);
+			hunted++;
+		}
+		enum outcome outcome = step || hunting ? step_over(vcpu, point) : run_once(vcpu, false);
+		if (outcome == STEPPED && (step || hunting))
+			outcome = look(vcpu, vcpu->stepping);
+		else if (outcome == STEPPED)
+			/* The guest's own int3: past the first instruction of its handler. */
+			outcome = run_once(vcpu, true) == STOPPED ? STOPPED : GO_ON;
+		if (outcome == STOPPED)
+			return;
+		first = false;
+	}
+}
+
+static void *vcpu_main(void *argument)
+{
+	struct vcpu *vcpu = argument;
+	struct vm *vm = vcpu->vm;
+	sigset_t kick;
+	sigemptyset(&kick);
+	sigaddset(&kick, SIGUSR1);
+	pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
+	pthread_mutex_lock(&vm->lock);
+	vcpu->tid = gettid();
+	pthread_cond_broadcast(&vm->changed);
+	for (;;) {
+		while (vcpu->state != VCPU_RUNNING)
+			pthread_cond_wait(&vm->changed, &vm->lock);
+		pthread_mutex_unlock(&vm->lock);
+		run_until_stop(vcpu);
+		u64 one = 1;
+		pthread_mutex_lock(&vm->lock);
+		vcpu->state = VCPU_STOPPED;
+		vcpu->stop_wanted = false;
+		vcpu->reported = false;
+		pthread_cond_broadcast(&vm->changed);
+		if (write(vm->event, &one, 8) < 0)
+			continue;
+	}
+	return NULL;
+}
+
+/* ---- from outside */
+
+static int vcpu_start(struct vcpu *vcpu)
+{
+	struct vm *vm = vcpu->vm;
+	int error = pthread_create(&vcpu->thread, NULL, vcpu_main, vcpu);
+	if (error)
+		return fail(error, "vCPU %d: no thread: %s", vcpu->id, strerror(error));
+	pthread_mutex_lock(&vm->lock);
+	while (!vcpu->tid)
+		pthread_cond_wait(&vm->changed, &vm->lock);
+	pthread_mutex_unlock(&vm->lock);
+	return 0;
+}
+
+int vcpu_create(struct vm *vm, int id)
+{
+	struct vcpu *vcpu = calloc(1, sizeof(*vcpu));
+	if (!vcpu)
+		return fail(ENOMEM, "vCPU %d: no memory", id);
+	*vcpu = (struct vcpu){ .vm = vm, .id = id, .state = VCPU_STOPPED, .reported = true, .signal = SIGNAL_TRAP };
+	vcpu->fd = ioctl(vm->fd, KVM_CREATE_VCPU, id);
+	if (vcpu->fd < 0) {
+		int error = errno;
+		free(vcpu);
+		return fail(error, "KVM does not make vCPU %d: %s", id, strerror(error));
+	}
+	vcpu->run = mmap(NULL, vm->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0);
+	if (vcpu->run == MAP_FAILED)
+		return fail(errno, "vCPU %d: its kvm_run cannot be mapped: %s", id, strerror(errno));
+	if (vm->dirty_ring) {
+		vcpu->ring = mmap(NULL, vm->dirty_ring * sizeof(struct kvm_dirty_gfn), PROT_READ | PROT_WRITE, MAP_SHARED,
+				  vcpu->fd, KVM_DIRTY_LOG_PAGE_OFFSET * (off_t)PAGE);
+		if (vcpu->ring == MAP_FAILED)
+			return fail(errno, "vCPU %d: its dirty ring cannot be mapped: %s", id, strerror(errno));
+	}
+	int error = vcpu_set_cpuid(vm->kvm, vcpu->fd);
+	if (!error)
+		error = set_long_mode(vcpu->fd, 0, 0, 0, 0, 0);
+	if (error)
+		return fail(-error, "vCPU %d: KVM refuses its registers: %s", id, strerror(-error));
+	snprintf(vcpu->stop, sizeof(vcpu->stop), "reason=start");
+	vm->vcpus[vm->vcpu_count++] = vcpu;
+	return vcpu_start(vcpu);
+}
+
+int vcpu_resume(struct vcpu *vcpu, bool step)
+{
+	struct vm *vm = vcpu->vm;
+	if (vm->written && vm_is_shadow(vm)) {
+		vm_quiesce(vm);
+		int error = vm_refresh(vm);
+		vm_unquiesce(vm);
+		if (error)
+			return error;
+	}
+	vm->written = false;
+	pthread_mutex_lock(&vm->lock);
+	struct held_fault held = vcpu->held;
+	vcpu->held.active = false;
+	pthread_mutex_unlock(&vm->lock);
+	if (held.active && !held.resolved)
+		uffd_resolve(vm, &held);
+	pthread_mutex_lock(&vm->lock);
+	vcpu->stepping = step;
+	vcpu->since = now_ms();
+	vcpu->state = VCPU_RUNNING;
+	pthread_cond_broadcast(&vm->changed);
+	pthread_mutex_unlock(&vm->lock);
+	return 0;
+}
