@@ -19,6 +19,9 @@ const USAGE = `usage:
                [--perm LETTERS] [--phys ADDRESS] [--merge] [--diff IMAGE] [--format text|json|qemu]
       lists what the tables map, a row a leaf, or joined with --merge; --perm wx!u: writable, executable and
       not the user’s; --phys: who maps this memory; --diff: what another image maps otherwise, exits 1 then
+  kvm-mmu conform [--seed N] [--cases N | --case N] [--json] [--helper PATH] [--guest PATH]
+      makes random accesses through random tables, in the engine and on this machine’s KVM, and compares;
+      exits 1 for a mismatch, 3 where it cannot run; --case: that one alone
 
   IMAGE is raw memory from address 0 (or as --map GPA[+SIZE]@OFFSET says, any number of times), or an ELF core.
   REGISTERS: QEMU’s cores keep those of x86, and kdump’s say where the kernel’s tables are; else
@@ -32,6 +35,8 @@ const USAGE = `usage:
 const COMMANDS: Readonly<Record<string, (args: string[]) => number | Promise<number>>> = {
   // The scenario language is large: whoever does not run one need not load it.
   run: async (args) => (await import('./commands/run.ts')).run(args),
+  // And what talks to KVM.
+  conform: async (args) => (await import('./commands/conform.ts')).conform(args),
   decode,
   walk,
   dump,

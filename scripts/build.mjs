@@ -19,11 +19,17 @@ export function generateParser() {
 const present = (entries) => Object.fromEntries(Object.entries(entries).filter(([, path]) => existsSync(path)));
 const common = { bundle: true, sourcemap: 'linked', logLevel: 'warning', target: 'es2022', outdir: 'dist' };
 
-/** `kvm-mmu run` brings the scenario language along; the other commands start without reading it. */
-const runApart = {
-  name: 'run-apart',
+/**
+ * `kvm-mmu run` brings the scenario language along, `kvm-mmu conform` what talks to KVM: the other commands start without
+ * reading them.
+ */
+const commandsApart = {
+  name: 'commands-apart',
   setup(build) {
-    build.onResolve({ filter: /^\.\/commands\/run\.ts$/ }, () => ({ path: './cli-run.cjs', external: true }));
+    build.onResolve({ filter: /^\.\/commands\/(run|conform)\.ts$/ }, ({ path }) => ({
+      path: `./cli-${path.slice('./commands/'.length, -'.ts'.length)}.cjs`,
+      external: true,
+    }));
   },
 };
 
@@ -38,13 +44,14 @@ export async function buildAll() {
         adapter: 'adapter/main.ts',
         cli: 'adapter/cli.ts',
         'cli-run': 'adapter/commands/run.ts',
+        'cli-conform': 'adapter/commands/conform.ts',
       }),
       platform: 'node',
       format: 'cjs',
       outExtension: { '.js': '.cjs' },
       external: ['vscode'],
       mainFields: ['module', 'main'],
-      plugins: [runApart],
+      plugins: [commandsApart],
     }),
     build({
       ...common,

@@ -18,7 +18,10 @@ const doors = {
       'vscode-languageserver-protocol',
     ],
   },
-  adapter: { folders: ['engine', 'scenario'], packages: ['@vscode/debugadapter', '@vscode/debugprotocol'] },
+  adapter: {
+    folders: ['engine', 'scenario'],
+    packages: ['@vscode/debugadapter', '@vscode/debugprotocol', 'fast-xml-parser'],
+  },
   // Types and decoding only.
   webview: { folders: ['engine'], packages: [/^d3/] },
   // Entry decoding without a session, and the language server's entry point.
@@ -32,6 +35,8 @@ const nodeFiles = [
   'adapter/commands/output.ts',
   'adapter/commands/usage.ts',
   'adapter/image/file.ts',
+  'adapter/rsp/node-stream.ts',
+  'adapter/commands/conform.ts',
 ];
 const pathRules = [
   // Decoding is all that extension and webviews take from the engine.

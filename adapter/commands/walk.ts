@@ -1,6 +1,7 @@
 import { decodeEntry, rightsWords } from '../../engine/formats/decode.ts';
-import type { Regime, RegimeAccess, RegimeReference, RegimeWalk } from '../../engine/guest/regime.ts';
+import type { Regime, RegimeAccess, RegimeWalk } from '../../engine/guest/regime.ts';
 import { formatSize, hex } from '../../engine/memory/words.ts';
+import { entryWords } from './entry-words.ts';
 import { IMAGE_OPTIONS, openMachine } from './image-options.ts';
 import { readNumber, readOptions, UsageError } from './usage.ts';
 
@@ -43,27 +44,6 @@ function outcomeWords(regime: Regime, address: bigint, result: RegimeWalk): stri
   const there = result.reason.replace(/^the translation succeeds(, )?/, '');
   if (there !== '') parts.push(`(${there})`);
   return parts.join(' ');
-}
-
-function entryWords({ format, level, index, lo, hi }: RegimeReference): { name: string; says: string; value: string } {
-  const entry = decodeEntry(format, level, lo, hi);
-  // That it is present, and a table or a page, is said in words.
-  const marks = [...format.spec.roles.present, ...format.spec.leaf.fields, 'ignored'];
-  const flags = entry.fields
-    .filter(({ name, bits: [high, low], value }) => high === low && value !== '0x0' && !marks.includes(name))
-    .map(({ name }) => name)
-    .reverse();
-  const to =
-    entry.state === 'absent'
-      ? 'nothing'
-      : entry.state === 'malformed'
-        ? `malformed: ${entry.problems.join(', ')}`
-        : entry.state === 'table'
-          ? `table at ${entry.address}`
-          : `${formatSize(entry.size!)} page at ${entry.address}`;
-  const rights = entry.state === 'absent' ? '' : `${entry.rights} `;
-  const bits = entry.state === 'absent' ? '' : `  [${flags.join(' ')}]`;
-  return { name: `${entry.name} ${index}`, value: entry.value, says: `${rights}${to}${bits}` };
 }
 
 function walkText(regime: Regime, address: bigint, access: RegimeAccess, result: RegimeWalk): string {

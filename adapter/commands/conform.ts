@@ -1,0 +1,202 @@
+import { accessSync, constants, existsSync, realpathSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { hex, highWord, lowWord } from '../../engine/memory/words.ts';
+import { type ConformCase, indexAt, LEVELS } from '../conform/cases.ts';
+import { outcomeWords } from '../conform/compare.ts';
+import { EngineVerdict, type Outcome } from '../conform/engine.ts';
+import { ConformGuest } from '../conform/guest.ts';
+import { MEMORY_SIZE, PROGRAM } from '../conform/layout.ts';
+import { type NotTested, probe } from '../conform/probe.ts';
+import { type Agreement, conform as compare, type Difference, type Mismatch } from '../conform/run.ts';
+import { RspClient } from '../rsp/client.ts';
+import { spawnHelper } from '../rsp/node-stream.ts';
+import { entryWords } from './entry-words.ts';
+import { readNumber, readOptions, UsageError } from './usage.ts';
+
+/** Cases without `--cases`: some seconds. */
+const CASES = 20_000;
+
+/** Exit statuses. */
+const AGREEMENT = 0;
+const MISMATCH = 1;
+const CANNOT_RUN = 3;
+
+/** `kvm-mmu conform`: random accesses through random tables, on the engine and on KVM. The exit status. */
+export async function conform(args: string[]): Promise<number> {
+  const { values, positionals } = readOptions({
+    args,
+    allowPositionals: true,
+    options: {
+      seed: { type: 'string' },
+      cases: { type: 'string' },
+      case: { type: 'string' },
+      helper: { type: 'string' },
+      guest: { type: 'string' },
+      json: { type: 'boolean' },
+    },
+  });
+  if (positionals.length > 0) throw new UsageError(`conform takes no ${positionals[0]}`);
+  if (values.case !== undefined && values.cases !== undefined)
+    throw new UsageError('--case runs one case, --cases says how many: give one of them');
+  const seed = whole(values.seed, '--seed') ?? Math.floor(Math.random() * 2 ** 32);
+  const only = whole(values.case, '--case');
+  const wanted = { seed, first: only ?? 0, cases: only === undefined ? (whole(values.cases, '--cases') ?? CASES) : 1 };
+  const native = join(dirname(realpathSync(process.argv[1]!)), '..', 'native', 'build');
+  const helper = values.helper ?? join(native, 'kvm-mmu-helper');
+  const program = values.guest ?? join(native, 'conform.bin');
+  const why = cannotRun(helper, program);
+  if (why !== undefined) {
+    console.error(`kvm-mmu: conform cannot run here: ${why}`);
+    return CANNOT_RUN;
+  }
+  const client = new RspClient(
+    spawnHelper(helper, ['--memory', `${MEMORY_SIZE >> 20}M`, '--image', `${program}@${hex(PROGRAM)}`]),
+  );
+  try {
+    await client.handshake();
+    const { maxphyaddr } = await client.info();
+    const guest = new ConformGuest(client);
+    await guest.setUp();
+    const { host, notTested } = await probe(guest, maxphyaddr);
+    const progress = (done: number): void => {
+      if (process.stderr.isTTY) process.stderr.write(`\r${done} of ${wanted.cases} cases`);
+    };
+    const result = await compare(guest, host, wanted, progress);
+    if (process.stderr.isTTY) process.stderr.write('\r\x1b[K');
+    const engine = new EngineVerdict(host);
+    console.log(
+      values.json
+        ? JSON.stringify({ seed, host, ...agreementJson(result, engine), notTested })
+        : agreementText(seed, result, engine, notTested),
+    );
+    return result.differing === 0 ? AGREEMENT : MISMATCH;
+  } finally {
+    client.kill();
+  }
+}
+
+function whole(written: string | undefined, what: string): number | undefined {
+  if (written === undefined) return undefined;
+  const value = readNumber(written, what);
+  if (value >= 1n << 32n) throw new UsageError(`${what} must be below 2³², not ${written}`);
+  return Number(value);
+}
+
+/** What is missing, and what to do about it. */
+export function cannotRun(helper: string, program: string): string | undefined {
+  if (!existsSync('/dev/kvm')) return 'there is no /dev/kvm: this needs Linux with KVM (modprobe kvm_intel or kvm_amd)';
+  try {
+    accessSync('/dev/kvm', constants.R_OK | constants.W_OK);
+  } catch {
+    return '/dev/kvm may not be opened: join the group that owns it (usually kvm), or ask for access';
+  }
+  for (const [what, path] of [
+    ['helper', helper],
+    ['guest program', program],
+  ] as const)
+    if (!existsSync(path)) return `the ${what} ${path} is not built: make -C native`;
+  return undefined;
+}
+
+function agreementText(
+  seed: number,
+  result: Agreement,
+  engine: EngineVerdict,
+  notTested: readonly NotTested[],
+): string {
+  const { cases, seconds, outcomes, differing, mismatches } = result;
+  const lines = mismatches.flatMap((mismatch) => [...mismatchText(seed, mismatch, engine), '']);
+  lines.push(`seed ${seed}: ${cases} cases in ${seconds.toFixed(1)} s, ${Math.round(cases / seconds)} a second`);
+  for (const [name, count] of byCount(outcomes)) lines.push(`  ${String(count).padStart(9)}  ${name}`);
+  lines.push('not tested:');
+  for (const { name, reason } of notTested) lines.push(`  ${name}: ${reason}`);
+  const told = differing > mismatches.length ? `, of which ${mismatches.length} are told` : '';
+  lines.push(differing === 0 ? 'engine and KVM agree' : `engine and KVM differ in ${differing} cases${told}`);
+  return lines.join('\n');
+}
+
+function byCount(outcomes: ReadonlyMap<string, number>): [string, number][] {
+  return [...outcomes].sort(([, a], [, b]) => b - a);
+}
+
+function mismatchText(seed: number, { number, shrunk, ...whole }: Mismatch, engine: EngineVerdict): string[] {
+  const lines = [`mismatch: --seed ${seed} --case ${number}`, ...differenceText(whole, engine)];
+  if (!shrunk) lines.push('  alone it does not differ: something of the cases before it counts');
+  else lines.push('  shrunk to', ...differenceText(shrunk, engine));
+  return lines;
+}
+
+function differenceText(difference: Difference, engine: EngineVerdict): string[] {
+  const { case: of, engine: verdict, kvm } = difference;
+  const { registers, access, entries } = caseWords(of, engine);
+  return [
+    `    ${registers}`,
+    `    ${access}`,
+    ...entries.map((line) => `      ${line}`),
+    `    engine: ${outcomeWords(verdict)}: ${engine.explain(of)}`,
+    ...changedEntries(of, verdict).map((line) => `      ${line}`),
+    `    KVM:    ${outcomeWords(kvm)}`,
+    ...changedEntries(of, kvm).map((line) => `      ${line}`),
+  ];
+}
+
+/** A case in words: registers, the access, an entry a line. */
+function caseWords(of: ConformCase, engine: EngineVerdict) {
+  const flags = { 'CR0.WP': of.wp, 'EFER.NXE': of.nxe, 'CR4.SMEP': of.smep, 'CR4.SMAP': of.smap, 'RFLAGS.AC': of.ac };
+  const { format } = engine.mode(of);
+  return {
+    registers: Object.entries(flags)
+      .map(([name, on]) => `${name} ${on ? 1 : 0}`)
+      .join(', '),
+    access: `CPL${of.user ? 3 : 0} ${of.kind} of ${of.size} at ${hex(of.gva)}`,
+    entries: LEVELS.map((level, at) => {
+      const value = of.entries[at]!;
+      const index = indexAt(of.gva, level);
+      const words = entryWords({ format, level, index, lo: lowWord(value), hi: highWord(value) });
+      return `${words.name.padEnd(9)} ${words.value.padStart(18)}  ${words.says}`;
+    }),
+  };
+}
+
+/** What an access did to the entries. */
+function changedEntries(of: ConformCase, { entries }: Outcome): string[] {
+  const names = ['PML4E', 'PDPTE', 'PDE', 'PTE'];
+  const changed = entries.flatMap((entry, at) => {
+    const before = of.entries[at]!;
+    return entry === before ? [] : [`${names[at]} becomes ${hex(entry)} (${hex(before ^ entry)} differs)`];
+  });
+  return changed.length === 0 ? ['no entry changes'] : changed;
+}
+
+function agreementJson({ cases, seconds, outcomes, differing, mismatches }: Agreement, engine: EngineVerdict) {
+  return {
+    ok: differing === 0,
+    cases,
+    seconds,
+    outcomes: Object.fromEntries(byCount(outcomes)),
+    differing,
+    mismatches: mismatches.map(({ number, shrunk, ...whole }) => ({
+      case: number,
+      ...differenceJson(whole, engine),
+      shrunk: shrunk === undefined ? null : differenceJson(shrunk, engine),
+    })),
+  };
+}
+
+function differenceJson({ case: of, engine: verdict, kvm }: Difference, engine: EngineVerdict) {
+  const outcomeJson = ({ kind, error, cr2, value, entries, words }: Outcome) => ({
+    kind,
+    error: hex(error),
+    cr2: hex(cr2),
+    value: hex(value),
+    entries: entries.map(hex),
+    ...(words === undefined ? {} : { words }),
+  });
+  return {
+    registers: { wp: of.wp, nxe: of.nxe, smep: of.smep, smap: of.smap, ac: of.ac },
+    access: { kind: of.kind, user: of.user, size: of.size, gva: hex(of.gva) },
+    entries: of.entries.map(hex),
+    engine: { ...outcomeJson(verdict), reason: engine.explain(of) },
+    kvm: outcomeJson(kvm),
+  };
+}

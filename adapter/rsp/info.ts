@@ -1,0 +1,91 @@
+import { quote, RspError } from './packet.ts';
+
+/** A memslot, and where its memory lies in the helper's memfd. Addresses and sizes in bytes. */
+export interface KvmSlot {
+  readonly id: number;
+  readonly gpa: bigint;
+  readonly size: bigint;
+  /** `ro`, `log`, `private`. */
+  readonly flags: readonly string[];
+  readonly offset: bigint;
+}
+
+/** What `qKvm.Info` says of the helper's machine (native/PROTOCOL.md). */
+export interface KvmInfo {
+  readonly version: number;
+  readonly pid: number;
+  readonly memory: { readonly fd: number; readonly slots: readonly KvmSlot[] };
+  readonly vcpus: number;
+  /** Bits of a physical address. */
+  readonly maxphyaddr: number;
+  /** Per capability why the host lacks it, in words; empty when it is there. */
+  readonly has: Readonly<Record<string, string>>;
+}
+
+/** The answer to `qKvm.Info`. Members that are not known here are a newer helper's, and left alone. @throws RspError */
+export function parseInfo(text: string): KvmInfo {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw new RspError(`the answer to qKvm.Info is not JSON: ${(error as Error).message}`);
+  }
+  const info = record(value, 'qKvm.Info');
+  const version = count(info, 'version');
+  if (version !== 1) throw new RspError(`the helper speaks version ${version} of its protocol; 1 is understood`);
+  const memory = record(info.memory, 'memory');
+  const { slots } = memory;
+  if (!Array.isArray(slots)) throw new RspError(`memory.slots in qKvm.Info is ${shown(slots)}, not a list`);
+  const has = record(info.has, 'has');
+  return {
+    version,
+    pid: count(info, 'pid'),
+    memory: { fd: count(memory, 'fd'), slots: slots.map(parseSlot) },
+    vcpus: count(info, 'vcpus'),
+    maxphyaddr: count(info, 'maxphyaddr'),
+    has: Object.fromEntries(Object.keys(has).map((name) => [name, words(has, name)])),
+  };
+}
+
+function parseSlot(value: unknown): KvmSlot {
+  const slot = record(value, 'a slot');
+  return {
+    id: count(slot, 'id'),
+    gpa: address(slot, 'gpa'),
+    size: address(slot, 'size'),
+    flags: words(slot, 'flags')
+      .split('+')
+      .filter((flag) => flag !== ''),
+    offset: address(slot, 'offset'),
+  };
+}
+
+function record(value: unknown, what: string): Record<string, unknown> {
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    throw new RspError(`${what} in the answer to qKvm.Info is ${shown(value)}, not an object`);
+  return Object.fromEntries(Object.entries(value));
+}
+
+function count(from: Record<string, unknown>, name: string): number {
+  const value = from[name];
+  if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 0)
+    throw new RspError(`${name} in the answer to qKvm.Info is ${shown(value)}, not a whole number from 0`);
+  return value;
+}
+
+function words(from: Record<string, unknown>, name: string): string {
+  const value = from[name];
+  if (typeof value !== 'string') throw new RspError(`${name} in the answer to qKvm.Info is ${shown(value)}, not text`);
+  return value;
+}
+
+function address(from: Record<string, unknown>, name: string): bigint {
+  const value = words(from, name);
+  if (!/^0x[0-9a-f]{1,16}$/i.test(value))
+    throw new RspError(`${name} in the answer to qKvm.Info is ${shown(value)}, not "0x…" of at most 64 bits`);
+  return BigInt(value);
+}
+
+function shown(value: unknown): string {
+  return value === undefined ? 'missing' : quote(JSON.stringify(value));
+}
