@@ -5,6 +5,7 @@ import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { ensureInstalled } from './ensure.mjs';
+import { buildNative } from './native.mjs';
 import { downloadVSCode, findVSCode, hasDisplay } from './vscode.mjs';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
@@ -80,6 +81,7 @@ try {
   await ensureInstalled();
   const { buildAll } = await import('./build.mjs');
   await buildAll();
+  buildNative();
   const executable = await desktop();
   await (executable ? openDesktop(executable) : serve());
 } catch (error) {

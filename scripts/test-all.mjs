@@ -2,6 +2,7 @@
 // npm run test:long: the same with fuzzing and oracles that run for longer, and with real guests booted under QEMU.
 import { fileURLToPath } from 'node:url';
 import { check, run } from './check.mjs';
+import { buildNative } from './native.mjs';
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)));
 const long = process.argv.includes('--long');
@@ -10,6 +11,12 @@ const node = process.execPath;
 if (!(await check())) process.exit(1);
 const { buildAll } = await import('./build.mjs');
 await buildAll();
+try {
+  buildNative();
+} catch (error) {
+  console.error(error.message);
+  process.exit(1);
+}
 const env = long ? { FUZZ_RUNS: '60000' } : {};
 const steps = [
   [
