@@ -1,5 +1,5 @@
 import { type KvmInfo, parseInfo } from './info.ts';
-import { encodePacket, fromHex, fromLatin1, latin1, PacketReader, quote, RspError, toHex } from './packet.ts';
+import { encodePacket, fromHex, fromLatin1, LONGEST, latin1, PacketReader, quote, RspError, toHex } from './packet.ts';
 import { parseTargetDescription, type RegisterPlace, readRegister, registerBytes } from './registers.ts';
 import { parseStop, type StopEvent } from './stop.ts';
 import type { ByteStream } from './stream.ts';
@@ -302,6 +302,8 @@ export class RspClient {
       if (reply[0] !== 'm' && reply[0] !== 'l')
         throw new RspError(`the answer to ${request} begins with ${quote(reply.slice(0, 8))}, not with m or l`);
       text += part;
+      if (text.length > LONGEST)
+        throw new RspError(`${object} ${annex} has more than the ${LONGEST} bytes that are accepted`);
       if (reply[0] === 'l') return text;
       if (part === '') throw new RspError(`${request} is answered with nothing, and that more follows`);
     }

@@ -10,10 +10,14 @@ export interface KvmSlot {
   readonly offset: bigint;
 }
 
+const SECOND_STAGES = ['ept', 'npt', 'shadow'] as const;
+
 /** What `qKvm.Info` says of the helper's machine (native/PROTOCOL.md). */
 export interface KvmInfo {
   readonly version: number;
   readonly pid: number;
+  /** What KVM translates guest-physical addresses with: the processor's tables of Intel or AMD, or shadow tables. */
+  readonly secondStage: (typeof SECOND_STAGES)[number];
   readonly memory: { readonly fd: number; readonly slots: readonly KvmSlot[] };
   readonly vcpus: number;
   /** Bits of a physical address. */
@@ -37,9 +41,14 @@ export function parseInfo(text: string): KvmInfo {
   const { slots } = memory;
   if (!Array.isArray(slots)) throw new RspError(`memory.slots in qKvm.Info is ${shown(slots)}, not a list`);
   const has = record(info.has, 'has');
+  const said = words(info, 'secondStage');
+  const secondStage = SECOND_STAGES.find((each) => each === said);
+  if (secondStage === undefined)
+    throw new RspError(`secondStage in the answer to qKvm.Info is ${quote(said)}, none of ${SECOND_STAGES.join(', ')}`);
   return {
     version,
     pid: count(info, 'pid'),
+    secondStage,
     memory: { fd: count(memory, 'fd'), slots: slots.map(parseSlot) },
     vcpus: count(info, 'vcpus'),
     maxphyaddr: count(info, 'maxphyaddr'),
@@ -87,5 +96,7 @@ function address(from: Record<string, unknown>, name: string): bigint {
 }
 
 function shown(value: unknown): string {
-  return value === undefined ? 'missing' : quote(JSON.stringify(value));
+  if (value === undefined) return 'missing';
+  const text = JSON.stringify(value);
+  return text.length > 80 ? `${text.slice(0, 77)}…` : text;
 }

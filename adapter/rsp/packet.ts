@@ -24,8 +24,11 @@ const ESCAPE = 0x7d;
 const ESCAPE_XOR = 0x20;
 /** A run's count is written as the character of count + 29, so that it can be printed: 3 more at least. */
 const RUN_BASE = 29;
-/** Escaped bytes of a frame: stubs announce far smaller packets. Without a limit a stream of noise would fill memory. */
-const LONGEST = 1 << 24;
+/**
+ * Bytes of a frame, escaped and not: stubs announce far smaller packets. Without a limit a stream of noise, or a few runs,
+ * would fill memory.
+ */
+export const LONGEST = 1 << 24;
 
 /** Bytes of text whose characters are below 256. */
 export function latin1(text: string): Uint8Array {
@@ -126,6 +129,8 @@ export function decodeContent(raw: Uint8Array): Uint8Array {
       at++;
     }
     if (into) return into;
+    if (at > LONGEST)
+      throw new RspError(`a packet has ${at} bytes with its runs, more than the ${LONGEST} that are accepted`);
     length = at;
   }
 }

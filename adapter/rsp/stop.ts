@@ -42,6 +42,8 @@ export interface KvmStop {
   readonly exact: readonly string[];
   readonly derived: readonly string[];
   readonly errno?: number;
+  /** Of `error`: what has happened, for people. */
+  readonly words?: string;
 }
 
 /** A thread has stopped: a vCPU, where the stub is the helper. */
@@ -82,8 +84,10 @@ export function parseStop(reply: string): StopEvent {
 
 /** `reason=guest-pf,gva=1000,…`. Names that are not known here are a newer helper's, and left alone. @throws RspError */
 export function parseKvmStop(text: string): KvmStop {
+  // Words may have commas: they reach to the end.
+  const [, pairs, words] = /^(.*?)(?:,words=(.*))?$/s.exec(text)!;
   const fields = new Map(
-    text.split(',').map((pair): [string, string] => {
+    pairs!.split(',').map((pair): [string, string] => {
       const equals = pair.indexOf('=');
       if (equals < 1) throw new RspError(`${quote(pair)} in a stop’s kvm: field is not name=value`);
       return [pair.slice(0, equals), pair.slice(equals + 1)];
@@ -109,6 +113,7 @@ export function parseKvmStop(text: string): KvmStop {
     exact: names(fields.get('exact')),
     derived: names(fields.get('derived')),
     ...small('errno'),
+    ...(words === undefined ? {} : { words }),
   };
 }
 
