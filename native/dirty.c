@@ -82,12 +82,12 @@ int dirty_clear(struct vm *vm, u32 id, u64 first, u64 count)
 
 /* ---- the ring */
 
-void ring_harvest(struct vcpu *vcpu)
+bool ring_harvest(struct vcpu *vcpu)
 {
 	struct vm *vm = vcpu->vm;
 	bool any = false;
 	if (!vcpu->ring)
-		return;
+		return false;
 	pthread_mutex_lock(&vm->lock);
 	for (;;) {
 		struct kvm_dirty_gfn *entry = &vcpu->ring[vcpu->ring_next % vm->dirty_ring];
@@ -104,6 +104,7 @@ void ring_harvest(struct vcpu *vcpu)
 	pthread_mutex_unlock(&vm->lock);
 	if (any)
 		ioctl(vm->fd, KVM_RESET_DIRTY_RINGS, 0);
+	return any;
 }
 
 int ring_take(struct vcpu *vcpu, struct text *json)

@@ -287,8 +287,8 @@ extern int uffd_fd;
 
 /* ---- dirty pages and statistics (dirty.c, stats.c) */
 
-/* Takes a vCPU's dirty ring into what `qKvm.DirtyRing` will tell. */
-void ring_harvest(struct vcpu *vcpu);
+/* Takes a vCPU's dirty ring into what `qKvm.DirtyRing` will tell; whether there was anything. */
+bool ring_harvest(struct vcpu *vcpu);
 int ring_take(struct vcpu *vcpu, struct text *json);
 int dirty_log(struct vm *vm, u32 id, struct text *json);
 int dirty_manual(struct vm *vm, bool on);

@@ -249,17 +249,57 @@ static enum outcome arm_flag_step(struct vcpu *vcpu, struct armed *armed)
 	if (armed->syscall_entry)
 		arm_address(armed, armed->syscall_entry);
 	armed->by_flag = true;
-	regs.rflags |= RFLAGS_TF;
-	ioctl(vcpu->fd, KVM_SET_REGS, &regs);
 	return GO_ON;
+}
+
+/* A segment of 64-bit user code or its stack, as the guest's GDT has it. */
+static bool user_segment(struct vm *vm, const struct kvm_sregs *sregs, u64 selector, bool code, struct kvm_segment *segment)
+{
+	u64 descriptor, offset = selector & ~7ULL;
+	if ((selector & 7) != 3 || offset + 7 > sregs->gdt.limit ||
+	    memory_read_virtual(vm, sregs, sregs->gdt.base + offset, &descriptor, 8) != 8)
+		return false;
+	unsigned type = descriptor >> 40 & 0xf, present_user = descriptor >> 44 & 0xf;
+	bool is_code = type & 8, is_64_bit = descriptor >> 53 & 1;
+	if (present_user != 0xf || is_code != code || (code && !is_64_bit))
+		return false;
+	set_flat_segment(segment, (u16)selector, code);
+	return true;
+}
+
+/*
+ * Where KVM does not single-step user code, a step over `iretq` would run on into it. The return is made here instead,
+ * if it leads to 64-bit code of the user's.
+ */
+static bool return_to_user(struct vcpu *vcpu, const struct kvm_regs *before, const struct kvm_sregs *old)
+{
+	struct vm *vm = vcpu->vm;
+	struct kvm_regs regs = *before;
+	struct kvm_sregs sregs = *old;
+	struct exception_frame frame;
+	u8 code[2];
+	if (memory_read_virtual(vm, &sregs, regs.rip, code, 2) != 2 || code[0] != 0x48 || code[1] != 0xcf ||
+	    !guest_frame(vm, &regs, &sregs, false, &frame))
+		return false;
+	if (!user_segment(vm, &sregs, frame.cs, true, &sregs.cs) || !user_segment(vm, &sregs, frame.ss, false, &sregs.ss))
+		return false;
+	regs.rip = frame.rip;
+	regs.rsp = frame.rsp;
+	regs.rflags = frame.rflags;
+	return !ioctl(vcpu->fd, KVM_SET_SREGS, &sregs) && !ioctl(vcpu->fd, KVM_SET_REGS, &regs);
 }
 
 static enum outcome arm_step(struct vcpu *vcpu, struct armed *armed)
 {
-	struct kvm_sregs sregs;
-	ioctl(vcpu->fd, KVM_GET_SREGS, &sregs);
-	if (sregs.ss.dpl == 3 && !host_debug(vcpu->vm)->user_step)
-		return arm_flag_step(vcpu, armed);
+	if (!host_debug(vcpu->vm)->user_step) {
+		struct kvm_regs regs;
+		struct kvm_sregs sregs;
+		get_state(vcpu, &regs, &sregs);
+		if (sregs.ss.dpl == 3)
+			return arm_flag_step(vcpu, armed);
+		if (return_to_user(vcpu, &regs, &sregs))
+			return STEPPED;
+	}
 	armed->debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
 	return GO_ON;
 }
@@ -474,8 +514,11 @@ static enum outcome at_exit(struct vcpu *vcpu, const struct armed *armed)
 	case KVM_EXIT_INTERNAL_ERROR:
 		return at_internal_error(vcpu);
 	case KVM_EXIT_DIRTY_RING_FULL:
-		ring_harvest(vcpu);
-		return GO_ON;
+		if (ring_harvest(vcpu))
+			return GO_ON;
+		/* An emulator that does not look between instructions writes past the end. */
+		return stop(vcpu, SIGNAL_ILL, "reason=error,errno=%x,words=the dirty ring has overflowed and pages are lost: a larger --dirty-ring is needed",
+			    EOVERFLOW);
 	case KVM_EXIT_MEMORY_FAULT:
 		memcpy(&fault, &run->hw, sizeof(fault));
 		return stop(vcpu, SIGNAL_TRAP, "reason=memory-fault,gpa=%llx,size=%llx,data=%llx,completed=0,exact=gpa+size",
@@ -521,6 +564,12 @@ static enum outcome run_once(struct vcpu *vcpu, bool step)
 		ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &armed.debug);
 		vcpu->debug = armed.debug;
 	}
+	/* Only now: KVM takes the flag out when it ends a single step of its own. */
+	struct kvm_regs regs;
+	if (armed.by_flag && !ioctl(vcpu->fd, KVM_GET_REGS, &regs)) {
+		regs.rflags |= RFLAGS_TF;
+		ioctl(vcpu->fd, KVM_SET_REGS, &regs);
+	}
 	while (outcome == GO_ON) {
 		int error = 0;
 		if (vcpu->exit_pending)
@@ -547,7 +596,6 @@ static enum outcome run_once(struct vcpu *vcpu, bool step)
 			outcome = at_exit(vcpu, &armed);
 	}
 	/* Whatever ended a step by the flag, the flag is ours. */
-	struct kvm_regs regs;
 	if (armed.by_flag && !ioctl(vcpu->fd, KVM_GET_REGS, &regs) && (regs.rflags & RFLAGS_TF)) {
 		regs.rflags &= ~RFLAGS_TF;
 		ioctl(vcpu->fd, KVM_SET_REGS, &regs);
@@ -629,6 +677,9 @@ static void run_until_stop(struct vcpu *vcpu)
 		else if (outcome == STEPPED)
 			/* The guest's own int3: past the first instruction of its handler. */
 			outcome = run_once(vcpu, true) == STOPPED ? STOPPED : GO_ON;
+		else if (outcome == GO_ON && step)
+			/* Called away before the instruction ran: it is still to be passed. */
+			continue;
 		if (outcome == STOPPED)
 			return;
 		first = false;

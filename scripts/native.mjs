@@ -1,8 +1,8 @@
-// Builds the KVM helper and its guests (native/build/), where this machine can.
+// Builds the KVM helper and the guests that run on it (native/build/, examples/guests/build/), where this machine can.
 import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 
-const folder = fileURLToPath(new URL('../native', import.meta.url));
+const folders = ['native', 'examples/guests'].map((name) => fileURLToPath(new URL(`../${name}`, import.meta.url)));
 
 /** Why the helper cannot be built here; undefined when it can. */
 export function withoutCompiler() {
@@ -13,7 +13,7 @@ export function withoutCompiler() {
 }
 
 /**
- * Runs `make -C native`; where that is not possible, says why in a line.
+ * Runs `make` in both; where that is not possible, says why in a line.
  * Throws with the compiler's own words when it fails.
  */
 export function buildNative() {
@@ -22,6 +22,8 @@ export function buildNative() {
     console.log(`the KVM helper is not built: ${why}`);
     return;
   }
-  const { status, signal, stdout, stderr } = spawnSync('make', ['-C', folder], { encoding: 'utf8' });
-  if (status !== 0) throw new Error(`make -C native failed (${signal ?? status})\n${stdout}${stderr}`.trimEnd());
+  for (const folder of folders) {
+    const { status, signal, stdout, stderr } = spawnSync('make', ['-C', folder], { encoding: 'utf8' });
+    if (status !== 0) throw new Error(`make -C ${folder} failed (${signal ?? status})\n${stdout}${stderr}`.trimEnd());
+  }
 }

@@ -21,3 +21,6 @@ export function withoutKvm(): string | undefined {
 export function kvmTest(name: string, body: () => Promise<void>): void {
   test(name, { skip: withoutKvm() ?? false, timeout: 120_000 }, body);
 }
+
+/** A guest of the examples. */
+export const guest = (name: string): string => join('examples', 'guests', 'build', name);

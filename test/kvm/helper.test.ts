@@ -1,0 +1,313 @@
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { guest, kvmTest } from './kvm.ts';
+import { TestMachine } from './machine.ts';
+
+/** Where the guest's user program begins, and memory of the kernel's that nothing uses. */
+const USER_CODE = 0x80_0000_0000n;
+const FREE = 0x40_0000n;
+
+async function withMachine(args: readonly string[], work: (machine: TestMachine) => Promise<void>): Promise<void> {
+  const machine = await TestMachine.start(args);
+  try {
+    await work(machine);
+  } finally {
+    machine.end();
+  }
+}
+
+/** Goes on until the machine ends. @returns the reasons of the stops on the way */
+async function runOut(machine: TestMachine, how: 'continue' | 'step' = 'continue'): Promise<string[]> {
+  const reasons: string[] = [];
+  for (;;) {
+    await machine.client.resume('1', how);
+    const event = await machine.next();
+    if (event.kind === 'exited') return reasons;
+    reasons.push(event.kvm!.reason);
+  }
+}
+
+async function symbol(elf: string, name: string): Promise<bigint> {
+  const line = execFileSync('nm', [elf], { encoding: 'utf8' })
+    .split('\n')
+    .find((each) => each.endsWith(` ${name}`));
+  assert.ok(line, `${elf} has no ${name}`);
+  return BigInt(`0x${line.split(' ')[0]}`);
+}
+
+/** What a guest prints when nobody debugs it. */
+async function printed(args: readonly string[]): Promise<string> {
+  let text = '';
+  await withMachine(args, async (machine) => {
+    assert.deepEqual(await runOut(machine), []);
+    text = machine.console;
+  });
+  return text;
+}
+
+const FAULTS = ['--memory', '16M', '--slot', '1:0xf0000000:0x1000:ro', '--image', guest('faults.elf')];
+const USER = ['--memory', '16M', '--image', guest('user.elf')];
+
+kvmTest('a stop at #PF has the error code and CR2 that the guest’s handler then prints, at both privilege levels', () =>
+  withMachine(FAULTS, async (machine) => {
+    await machine.vendor('QKvm.Stop:guest-pf,mmio,read-only');
+    const told: string[] = [];
+    const others: string[] = [];
+    const levels = new Set<number>();
+    const handler = await symbol(guest('faults.elf'), 'page_fault');
+    for (;;) {
+      await machine.client.resume('1');
+      const event = await machine.next();
+      if (event.kind === 'exited') break;
+      const stop = event.kvm!;
+      const registers = await machine.registers();
+      if (stop.reason !== 'guest-pf') {
+        others.push(`${stop.reason} ${stop.access} ${stop.gpa!.toString(16)} ${stop.completed}`);
+        continue;
+      }
+      assert.equal(registers.get('rip'), handler, 'the handler has not begun');
+      assert.equal(registers.get('cr2'), stop.gva);
+      told.push(`    #PF, error code 0x${stop.error!.toString(16)}, cr2 0x${stop.gva!.toString(16)}`);
+      levels.add(stop.cpl!);
+    }
+    const printedFaults = machine.console.split('\n').filter((line) => line.startsWith('    #PF'));
+    assert.equal(printedFaults.length, 17);
+    assert.deepEqual(told, printedFaults);
+    assert.deepEqual([...levels].sort(), [0, 3]);
+    assert.deepEqual(others, ['mmio read e0000000 false', 'mmio write e0000000 true', 'read-only write f0000000 true']);
+  }),
+);
+
+kvmTest('a guest that is stepped from its first instruction to its last prints what it prints alone', async () => {
+  const alone = await printed(USER);
+  await withMachine(USER, async (machine) => {
+    let user = 0;
+    let steps = 0;
+    for (;;) {
+      await machine.client.resume('1', 'step');
+      const event = await machine.next();
+      if (event.kind === 'exited') break;
+      assert.equal(event.kvm!.reason, 'step');
+      steps++;
+      if (event.kvm!.rip! >= USER_CODE) user++;
+    }
+    assert.equal(machine.console, alone);
+    assert.ok(user > 1000 && steps > user + 10_000, `${user} of ${steps} steps were the user’s`);
+  });
+});
+
+/** `xor eax, eax; mov ecx, 500; 1: inc rax; dec ecx; jnz 1b`, then `end`. */
+const counting = (...end: number[]): Uint8Array =>
+  Uint8Array.of(0x31, 0xc0, 0xb9, 0xf4, 0x01, 0, 0, 0x48, 0xff, 0xc0, 0xff, 0xc9, 0x75, 0xf9, ...end);
+const COUNTED = 2 + 3 * 500;
+
+kvmTest('steps at CPL0 are instructions, one by one', () =>
+  withMachine(USER, async (machine) => {
+    await machine.client.writePhysical(FREE, counting(0x90));
+    await machine.client.writeRegisters('1', { rip: FREE });
+    for (let step = 0; step < COUNTED; step++) assert.equal((await machine.go('step')).reason, 'step');
+    const registers = await machine.registers();
+    assert.equal(registers.get('rax'), 500n);
+    assert.equal(registers.get('rip'), FREE + 14n);
+  }),
+);
+
+kvmTest('steps at CPL3 are instructions, one by one, and leave no trap flag behind', () =>
+  withMachine(USER, async (machine) => {
+    const program = await symbol(guest('user.elf'), 'program');
+    await machine.client.insertBreakpoint('hardware', await symbol(guest('user.elf'), 'enter_user'));
+    await machine.go();
+    while ((await machine.registers()).get('rip') !== program) await machine.go('step');
+    // pushf; pop rdx, on a stack that is there.
+    await machine.client.writeVirtual('1', program, counting(0x9c, 0x5a, 0x90));
+    await machine.client.writeRegisters('1', { rsp: USER_CODE + 0xff0n });
+    for (let step = 0; step < COUNTED + 2; step++) assert.equal((await machine.go('step')).reason, 'step');
+    const registers = await machine.registers();
+    assert.equal(registers.get('rax'), 500n);
+    assert.equal(registers.get('rip'), program + 16n);
+    assert.equal(registers.get('cs')! & 3n, 3n);
+    assert.equal(registers.get('eflags')! & 0x100n, 0n, 'the trap flag is off');
+  }),
+);
+
+kvmTest('software and hardware breakpoints stop before the instruction, at both levels, as often as it runs', () =>
+  withMachine(USER, async (machine) => {
+    const elf = guest('user.elf');
+    const [say, entryOf] = [await symbol(elf, 'say'), await symbol(elf, 'entry_of')];
+    await machine.client.insertBreakpoint('software', say);
+    await machine.client.insertBreakpoint('hardware', entryOf);
+    const hits = new Map<bigint, number>();
+    for (;;) {
+      await machine.client.resume('1');
+      const event = await machine.next();
+      if (event.kind === 'exited') break;
+      assert.equal(event.kvm!.reason, 'breakpoint');
+      const rip = (await machine.registers()).get('rip')!;
+      hits.set(rip, (hits.get(rip) ?? 0) + 1);
+      // Memory is shown without the int3.
+      if (rip === say) assert.notEqual((await machine.client.readVirtual('1', say, 1))[0], 0xcc);
+    }
+    assert.equal(hits.get(say), 8, 'the program says eight things');
+    // One page given to the user; faults: the stack, eight reads, four writes, page 0 again; three system calls.
+    assert.equal(hits.get(entryOf), 1 + 14 + 3);
+    assert.equal(machine.console, await printed(USER));
+  }),
+);
+
+kvmTest(
+  'second-stage faults: the first touch and the first write of armed pages stop, and the guest computes the same',
+  () =>
+    withMachine(USER, async (machine) => {
+      const alone = await printed(USER);
+      const has = (await machine.client.info()).has;
+      await machine.vendor('QKvm.Stop:second-stage');
+      // Pages that the kernel hands out: those behind the image. Untouched, written by the loader, and written later.
+      for (const gpa of ['10e000', '10f000', '110000', '111000', '112000'])
+        await machine.vendor(`vKvm.Trap:${gpa},1000,touch`);
+      if (has['userfaultfd-wp'] === '') await machine.vendor('vKvm.Trap:100000,1000,write');
+      await machine.vendor('vKvm.Trap:109000,1000,touch');
+      const seen = new Set<string>();
+      for (;;) {
+        await machine.client.resume('1');
+        const event = await machine.next();
+        if (event.kind === 'exited') break;
+        const stop = event.kvm!;
+        assert.equal(stop.reason, 'second-stage');
+        const key = `${(stop.gpa! >> 12n).toString(16)} ${stop.trap === 'write-protected' ? 'write' : 'touch'}`;
+        assert.ok(!seen.has(key), `${key} is armed once`);
+        seen.add(key);
+        assert.equal(stop.exact.includes('gpa'), true);
+      }
+      assert.ok(seen.size >= 4, [...seen].join(', '));
+      assert.equal(machine.console, alone);
+    }),
+);
+
+kvmTest('a held second-stage fault of user code stops at the instruction, which runs once when the vCPU goes on', () =>
+  withMachine(USER, async (machine) => {
+    const program = await symbol(guest('user.elf'), 'program');
+    await machine.client.insertBreakpoint('hardware', await symbol(guest('user.elf'), 'enter_user'));
+    await machine.go();
+    while ((await machine.registers()).get('rip') !== program) await machine.go('step');
+    // incq (rdi); ud2
+    await machine.client.writeVirtual('1', program, Uint8Array.of(0x48, 0xff, 0x07, 0x0f, 0x0b));
+    // The user's stack page comes with its first use: take the code's own page for data.
+    const cell = USER_CODE + 0xf00n;
+    await machine.client.writeRegisters('1', { rdi: cell, rsp: USER_CODE + 0xe00n });
+    const before = new DataView((await machine.client.readVirtual('1', cell, 8)).buffer).getBigUint64(0, true);
+    await machine.vendor('QKvm.Stop:second-stage');
+    const gpa = await symbol(guest('user.elf'), 'kernel_end');
+    await machine.vendor(`vKvm.Trap:${gpa.toString(16)},1000,write`);
+    const stop = await machine.go();
+    assert.equal(stop.reason, 'second-stage', JSON.stringify(stop.reason));
+    assert.equal(stop.access, 'write');
+    assert.equal(stop.gpa! & ~0xfffn, gpa);
+    const handler = await symbol(guest('user.elf'), 'kernel_exception');
+    await machine.client.insertBreakpoint('hardware', handler);
+    assert.equal((await machine.go()).reason, 'breakpoint');
+    const after = new DataView((await machine.client.readVirtual('1', cell, 8)).buffer).getBigUint64(0, true);
+    assert.equal(after, before + 1n, 'incremented once');
+    if (!stop.completed) assert.equal(stop.rip, program);
+  }),
+);
+
+kvmTest('a running vCPU is paused, and goes on where it was', () =>
+  withMachine(['--memory', '16M', '--vcpus', '2', '--image', guest('user.elf')], async (machine) => {
+    // Both count: lock; incq [rdi]; jmp.
+    await machine.client.writePhysical(FREE, Uint8Array.of(0xf0, 0x48, 0xff, 0x07, 0xeb, 0xfa));
+    for (const [thread, cell] of [
+      ['1', FREE + 0x1000n],
+      ['2', FREE + 0x1008n],
+    ] as const)
+      await machine.client.writeRegisters(thread, { rip: FREE, rdi: cell });
+    await machine.client.resume('all');
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    await assert.rejects(machine.registers('1'), /running/);
+    await machine.client.stop('2');
+    assert.equal((await machine.stopped()).reason, 'pause');
+    const counts = async (): Promise<bigint[]> => {
+      const view = new DataView((await machine.client.readPhysical(FREE + 0x1000n, 16)).buffer);
+      return [view.getBigUint64(0, true), view.getBigUint64(8, true)];
+    };
+    const [first, second] = await counts();
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    const [later, same] = await counts();
+    assert.ok(first! > 1000n && second! > 1000n, 'both ran');
+    assert.ok(later! > first!, 'vCPU 0 runs on');
+    assert.equal(same, second, 'vCPU 1 stands still');
+    await machine.client.stop('1');
+    await machine.stopped();
+    // A breakpoint in code that both run: each stops at it.
+    await machine.client.insertBreakpoint('software', FREE + 4n);
+    await machine.client.resume('all');
+    assert.equal((await machine.stopped()).reason, 'breakpoint');
+    assert.equal((await machine.stopped()).reason, 'breakpoint');
+  }),
+);
+
+kvmTest('slots come, go, move and turn read-only while vCPUs run', () =>
+  withMachine(['--memory', '16M', '--image', guest('user.elf')], async (machine) => {
+    await machine.client.writePhysical(FREE, Uint8Array.of(0x48, 0xff, 0x07, 0xeb, 0xfb));
+    await machine.client.writeRegisters('1', { rip: FREE, rdi: 0x8000_0000n });
+    await machine.vendor('vKvm.Slot:add,5,80000000,10000');
+    await machine.client.resume('1');
+    await machine.vendor('vKvm.Slot:move,5,90000000');
+    await machine.vendor('vKvm.Slot:move,5,80000000');
+    await machine.vendor('vKvm.Slot:flags,5,log');
+    const dirty = async (): Promise<string> => machine.vendor('qKvm.Dirty:5');
+    await dirty();
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    assert.deepEqual(JSON.parse(await dirty()), [0x80000]);
+    await machine.vendor('QKvm.Stop:read-only,mmio');
+    await machine.vendor('vKvm.Slot:flags,5,ro');
+    const stop = await machine.stopped();
+    assert.equal(stop.reason, 'read-only');
+    assert.equal(stop.gpa, 0x8000_0000n);
+    await machine.vendor('vKvm.Slot:delete,5');
+    assert.equal((await machine.go()).reason, 'mmio');
+    await assert.rejects(machine.vendor('vKvm.Slot:delete,5'), /there is no slot 5/);
+    await assert.rejects(machine.vendor('vKvm.Slot:add,6,800,1000'), /multiples of 4K/);
+    await assert.rejects(machine.vendor('vKvm.Slot:add,6,1000,1000'), /overlaps slot 0/);
+  }),
+);
+
+kvmTest('what the host has is used, and what it lacks is named', () =>
+  withMachine(['--memory', '16M', '--image', guest('user.elf')], async (machine) => {
+    const { has } = await machine.client.info();
+    const stats = JSON.parse(await machine.vendor('qKvm.Stats'));
+    if (has.statistics === '') assert.ok(stats.vcpus[0].exits >= 0, JSON.stringify(stats).slice(0, 200));
+    for (const [capability, packet] of [
+      ['memory-attributes', 'vKvm.Attributes:0,1000,private'],
+      ['pre-fault', 'vKvm.PreFault:0,0,1000'],
+      ['guest-memfd', 'vKvm.Slot:add,9,80000000,200000,private'],
+    ] as const) {
+      if (has[capability] === '') assert.equal(await machine.vendor(packet), 'OK');
+      else await assert.rejects(machine.vendor(packet), (error: Error) => error.message.includes(has[capability]!));
+    }
+  }),
+);
+
+kvmTest('the dirty ring names the pages that were written', async () => {
+  await withMachine(['--memory', '16M', '--dirty-ring', '32768', '--image', guest('user.elf')], async (machine) => {
+    await machine.vendor('vKvm.Slot:flags,0,log');
+    await runOut(machine);
+    const entries: [number, string][] = JSON.parse(await machine.vendor('qKvm.DirtyRing:0'));
+    assert.ok(entries.length > 3, `${entries.length} entries`);
+    assert.ok(entries.every(([slot]) => slot === 0));
+  });
+});
+
+kvmTest('a triple fault, an instruction that KVM does not know, and a halt are stops that say what they are', () =>
+  withMachine(['--memory', '16M', '--image', guest('user.elf')], async (machine) => {
+    // hlt
+    await machine.client.writePhysical(FREE, Uint8Array.of(0xf4, 0x90));
+    await machine.client.writeRegisters('1', { rip: FREE });
+    assert.equal((await machine.go()).reason, 'halt');
+    // A read of an address that nothing maps, without an IDT.
+    await machine.client.writePhysical(FREE, Uint8Array.of(0x8a, 0x07));
+    await machine.client.writeRegisters('1', { rip: FREE, rdi: 0x7000_0000_0000n });
+    const shutdown = await machine.go();
+    assert.equal(shutdown.reason, 'shutdown');
+    assert.equal(shutdown.gva, 0x7000_0000_0000n);
+  }),
+);
