@@ -3,6 +3,7 @@ import { untranslatable } from '../engine/guest/access.ts';
 import type { Reference } from '../engine/guest/walk.ts';
 import type { Machine } from '../engine/machine.ts';
 import { addressToFrame, formatSize, frameToAddress, hex, pageOffset } from '../engine/memory/words.ts';
+import { nowhereWords } from '../engine/mirror.ts';
 import { answer } from '../engine/queries/answer.ts';
 import { softTranslate } from '../engine/queries/translate.ts';
 
@@ -91,7 +92,7 @@ export function describeAddress(machine: Machine, located: Located): string[] {
 function describeMirrored(machine: Machine, { space, address, vcpu }: Located): string[] {
   if (space === 'hpa') {
     const there = machine.mirror!.memory.has(addressToFrame(address));
-    return [`hpa ${groups(address)}: ${there ? 'the image has this memory' : 'the image has no memory there'}`];
+    return [`hpa ${groups(address)}: ${there ? 'there is memory' : nowhereWords(machine.mirror!)}`];
   }
   const query = { kind: 'walk', vcpu, space, address: hex(address) } as const;
   const { answer: walk } = answer(machine, query, { since: 0, fault: undefined });
@@ -102,7 +103,19 @@ function describeMirrored(machine: Machine, { space, address, vcpu }: Located): 
   if (hpa !== undefined && walk.second !== 'none') to.push(`hpa ${groups(BigInt(hpa))}`);
   const end = status !== 'done' ? `: ${reason}` : to.length > 0 ? ` → ${to.join(' → ')}` : `: ${reason}`;
   const title = `${space} ${groups(address)}${space === 'gva' ? ` (CPU ${vcpu})` : ''}`;
-  return [`${title}${end} ${others}`, ...walk.references.map(({ entry, index }) => entryLine(entry, index))];
+  const lines = walk.references.map(({ entry, index }) => entryLine(entry, index));
+  const place =
+    machine.mirror!.places === 'memslots' && gpa !== undefined && status === 'done'
+      ? [slotWords(machine, BigInt(gpa))]
+      : [];
+  return [`${title}${end} ${others}`, ...lines, ...place];
+}
+
+function slotWords(machine: Machine, gpa: bigint): string {
+  const slot = machine.slots.find(addressToFrame(gpa));
+  return slot
+    ? `slot ${slot.id}: gpa ${groups(frameToAddress(slot.base))} + ${formatSize(slot.pages * 4096)}${slot.readonly ? ', read-only' : ''}`
+    : 'no memslot holds it: an access is MMIO';
 }
 
 function entryLine(entry: DecodedEntry, index: number, note?: string): string {
@@ -124,15 +137,11 @@ function describeGuestPhysical(machine: Machine, vcpu: number, gpa: bigint): { e
     { since: machine.log.length, fault: undefined },
   );
   if (walk.kind !== 'walk') return { end: '', lines: walk.kind === 'error' ? [walk.message] : [] };
-  const slot = machine.slots.find(addressToFrame(gpa));
-  const place = slot
-    ? `slot ${slot.id}: gpa ${groups(BigInt(slot.base) << 12n)} + ${formatSize(slot.pages * 4096)}${slot.readonly ? ', read-only' : ''}`
-    : 'no memslot holds it: an access is MMIO';
   const lines = walk.references.map((reference) => entryLine(reference.entry, reference.index, reference.note));
   const { outcome } = walk;
   return {
     end: outcome.status === 'done' ? `→ hpa ${groups(BigInt(outcome.hpa!))}` : `: ${outcome.reason}`,
-    lines: [...lines, place],
+    lines: [...lines, slotWords(machine, gpa)],
   };
 }
 

@@ -67,6 +67,15 @@ export class Condition {
     this.#count = 0;
   }
 
+  /** The numbers between which a name must lie for the condition to hold, if it says so in itself. */
+  range(name: string): { readonly from: bigint; readonly to: bigint } | undefined {
+    for (const part of this.#counted) {
+      if (part.kind !== 'in' || part.value.kind !== 'name' || part.value.path.join('.') !== name) continue;
+      if (part.from.kind === 'number' && part.to.kind === 'number') return { from: part.from.value, to: part.to.value };
+    }
+    return undefined;
+  }
+
   /** @throws ExpressionError for a name that the scope does not know. */
   holds(scope: Scope): boolean {
     if (!this.#counted.every((part) => truthy(evaluate(part, scope)))) return false;
@@ -111,19 +120,20 @@ export function hitCondition(text: string): string {
   return trimmed;
 }
 
-export interface LineBreakpoint {
+/** Where it stands is known to whoever keeps it. */
+export interface PlacedBreakpoint {
   readonly id: number;
-  readonly line: number;
   readonly condition: Condition | undefined;
   readonly logMessage: string | undefined;
 }
 
-export interface StepBreakpoint {
-  readonly id: number;
+export interface LineBreakpoint extends PlacedBreakpoint {
+  readonly line: number;
+}
+
+export interface StepBreakpoint extends PlacedBreakpoint {
   readonly fn: string;
   readonly step: number;
-  readonly condition: Condition | undefined;
-  readonly logMessage: string | undefined;
 }
 
 /** A place in host-physical memory whose change stops the machine. */
@@ -211,15 +221,31 @@ export class Breakpoints implements Watcher {
     );
   }
 
-  #matchPoints(machine: Machine, task: Task, points: readonly (LineBreakpoint | StepBreakpoint)[]): Match | undefined {
+  #matchPoints(machine: Machine, task: Task, points: readonly PlacedBreakpoint[]): Match | undefined {
+    const ids = points.length === 0 ? [] : this.hit(points, taskScope(machine, task));
+    return ids.length === 0 ? undefined : { kind: 'breakpoint', task: task.id, ids };
+  }
+
+  hit(points: readonly PlacedBreakpoint[], scope: Scope): number[] {
     const ids: number[] = [];
     for (const point of points) {
-      const scope = taskScope(machine, task);
       if (!this.#holds(point.condition, scope)) continue;
       if (point.logMessage === undefined) ids.push(point.id);
       else this.#say(`${logText(point.logMessage, scope)}\n`);
     }
-    return ids.length === 0 ? undefined : { kind: 'breakpoint', task: task.id, ids };
+    return ids;
+  }
+
+  wants(filter: FilterName): boolean {
+    return this.filters.has(filter);
+  }
+
+  range(filter: FilterName): { readonly from: bigint; readonly to: bigint } | undefined {
+    return this.filters.get(filter)?.range('gpa');
+  }
+
+  admits(filter: FilterName, scope: Scope): boolean {
+    return this.filters.has(filter) && this.#holds(this.filters.get(filter), scope);
   }
 
   /** A condition that cannot be evaluated stops the machine, so that it is not silently never true. */

@@ -1,5 +1,6 @@
 import { PAGING, type PagingName } from '../engine/guest/registers.ts';
 import { IMAGE_REGISTERS, type ImageRegister } from './image/machine.ts';
+import { type KvmLaunch, OF_KVM_GUESTS, parseKvm } from './kvm/launch.ts';
 
 /** An image of memory to look at, and what is known of its machine. */
 export interface ImageLaunch {
@@ -13,9 +14,10 @@ export interface ImageLaunch {
 
 /** What a launch configuration says, checked. The schema in package.json describes the same attributes. */
 export interface LaunchArguments {
-  /** Path of a `.mmu` file; of the image, where one is looked at. */
+  /** Path of a `.mmu` file; of the image that is looked at, or of the guest. */
   readonly program: string;
   readonly image?: ImageLaunch;
+  readonly kvm?: KvmLaunch;
   readonly stopOnEntry: boolean;
   /** Stops once more when everything has ended, instead of ending the session. */
   readonly stopAtEnd: boolean;
@@ -31,7 +33,7 @@ export const DEFAULT_HISTORY = 1 << 20;
 const MAX_HISTORY = 1 << 26;
 const OF_IMAGES = ['image', 'map', 'registers', 'paging', 'el2'];
 const OF_SCENARIOS = ['program', 'target', 'stopOnEntry', 'stopAtEnd', 'history', 'policies'];
-const KNOWN = [...OF_SCENARIOS, ...OF_IMAGES];
+const KNOWN = [...OF_SCENARIOS, ...OF_IMAGES, ...OF_KVM_GUESTS];
 /** Attributes that VS Code itself puts into every configuration. */
 const VSCODE_OWN = [
   'type',
@@ -56,18 +58,14 @@ function shown(value: unknown): string {
 
 /** Checks the arguments of a launch request. @returns what is wrong, naming attribute, value and what would do. */
 export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: string } {
-  if (typeof raw !== 'object' || raw === null || Array.isArray(raw))
-    return { error: `the launch configuration must be an object, not ${shown(raw)}` };
-  const given: Record<string, unknown> = { ...raw };
-  for (const name of Object.keys(given)) {
-    if (!KNOWN.includes(name) && !VSCODE_OWN.includes(name) && !name.startsWith('__'))
-      return {
-        error: `unknown launch attribute "${name}"; there are ${KNOWN.map((known) => `"${known}"`).join(', ')}`,
-      };
-  }
+  const given = attributes(raw);
+  if (typeof given.error === 'string') return { error: given.error };
+  if (given.guest !== undefined || given.connect !== undefined) return parseGuest(given, 'launch');
   if (given.image !== undefined) return parseImage(given);
   const alone = OF_IMAGES.find((name) => given[name] !== undefined);
   if (alone !== undefined) return { error: `"${alone}" is for images: "image" is missing` };
+  const ofKvm = OF_KVM_GUESTS.find((name) => given[name] !== undefined);
+  if (ofKvm !== undefined) return { error: `"${ofKvm}" is for a guest under KVM: "guest" is missing` };
   const {
     program,
     target = 'emulator',
@@ -79,7 +77,12 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
   if (typeof program !== 'string' || program === '')
     return { error: `"program" must be the path of a .mmu file, not ${shown(program)}` };
   if (target !== 'emulator')
-    return { error: `"target" must be "emulator", not ${shown(target)}: no other target exists yet` };
+    return {
+      error:
+        target === 'kvm'
+          ? 'a scenario cannot run on KVM yet: "target": "kvm" needs a "guest", the image that the machine runs'
+          : `"target" must be "emulator" or "kvm", not ${shown(target)}`,
+    };
   if (typeof stopOnEntry !== 'boolean')
     return { error: `"stopOnEntry" must be true or false, not ${shown(stopOnEntry)}` };
   if (typeof stopAtEnd !== 'boolean') return { error: `"stopAtEnd" must be true or false, not ${shown(stopAtEnd)}` };
@@ -94,12 +97,59 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
   return { policies, program, stopOnEntry, stopAtEnd, history, noDebug: given.noDebug === true };
 }
 
+/** The same for an attach request: to a machine that a helper has. */
+export function parseAttach(raw: unknown): LaunchArguments | { readonly error: string } {
+  const given = attributes(raw);
+  return typeof given.error === 'string' ? { error: given.error } : parseGuest(given, 'attach');
+}
+
+/** The attributes of a configuration; one of them, `error`, says what is wrong with their names. */
+function attributes(raw: unknown): Record<string, unknown> {
+  if (typeof raw !== 'object' || raw === null || Array.isArray(raw))
+    return { error: `the launch configuration must be an object, not ${shown(raw)}` };
+  const unknown = Object.keys(raw).find(
+    (name) => !KNOWN.includes(name) && !VSCODE_OWN.includes(name) && !name.startsWith('__'),
+  );
+  return unknown === undefined
+    ? { ...raw }
+    : {
+        error: `unknown launch attribute "${unknown}"; there are ${KNOWN.map((known) => `"${known}"`).join(', ')}`,
+      };
+}
+
+function parseGuest(
+  given: Readonly<Record<string, unknown>>,
+  request: 'launch' | 'attach',
+): LaunchArguments | { readonly error: string } {
+  const foreign = [...OF_SCENARIOS, ...OF_IMAGES].find(
+    (name) => given[name] !== undefined && name !== 'stopOnEntry' && name !== 'target',
+  );
+  if (foreign !== undefined) return { error: `"${foreign}" does not go with a guest under KVM` };
+  const { target = 'kvm', stopOnEntry = request === 'attach' } = given;
+  if (target !== 'kvm') return { error: `"target" must be "kvm" for a guest, not ${shown(target)}` };
+  if (typeof stopOnEntry !== 'boolean')
+    return { error: `"stopOnEntry" must be true or false, not ${shown(stopOnEntry)}` };
+  const kvm = parseKvm(given, request);
+  if ('error' in kvm) return kvm;
+  return {
+    program: kvm.guest ?? (typeof kvm.connect === 'string' ? kvm.connect : 'guest'),
+    kvm,
+    stopOnEntry,
+    stopAtEnd: false,
+    history: DEFAULT_HISTORY,
+    noDebug: given.noDebug === true,
+    policies: {},
+  };
+}
+
 const REGISTERS: readonly string[] = Object.values(IMAGE_REGISTERS).flat();
 
 function parseImage(given: Record<string, unknown>): LaunchArguments | { readonly error: string } {
   const foreign = OF_SCENARIOS.find((name) => given[name] !== undefined && name !== 'stopOnEntry');
   if (foreign !== undefined)
     return { error: `"${foreign}" is for scenarios, and "image" is given: an image is looked at, nothing runs` };
+  const ofKvm = OF_KVM_GUESTS.find((name) => given[name] !== undefined);
+  if (ofKvm !== undefined) return { error: `"${ofKvm}" is for a guest under KVM, and "image" is given` };
   const { image, map = [], registers = {}, paging, el2 = false } = given;
   if (typeof image !== 'string' || image === '')
     return { error: `"image" must be the path of an image, not ${shown(image)}` };

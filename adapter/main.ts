@@ -1,4 +1,5 @@
 import { readFile } from 'node:fs/promises';
+import { openKvm } from './kvm/open.ts';
 import { KvmMmuSession } from './session.ts';
 import { ImageTarget } from './targets/image.ts';
 
@@ -15,6 +16,7 @@ const session = new KvmMmuSession({
   },
   yieldToLoop: () => new Promise((resolve) => setImmediate(resolve)),
   openImage: (launch) => new ImageTarget(launch),
+  openKvm,
 });
 process.on('SIGTERM', () => session.shutdown());
 session.start(process.stdin, process.stdout);

@@ -11,10 +11,11 @@ import {
   Thread,
 } from '@vscode/debugadapter';
 import type { DebugProtocol } from '@vscode/debugprotocol';
-import { ExpressionError, evaluate, evaluateInteger, truthy } from '../engine/expression.ts';
-import { REGISTER_BITS, RegisterError } from '../engine/guest/registers.ts';
+import { ExpressionError, evaluate, evaluateInteger, type Scope, truthy } from '../engine/expression.ts';
+import { REGISTER_BITS, REGISTERS, RegisterError, type RegisterName } from '../engine/guest/registers.ts';
 import type { Machine } from '../engine/machine.ts';
 import { hex } from '../engine/memory/words.ts';
+import { MissingFrames } from '../engine/mirror.ts';
 import type { Task } from '../engine/operation.ts';
 import { choosePolicy, DEFAULT_POLICIES } from '../engine/policies.ts';
 import type { StopAnswer } from '../engine/queries/answers.ts';
@@ -26,10 +27,14 @@ import { describeAddress, parseAddress, toHost } from './addresses.ts';
 import { fromBase64, toBase64 } from './base64.ts';
 import { Breakpoints, currentFault, FILTERS, faultScope } from './breakpoints.ts';
 import { runCommand } from './console.ts';
-import { type ImageLaunch, type LaunchArguments, parseLaunch } from './launch.ts';
+import type { KvmLaunch } from './kvm/launch.ts';
+import type { KvmPrinter } from './kvm/printer.ts';
+import { BITS } from './kvm/registers.ts';
+import { type ImageLaunch, type LaunchArguments, parseAttach, parseLaunch } from './launch.ts';
 import { breakableLines, listingName, listingSource } from './sources.ts';
 import { describeStop, taskTitle } from './stops.ts';
 import { EmulatorTarget } from './targets/emulator.ts';
+import type { GuestSide } from './targets/guest.ts';
 import type { Halt, Motion, Target, Watcher } from './targets/target.ts';
 import { frameScopes, mirrorScopes, type Node } from './variables.ts';
 import { WantedBreakpoints } from './wanted-breakpoints.ts';
@@ -43,6 +48,8 @@ export interface SessionHost {
   yieldToLoop(): Promise<void>;
   /** Opens an image of memory; absent where there are no files. @throws with a message for people */
   openImage?(launch: ImageLaunch): Target;
+  /** Makes or reaches a machine under KVM; absent where no process can be started. @throws with a message for people */
+  openKvm?(launch: KvmLaunch, printer: KvmPrinter): Promise<Target>;
 }
 
 interface FrameRef {
@@ -55,7 +62,22 @@ interface FrameRef {
 const MAX_READ = 1 << 20;
 
 /** What a run without debugging stops at. */
-const NOTHING: Watcher = { begin() {}, check: () => undefined };
+const NOTHING: Watcher = {
+  begin() {},
+  check: () => undefined,
+  wants: () => false,
+  range: () => undefined,
+  admits: () => false,
+  hit: () => [],
+};
+
+/** What the adapter can do only where vCPUs run real code. */
+const OF_GUESTS = {
+  supportsDisassembleRequest: true,
+  supportsSteppingGranularity: true,
+  supportsInstructionBreakpoints: true,
+  supportsFunctionBreakpoints: true,
+};
 
 /** A session could not do what was asked; the message is for people. */
 class RequestError extends Error {}
@@ -133,26 +155,37 @@ export class KvmMmuSession extends DebugSession {
     response: DebugProtocol.LaunchResponse,
     args: DebugProtocol.LaunchRequestArguments,
   ): void {
-    this.#answer(response, async () => {
-      const launch = parseLaunch(args);
-      if ('error' in launch) throw new RequestError(launch.error);
-      this.#launch = launch;
-      await this.#load();
-      this.sendEvent(
-        new Event('capabilities', { capabilities: { supportsStepBack: this.#need().capabilities.stepBack } }),
-      );
-      this.sendEvent(new InitializedEvent());
-    });
+    this.#answer(response, () => this.#open(parseLaunch(args)));
   }
 
-  protected override attachRequest(response: DebugProtocol.AttachResponse): void {
-    this.#answer(response, () => {
-      throw new RequestError('there is nothing to attach to yet: use "request": "launch" with a "program"');
-    });
+  protected override attachRequest(
+    response: DebugProtocol.AttachResponse,
+    args: DebugProtocol.AttachRequestArguments,
+  ): void {
+    this.#answer(response, () => this.#open(parseAttach(args)));
+  }
+
+  async #open(launch: LaunchArguments | { readonly error: string }): Promise<void> {
+    if ('error' in launch) throw new RequestError(launch.error);
+    this.#launch = launch;
+    await this.#load();
+    const { capabilities, guest } = this.#need();
+    const known = { supportsStepBack: capabilities.stepBack, ...(guest ? OF_GUESTS : {}) };
+    this.sendEvent(new Event('capabilities', { capabilities: known }));
+    this.sendEvent(new InitializedEvent());
   }
 
   async #load(): Promise<void> {
-    const { program: path, image, history, policies } = this.#launch!;
+    const { program: path, image, kvm, history, policies } = this.#launch!;
+    if (kvm) {
+      if (!this.#host.openKvm) throw new RequestError('KVM cannot be used here: no process can be started');
+      const printer: KvmPrinter = {
+        print: (words) => this.#print(words),
+        console: (words) => this.sendEvent(new OutputEvent(words, 'stdout')),
+      };
+      this.#start(await this.#host.openKvm(kvm, printer));
+      return;
+    }
     if (image) {
       if (!this.#host.openImage) throw new RequestError('images cannot be opened here: there are no files');
       this.#start(this.#host.openImage(image));
@@ -197,12 +230,13 @@ export class KvmMmuSession extends DebugSession {
   }
 
   #begin(): void {
-    const { machine, about } = this.#need();
+    const { machine, about, guest } = this.#need();
+    const waits = this.#launch!.stopOnEntry && !this.#launch!.noDebug;
     if (about !== undefined) {
       const task = machine.task(0);
       this.#stopped({ reason: 'entry', sentence: about, task: 0, taskName: task.name, step: 0 }, undefined);
-    } else if (this.#launch!.stopOnEntry && !this.#launch!.noDebug)
-      this.#stopped(describeStop(machine, machine.task(0), { kind: 'entry' }), undefined);
+    } else if (waits && guest) this.#stopped(guest.describe({ kind: 'entry' }, 0).stop, undefined);
+    else if (waits) this.#stopped(describeStop(machine, machine.task(0), { kind: 'entry' }), undefined);
     else this.#go({ kind: 'continue' });
   }
 
@@ -245,6 +279,12 @@ export class KvmMmuSession extends DebugSession {
     return this.#target;
   }
 
+  #needGuest(): GuestSide {
+    const { guest, name } = this.#need();
+    if (!guest) throw new RequestError(`there is no guest code here to do this with: the target is ${name}`);
+    return guest;
+  }
+
   /** The target, stopped. */
   #stoppedTarget(): Target {
     const target = this.#need();
@@ -258,10 +298,23 @@ export class KvmMmuSession extends DebugSession {
     if (!capabilities[ability]) throw new RequestError(capabilities.why[ability] ?? `this target cannot ${ability}`);
   }
 
+  /** Does something again for as long as it lacks memory of a machine that is far away. */
+  async #withFrames<T>(work: () => T | Promise<T>): Promise<T> {
+    for (;;) {
+      try {
+        return await work();
+      } catch (error) {
+        const guest = this.#target?.guest;
+        if (!(error instanceof MissingFrames) || !guest) throw error;
+        await guest.fetch(error.frames);
+      }
+    }
+  }
+
   /** Answers a request with what `work` makes of it, or with its error in words. */
   async #answer(response: DebugProtocol.Response, work: () => void | Promise<void>): Promise<void> {
     try {
-      await work();
+      await this.#withFrames(work);
       this.sendResponse(response);
     } catch (error) {
       const text = error instanceof Error ? error.message : String(error);
@@ -304,18 +357,26 @@ export class KvmMmuSession extends DebugSession {
       (error: unknown) => {
         if (generation !== this.#generation) return;
         this.#running = false;
-        this.#print(
-          `the emulator failed: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`,
-          'stderr',
-        );
+        const { name, guest } = this.#need();
+        // A machine that is gone says why; what the emulator throws is an error of ours.
+        const words = !(error instanceof Error)
+          ? String(error)
+          : guest
+            ? error.message
+            : (error.stack ?? error.message);
+        this.#print(`${guest ? 'the machine is lost' : `the ${name} failed`}: ${words}\n`, 'stderr');
         this.#end(70);
       },
     );
   }
 
   #halted(halt: Halt, motion: Motion): void {
-    const { machine } = this.#need();
+    const { machine, guest } = this.#need();
     this.#running = false;
+    if (guest) {
+      this.#guestHalted(guest, halt, motion);
+      return;
+    }
     const asked = 'task' in motion ? motion.task : machine.small.current;
     const task = machine.task(halt.kind === 'matched' ? halt.match.task : 'task' in halt ? halt.task : asked);
     const fault = halt.kind === 'matched' ? halt.match.object : undefined;
@@ -336,6 +397,18 @@ export class KvmMmuSession extends DebugSession {
         }),
       );
     this.#stopped(stop, isFaultInfo(fault) ? fault : currentFault(task), halt.kind === 'matched' ? halt.match.ids : []);
+  }
+
+  #guestHalted(guest: GuestSide, halt: Halt, motion: Motion): void {
+    if (halt.kind === 'ended') {
+      this.#print(`the guest has ended with status ${halt.status ?? 0}\n`);
+      this.#end(halt.status ?? 0);
+      return;
+    }
+    const asked = 'task' in motion ? motion.task : 0;
+    const vcpu = halt.kind === 'matched' ? halt.match.task : 'task' in halt ? halt.task : asked;
+    const { stop, fault } = guest.describe(halt, vcpu);
+    this.#stopped(stop, fault, halt.kind === 'matched' ? halt.match.ids : []);
   }
 
   /** The same frame has the same id for as long as the session is stopped. */
@@ -362,7 +435,19 @@ export class KvmMmuSession extends DebugSession {
     if (hit.length > 0) event.body.hitBreakpointIds = [...hit];
     this.sendEvent(event);
     this.#view({ type: 'stopped', stop });
-    this.#view({ type: 'changed', answers: this.#watches.changed(machine, this.#moment()) });
+    this.#showChanged();
+  }
+
+  /** Tells the views what is different now. */
+  #showChanged(): void {
+    const { machine } = this.#need();
+    const generation = this.#stops;
+    this.#withFrames(() => this.#watches.changed(machine, this.#moment())).then(
+      (answers) => {
+        if (generation === this.#stops) this.#view({ type: 'changed', answers });
+      },
+      (error: unknown) => this.#print(`the views are not up to date: ${(error as Error).message}\n`, 'stderr'),
+    );
   }
 
   #moment() {
@@ -389,20 +474,27 @@ export class KvmMmuSession extends DebugSession {
     });
   }
 
+  #stepMotion(
+    kind: 'step-in' | 'step-over' | 'step-out',
+    { threadId, granularity }: DebugProtocol.NextArguments,
+  ): Motion {
+    return { kind, task: this.#task(threadId).id, byInstruction: granularity === 'instruction' };
+  }
+
   protected override continueRequest(response: DebugProtocol.ContinueResponse): void {
     this.#motion(response, () => ({ kind: 'continue' }));
   }
   protected override nextRequest(response: DebugProtocol.NextResponse, args: DebugProtocol.NextArguments): void {
-    this.#motion(response, () => ({ kind: 'step-over', task: this.#task(args.threadId).id }));
+    this.#motion(response, () => this.#stepMotion('step-over', args));
   }
   protected override stepInRequest(response: DebugProtocol.StepInResponse, args: DebugProtocol.StepInArguments): void {
-    this.#motion(response, () => ({ kind: 'step-in', task: this.#task(args.threadId).id }));
+    this.#motion(response, () => this.#stepMotion('step-in', args));
   }
   protected override stepOutRequest(
     response: DebugProtocol.StepOutResponse,
     args: DebugProtocol.StepOutArguments,
   ): void {
-    this.#motion(response, () => ({ kind: 'step-out', task: this.#task(args.threadId).id }));
+    this.#motion(response, () => this.#stepMotion('step-out', args));
   }
   protected override stepBackRequest(
     response: DebugProtocol.StepBackResponse,
@@ -426,13 +518,46 @@ export class KvmMmuSession extends DebugSession {
     response: DebugProtocol.SetBreakpointsResponse,
     args: DebugProtocol.SetBreakpointsArguments,
   ): void {
-    this.#answer(response, () => {
+    this.#answer(response, async () => {
       if (!args.source) throw new RequestError('setBreakpoints needs a source');
-      const fn = listingName(args.source);
       const wanted = args.breakpoints ?? [];
+      const { guest } = this.#need();
+      const fn = guest ? undefined : listingName(args.source);
       response.body = {
-        breakpoints: fn === undefined ? this.#setLines(args.source, wanted) : this.#wanted.setSteps(fn, wanted),
+        breakpoints: guest
+          ? await guest.setLines(args.source.path ?? '', wanted)
+          : fn === undefined
+            ? this.#setLines(args.source, wanted)
+            : this.#wanted.setSteps(fn, wanted),
       };
+    });
+  }
+
+  protected override setFunctionBreakPointsRequest(
+    response: DebugProtocol.SetFunctionBreakpointsResponse,
+    args: DebugProtocol.SetFunctionBreakpointsArguments,
+  ): void {
+    this.#answer(response, async () => {
+      response.body = { breakpoints: await this.#needGuest().setFunctions(args.breakpoints) };
+    });
+  }
+
+  protected override setInstructionBreakpointsRequest(
+    response: DebugProtocol.SetInstructionBreakpointsResponse,
+    args: DebugProtocol.SetInstructionBreakpointsArguments,
+  ): void {
+    this.#answer(response, async () => {
+      response.body = { breakpoints: await this.#needGuest().setInstructions(args.breakpoints) };
+    });
+  }
+
+  protected override disassembleRequest(
+    response: DebugProtocol.DisassembleResponse,
+    args: DebugProtocol.DisassembleArguments,
+  ): void {
+    this.#answer(response, () => {
+      this.#stoppedTarget();
+      response.body = { instructions: this.#needGuest().disassemble(this.#focusedVcpu(), args) };
     });
   }
 
@@ -453,8 +578,13 @@ export class KvmMmuSession extends DebugSession {
     args: DebugProtocol.BreakpointLocationsArguments,
   ): void {
     this.#answer(response, () => {
+      const { guest, machine } = this.#need();
       const fn = listingName(args.source);
-      const lines = fn === undefined ? breakableLines(this.#need().machine) : listing(fn).stepLines;
+      const lines = guest
+        ? guest.breakableLines(args.source.path ?? '')
+        : fn === undefined
+          ? breakableLines(machine)
+          : listing(fn).stepLines;
       const end = args.endLine ?? args.line;
       response.body = {
         breakpoints: lines.filter((line) => line >= args.line && line <= end).map((line) => ({ line })),
@@ -477,9 +607,10 @@ export class KvmMmuSession extends DebugSession {
     args: DebugProtocol.DataBreakpointInfoArguments,
   ): void {
     this.#answer(response, () => {
-      const { capabilities } = this.#need();
-      if (!capabilities.run) {
-        response.body = { dataId: null, description: capabilities.why.run! };
+      const { capabilities, guest } = this.#need();
+      const never = guest ? 'KVM does not tell of single writes: "trap GPA SIZE write" stops at the next' : undefined;
+      if (!capabilities.run || never !== undefined) {
+        response.body = { dataId: null, description: never ?? capabilities.why.run! };
         return;
       }
       const nodes = args.variablesReference ? (this.#variables.get(args.variablesReference)?.() ?? []) : [];
@@ -552,8 +683,15 @@ export class KvmMmuSession extends DebugSession {
     args: DebugProtocol.StackTraceArguments,
   ): void {
     this.#answer(response, () => {
-      const { machine } = this.#stoppedTarget();
+      const { machine, guest } = this.#stoppedTarget();
       const task = this.#task(args.threadId);
+      const start = args.startFrame ?? 0;
+      const end = args.levels ? start + args.levels : undefined;
+      if (guest) {
+        const all = this.#guestFrames(guest, task);
+        response.body = { stackFrames: all.slice(start, end), totalFrames: all.length };
+        return;
+      }
       const frames: DebugProtocol.StackFrame[] = task.stack.map((frame, depth) => {
         const top = depth === task.stack.length - 1;
         const { stepLines } = listing(frame.fn);
@@ -569,12 +707,20 @@ export class KvmMmuSession extends DebugSession {
       });
       frames.reverse();
       frames.push(machine.mirror ? this.#stillFrame(task) : this.#statementFrame(task));
-      const start = args.startFrame ?? 0;
-      response.body = {
-        stackFrames: frames.slice(start, args.levels ? start + args.levels : undefined),
-        totalFrames: frames.length,
-      };
+      response.body = { stackFrames: frames.slice(start, end), totalFrames: frames.length };
     });
+  }
+
+  #guestFrames(guest: GuestSide, task: Task): DebugProtocol.StackFrame[] {
+    return guest.frames(task.vcpu).map(({ name, address, path, line }, depth) => ({
+      // The innermost has the greatest number, as on the emulator's stacks.
+      id: this.#frameId(task.id, 500 - depth),
+      name,
+      line: line ?? 0,
+      column: 0,
+      instructionPointerReference: hex(address),
+      ...(path === undefined ? {} : { source: { name: path.replace(/^.*[/\\]/, ''), path } }),
+    }));
   }
 
   /** The statement that a task of the emulator has come to. */
@@ -601,19 +747,22 @@ export class KvmMmuSession extends DebugSession {
 
   protected override scopesRequest(response: DebugProtocol.ScopesResponse, args: DebugProtocol.ScopesArguments): void {
     this.#answer(response, () => {
-      const { machine } = this.#stoppedTarget();
+      const { machine, guest } = this.#stoppedTarget();
       const ref = this.#frameRef(args.frameId);
       if (!ref) throw new RequestError('this frame belongs to an earlier stop');
       const task = machine.task(ref.task);
+      const scopes = guest
+        ? guest.scopes(task.vcpu)
+        : machine.mirror
+          ? mirrorScopes(machine, task)
+          : frameScopes(machine, task, task.stack[ref.depth]);
       response.body = {
-        scopes: (machine.mirror ? mirrorScopes(machine, task) : frameScopes(machine, task, task.stack[ref.depth])).map(
-          (scope) => ({
-            name: scope.name,
-            variablesReference: this.#variables.create(scope.nodes),
-            expensive: false,
-            ...(scope.hint ? { presentationHint: scope.hint } : {}),
-          }),
-        ),
+        scopes: scopes.map((scope) => ({
+          name: scope.name,
+          variablesReference: this.#variables.create(scope.nodes),
+          expensive: false,
+          ...(scope.hint ? { presentationHint: scope.hint } : {}),
+        })),
       };
     });
   }
@@ -649,7 +798,7 @@ export class KvmMmuSession extends DebugSession {
     response: DebugProtocol.SetVariableResponse,
     args: DebugProtocol.SetVariableArguments,
   ): void {
-    this.#answer(response, () => {
+    this.#answer(response, async () => {
       const target = this.#stoppedTarget();
       this.#must('setRegisters');
       const node = this.#variables
@@ -660,15 +809,9 @@ export class KvmMmuSession extends DebugSession {
       if (!expression) throw new RequestError(error ?? `cannot read ${args.value}`);
       const { vcpu, name, bit } = node.register;
       const value = evaluateInteger(expression, this.#scope(undefined), args.name);
-      const old = target.machine.vcpu(vcpu).registers[name];
-      const mask = bit === undefined ? 0n : 1n << BigInt(REGISTER_BITS[name]![bit]!);
-      const next = bit === undefined ? value : truthy(value) ? old | mask : old & ~mask;
-      try {
-        target.edit({ kind: 'register', vcpu, register: name, value: next });
-      } catch (failure) {
-        if (failure instanceof RegisterError) throw new RequestError(failure.message);
-        throw failure;
-      }
+      const next = bit === undefined ? value : withBit(target, vcpu, name, bit, truthy(value));
+      if (target.guest) await target.guest.setRegister(vcpu, name, next);
+      else setEmulated(target, vcpu, name, next);
       response.body = { value: bit === undefined ? hex(next) : truthy(value) ? '1' : '0' };
       this.#refresh();
     });
@@ -678,7 +821,7 @@ export class KvmMmuSession extends DebugSession {
   #refresh(): void {
     const { machine } = this.#need();
     this.#here = machine.log.length;
-    this.#view({ type: 'changed', answers: this.#watches.changed(machine, this.#moment()) });
+    this.#showChanged();
   }
 
   protected override sourceRequest(response: DebugProtocol.SourceResponse, args: DebugProtocol.SourceArguments): void {
@@ -691,7 +834,12 @@ export class KvmMmuSession extends DebugSession {
 
   protected override loadedSourcesRequest(response: DebugProtocol.LoadedSourcesResponse): void {
     this.#answer(response, () => {
-      const { mirror } = this.#need().machine;
+      const { guest, machine } = this.#need();
+      if (guest) {
+        response.body = { sources: guest.sources().map((path) => ({ name: path.replace(/^.*\//, ''), path })) };
+        return;
+      }
+      const { mirror } = machine;
       response.body = { sources: mirror ? [] : [this.#programSource(), ...listings().map(listingSource)] };
     });
   }
@@ -708,8 +856,10 @@ export class KvmMmuSession extends DebugSession {
     return Math.max(0, this.#focusedTask(frameId).vcpu);
   }
 
-  #scope(frameId: number | undefined) {
+  #scope(frameId: number | undefined): Scope {
     const task = this.#focusedTask(frameId);
+    const { guest } = this.#need();
+    if (guest) return guest.scope(task.vcpu);
     return faultScope(
       this.#need().machine,
       task,
@@ -721,13 +871,15 @@ export class KvmMmuSession extends DebugSession {
     response: DebugProtocol.EvaluateResponse,
     args: DebugProtocol.EvaluateArguments,
   ): void {
-    this.#answer(response, () => {
-      const { machine } = this.#stoppedTarget();
+    this.#answer(response, async () => {
+      const { machine, guest } = this.#stoppedTarget();
       const text = args.expression.trim();
       const command =
         args.context === 'repl'
-          ? runCommand(machine, this.#focusedVcpu(args.frameId), this.#moment(), text)
+          ? ((await guest?.command(text)) ?? runCommand(machine, this.#focusedVcpu(args.frameId), this.#moment(), text))
           : undefined;
+      // A command may have changed the machine.
+      if (command !== undefined && guest) this.#refresh();
       if (command !== undefined) {
         response.body = { result: command, variablesReference: 0 };
         return;
@@ -744,7 +896,7 @@ export class KvmMmuSession extends DebugSession {
         };
         return;
       }
-      if (machine.mirror) {
+      if (machine.mirror && !guest) {
         const register = machine.mirror.regimes[vcpu]?.registers.find(
           ({ name }) => name.toLowerCase() === text.toLowerCase(),
         );
@@ -809,13 +961,19 @@ export class KvmMmuSession extends DebugSession {
     response: DebugProtocol.WriteMemoryResponse,
     args: DebugProtocol.WriteMemoryArguments,
   ): void {
-    this.#answer(response, () => {
+    this.#answer(response, async () => {
       const target = this.#stoppedTarget();
       this.#must('writeMemory');
       const located = this.#locate(args.memoryReference);
       const bytes = fromBase64(args.data);
       if (!bytes) throw new RequestError('the data is not base64');
       const start = located.address + BigInt(args.offset ?? 0);
+      if (target.guest) {
+        await target.guest.write({ ...located, address: BigInt.asUintN(64, start) }, Uint8Array.from(bytes));
+        response.body = { bytesWritten: bytes.length };
+        this.#refresh();
+        return;
+      }
       for (let done = 0; done < bytes.length; ) {
         const host = toHost(target.machine, { ...located, address: BigInt.asUintN(64, start + BigInt(done)) });
         if (!host) {
@@ -889,6 +1047,28 @@ export class KvmMmuSession extends DebugSession {
       this.sendEvent(new ContinuedEvent(owner.id + 1, true));
       this.#go({ kind: 'release', lock, task: owner.id });
     });
+  }
+}
+
+/** A register's value with one of its named bits as it is to be. */
+function withBit(target: Target, vcpu: number, name: string, bit: string, on: boolean): bigint {
+  const value = target.guest
+    ? target.guest.scope(vcpu).name([name])
+    : target.machine.vcpu(vcpu).registers[name as RegisterName];
+  const number = (target.guest ? BITS[name] : REGISTER_BITS[name as RegisterName])?.[bit];
+  if (typeof value !== 'bigint' || number === undefined) throw new RequestError(`${name}.${bit} cannot be set`);
+  const mask = 1n << BigInt(number);
+  return on ? value | mask : value & ~mask;
+}
+
+function setEmulated(target: Target, vcpu: number, name: string, value: bigint): void {
+  const register = REGISTERS.find((known) => known === name);
+  if (!register) throw new RequestError(`there is no register ${name}`);
+  try {
+    target.edit({ kind: 'register', vcpu, register, value });
+  } catch (failure) {
+    if (failure instanceof RegisterError) throw new RequestError(failure.message);
+    throw failure;
   }
 }
 

@@ -1,5 +1,5 @@
 import { decodeEntry } from '../engine/formats/decode.ts';
-import { REGISTER_BITS, REGISTERS, type RegisterName } from '../engine/guest/registers.ts';
+import { REGISTER_BITS, REGISTERS } from '../engine/guest/registers.ts';
 import type { Machine } from '../engine/machine.ts';
 import { frameToAddress, hex, hexWords } from '../engine/memory/words.ts';
 import { LOCKS, type OperationFrame, type Task } from '../engine/operation.ts';
@@ -17,7 +17,7 @@ export interface Node {
   readonly evaluateName?: string;
   readonly memoryReference?: string;
   /** Puts a new value, from an expression's value. */
-  readonly register?: { readonly vcpu: number; readonly name: RegisterName; readonly bit?: string };
+  readonly register?: { readonly vcpu: number; readonly name: string; readonly bit?: string };
 }
 
 export interface ScopeNodes {

@@ -16,7 +16,7 @@ export class WantedBreakpoints {
     const compiled = wanted.map((point) => {
       const id = this.#next++;
       const line = lines.find((candidate) => candidate >= point.line);
-      const condition = compile(point);
+      const condition = compileCondition(point);
       if (line === undefined) return { answer: { id, verified: false, message: 'no statement stands here or below' } };
       if (typeof condition === 'string')
         return { answer: { id, verified: false, line: point.line, message: condition } };
@@ -32,7 +32,7 @@ export class WantedBreakpoints {
     const compiled = wanted.map((point) => {
       const id = this.#next++;
       const step = Math.max(0, stepOfLine(text, point.line));
-      const condition = compile(point);
+      const condition = compileCondition(point);
       if (typeof condition === 'string')
         return { answer: { id, verified: false, line: point.line, message: condition } };
       return {
@@ -96,7 +96,9 @@ function conditionOf(condition: string | undefined, hits: string | undefined): C
 }
 
 /** A breakpoint's condition, or what is wrong with it. */
-function compile(wanted: DebugProtocol.SourceBreakpoint): Condition | undefined | string {
+export function compileCondition(
+  wanted: Pick<DebugProtocol.SourceBreakpoint, 'condition' | 'hitCondition'>,
+): Condition | undefined | string {
   try {
     return conditionOf(wanted.condition, wanted.hitCondition);
   } catch (error) {

@@ -56,6 +56,8 @@ export class Watches {
   /** Frames written since the last time; undefined when anything may have changed. */
   #touchedFrames(machine: Machine): Set<number> | undefined {
     const { log } = machine;
+    // A mirror's memory changes without a trace in the log.
+    if (machine.mirror) return undefined;
     const from = this.#position;
     this.#position = log.length;
     // Undone entries are gone: what they changed back cannot be read from the log.

@@ -14,18 +14,38 @@ export interface Mirror {
   readonly guestMemory: Required<Tables>;
   /** The frame behind a guest frame; −1 where there is none. */
   resolve(gfn: number): number;
+  /** What its stretches of memory are: those of an image, or a virtual machine's memslots. */
+  readonly places: 'ranges' | 'memslots';
 }
 
 export interface MirrorRange {
   readonly gpa: bigint;
   readonly size: bigint;
+  /** Of memslots; ranges of an image have neither. */
+  readonly id?: number;
+  readonly flags?: readonly string[];
 }
 
-export function makeMirror(memory: Required<Tables>, regimes: readonly Regime[]): Mirror {
+/** Frames of a machine far away that are not here yet: they are to be fetched, and the question asked again. */
+export class MissingFrames extends Error {
+  readonly frames: readonly number[];
+
+  constructor(frames: readonly number[]) {
+    super(`frames ${frames.join(', ')} are not here yet`);
+    this.frames = frames;
+  }
+}
+
+export function makeMirror(memory: Required<Tables>, regimes: readonly Regime[], places: Mirror['places']): Mirror {
   const second = regimes[0]?.second;
-  if (!second) return { memory, regimes, guestMemory: memory, resolve: (gfn) => (memory.has(gfn) ? gfn : -1) };
+  if (!second) return { memory, regimes, places, guestMemory: memory, resolve: (gfn) => (memory.has(gfn) ? gfn : -1) };
   const nested = new NestedMemory(memory, second.tree);
-  return { memory, regimes, guestMemory: nested, resolve: (gfn) => nested.resolve(gfn) };
+  return { memory, regimes, places, guestMemory: nested, resolve: (gfn) => nested.resolve(gfn) };
+}
+
+/** What an address means behind which there is no memory. */
+export function nowhereWords(mirror: Mirror): string {
+  return mirror.places === 'memslots' ? 'no memslot holds it: an access is MMIO' : 'the image has no memory there';
 }
 
 /** A machine that shows a mirror: nothing runs in it, and its memory is read where it is. */
@@ -45,14 +65,14 @@ export function mirrorMachine(mirror: Mirror, ranges: readonly MirrorRange[]): M
     1 << 16,
     mirror,
   );
-  ranges.forEach(({ gpa, size }, id) => {
+  ranges.forEach(({ gpa, size, id: given, flags }, number) => {
     const base = addressToFrame(gpa);
     const slot: Memslot = {
-      id,
+      id: given ?? number,
       base,
       pages: addressToFrame(size),
-      readonly: true,
-      logDirty: false,
+      readonly: flags === undefined || flags.includes('ro'),
+      logDirty: flags?.includes('log') ?? false,
       invalid: false,
       backing: newBacking(base, addressToFrame(size), 1),
     };

@@ -112,6 +112,9 @@ struct vm {
 	struct vcpu *vcpus[MAX_VCPUS];
 	int vcpu_count;
 	int max_phys_addr;
+	/* As CPUID has them; the vendor's name has 12 letters. */
+	bool pages_1g;
+	char cpu_vendor[13];
 	u32 dirty_ring;
 	bool dirty_manual;
 	/* "ept", "npt" or "shadow". */
@@ -203,6 +206,9 @@ struct vcpu {
 	/* It is inside KVM_RUN, or about to be. */
 	bool inside;
 	bool stepping;
+	/* Steps end where RIP leaves these addresses; equal for a single step. */
+	u64 step_from;
+	u64 step_to;
 	bool stop_wanted;
 	bool recheck;
 	/* The stop has been handed to the server's queue. */
@@ -223,8 +229,8 @@ struct vcpu {
 };
 
 int vcpu_create(struct vm *vm, int id);
-/* Lets a stopped vCPU go on, for one instruction with `step`. */
-int vcpu_resume(struct vcpu *vcpu, bool step);
+/* Lets a stopped vCPU go on; with `step` for one instruction, and on while RIP is in [from, to). */
+int vcpu_resume(struct vcpu *vcpu, bool step, u64 from, u64 to);
 /* Makes a running vCPU stop soon. */
 void vcpu_pause(struct vcpu *vcpu);
 /* Gets a vCPU out of KVM_RUN. The lock is held. */

@@ -443,16 +443,25 @@ static void change_breakpoint(struct server *server, const char *packet)
 
 /* ---- moving */
 
-/* The action for a thread: the first that names it, or all. 0: none. */
-static char action_for(const char *actions, int id)
+/* What is asked of a thread: a letter, 0 for nothing; and the addresses of `r`. */
+struct action {
+	char letter;
+	u64 from;
+	u64 to;
+};
+
+/* The action for a thread: the first that names it, or all. */
+static struct action action_for(const char *actions, int id)
 {
 	while (*actions == ';') {
-		char action = actions[1];
+		struct action action = { .letter = actions[1] };
 		const char *at = actions + 2;
 		u64 value;
 		/* The signal of C and S. */
-		if (action == 'C' || action == 'S')
+		if (action.letter == 'C' || action.letter == 'S')
 			parse_hex(&at, &value);
+		if (action.letter == 'r' && (!parse_hex(&at, &action.from) || *at++ != ',' || !parse_hex(&at, &action.to)))
+			action.letter = '?';
 		bool matches = true;
 		if (*at == ':') {
 			at++;
@@ -464,10 +473,10 @@ static char action_for(const char *actions, int id)
 		if (matches)
 			return action;
 		if (*at != ';')
-			return 0;
+			break;
 		actions = at;
 	}
-	return 0;
+	return (struct action){ 0 };
 }
 
 static void move(struct server *server, const char *actions)
@@ -478,16 +487,18 @@ static void move(struct server *server, const char *actions)
 	bool pending = !vm->non_stop && unreported(vm);
 	for (int i = 0; i < vm->vcpu_count; i++) {
 		struct vcpu *vcpu = vm->vcpus[i];
-		char action = action_for(actions, i);
-		switch (action) {
+		struct action action = action_for(actions, i);
+		switch (action.letter) {
 		case 'c':
 		case 'C':
 		case 's':
 		case 'S':
+		case 'r':
 			any = true;
 			if (vcpu->state == VCPU_RUNNING || pending || (vm->non_stop && !vcpu->reported))
 				break;
-			int error = vcpu_resume(vcpu, action == 's' || action == 'S');
+			bool step = action.letter == 's' || action.letter == 'S' || action.letter == 'r';
+			int error = vcpu_resume(vcpu, step, action.from, action.to);
 			if (error) {
 				send_error(server, error);
 				return;
@@ -501,7 +512,7 @@ static void move(struct server *server, const char *actions)
 		case 0:
 			break;
 		default:
-			send_error(server, fail(EINVAL, "vCont does not know “%c”: c, C, s, S and t are", action));
+			send_error(server, fail(EINVAL, "vCont does not know “%c”: c, C, s, S, r and t are", action.letter));
 			return;
 		}
 	}
@@ -565,7 +576,7 @@ static void detach(struct server *server)
 	forget_client(server);
 	for (int i = 0; i < vm->vcpu_count; i++) {
 		if (vm->vcpus[i]->state == VCPU_STOPPED)
-			vcpu_resume(vm->vcpus[i], false);
+			vcpu_resume(vm->vcpus[i], false, 0, 0);
 	}
 	send_text(server, "OK");
 	server->closed = true;
@@ -690,7 +701,7 @@ static void set(struct server *server, const char *packet)
 static void verb(struct server *server, const char *packet)
 {
 	if (!strcmp(packet, "vCont?"))
-		text_add(&server->reply, "vCont;c;C;s;S;t");
+		text_add(&server->reply, "vCont;c;C;s;S;t;r");
 	else if (!strncmp(packet, "vCont", 5))
 		move(server, packet + 5);
 	else if (!strcmp(packet, "vStopped"))
@@ -820,7 +831,7 @@ static int tick(struct server *server)
 		if (vcpu->state != VCPU_RUNNING)
 			continue;
 		bool hunts = (vm->stops & STOP_GUEST_PF) && !vm->handler;
-		bool is_late = vcpu->stepping && now_ms() - vcpu->since > STEP_MS;
+		bool is_late = vcpu->stepping && vcpu->step_from == vcpu->step_to && now_ms() - vcpu->since > STEP_MS;
 		if (hunts || is_late) {
 			vcpu->recheck = true;
 			vcpu_kick(vcpu);

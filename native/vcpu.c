@@ -633,7 +633,7 @@ static enum outcome look(struct vcpu *vcpu, bool asked)
 		return stop_at_page_fault(vcpu, &regs, &sregs);
 	if (breakpoint_at(vm, regs.rip))
 		return stop(vcpu, SIGNAL_TRAP, "reason=breakpoint,rip=%llx,completed=0", regs.rip);
-	if (asked)
+	if (asked && (regs.rip < vcpu->step_from || regs.rip >= vcpu->step_to))
 		return stop(vcpu, SIGNAL_TRAP, "reason=step,rip=%llx", regs.rip);
 	return GO_ON;
 }
@@ -760,7 +760,7 @@ int vcpu_create(struct vm *vm, int id)
 	return vcpu_start(vcpu);
 }
 
-int vcpu_resume(struct vcpu *vcpu, bool step)
+int vcpu_resume(struct vcpu *vcpu, bool step, u64 from, u64 to)
 {
 	struct vm *vm = vcpu->vm;
 	if (vm->written && vm_is_shadow(vm)) {
@@ -779,6 +779,8 @@ int vcpu_resume(struct vcpu *vcpu, bool step)
 		uffd_resolve(vm, &held);
 	pthread_mutex_lock(&vm->lock);
 	vcpu->stepping = step;
+	vcpu->step_from = from;
+	vcpu->step_to = to;
 	vcpu->since = now_ms();
 	vcpu->state = VCPU_RUNNING;
 	pthread_cond_broadcast(&vm->changed);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "helper.h"
@@ -60,8 +61,9 @@ static void flag_words(struct text *json, u32 flags)
 static int info(struct vm *vm, struct text *json)
 {
 	const char *comma = "";
-	text_add(json, "{\"version\":1,\"pid\":%d,\"secondStage\":\"%s\",\"memory\":{\"fd\":%d,\"slots\":[", getpid(),
-		 vm->second_stage, vm->memfd);
+	struct stat status;
+	text_add(json, "{\"version\":1,\"pid\":%d,\"secondStage\":\"%s\",\"memory\":{\"fd\":%d,\"inode\":%llu,\"slots\":[", getpid(),
+		 vm->second_stage, vm->memfd, (unsigned long long)(fstat(vm->memfd, &status) ? 0 : status.st_ino));
 	for (int i = 0; i < MAX_SLOTS; i++) {
 		const struct slot *slot = &vm->slots[i];
 		if (!slot->used)
@@ -74,7 +76,10 @@ static int info(struct vm *vm, struct text *json)
 		text_add(json, "}");
 		comma = ",";
 	}
-	text_add(json, "]},\"vcpus\":%d,\"maxphyaddr\":%d,\"has\":{", vm->vcpu_count, vm->max_phys_addr);
+	text_add(json, "]},\"vcpus\":%d,\"maxphyaddr\":%d,\"pages1g\":%s,\"vendor\":", vm->vcpu_count, vm->max_phys_addr,
+		 vm->pages_1g ? "true" : "false");
+	text_json(json, vm->cpu_vendor);
+	text_add(json, ",\"has\":{");
 	for (int i = 0; capability_names[i]; i++) {
 		text_add(json, i ? "," : "");
 		text_json(json, capability_names[i]);

@@ -375,22 +375,27 @@ static int open_kvm(void)
 	}
 }
 
-/* MAXPHYADDR of the guest: leaf 0x80000008, if its CPUID has it. */
-static int phys_bits(int kvm)
+/* What the guest's CPUID will say of its page tables. */
+static void read_cpu(struct vm *vm)
 {
 	struct kvm_cpuid2 *cpuid = calloc(1, sizeof(*cpuid) + 256 * sizeof(cpuid->entries[0]));
-	int bits = 36;
+	vm->max_phys_addr = 36;
 	if (!cpuid)
-		return bits;
+		return;
 	cpuid->nent = 256;
-	if (!ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid)) {
+	if (!ioctl(vm->kvm, KVM_GET_SUPPORTED_CPUID, cpuid)) {
 		for (u32 i = 0; i < cpuid->nent; i++) {
-			if (cpuid->entries[i].function == 0x80000008)
-				bits = (int)(cpuid->entries[i].eax & 0xff);
+			const struct kvm_cpuid_entry2 *entry = &cpuid->entries[i];
+			if (entry->function == 0) {
+				const u32 name[3] = { entry->ebx, entry->edx, entry->ecx };
+				memcpy(vm->cpu_vendor, name, sizeof(name));
+			} else if (entry->function == 0x80000001)
+				vm->pages_1g = entry->edx >> 26 & 1;
+			else if (entry->function == 0x80000008)
+				vm->max_phys_addr = (int)(entry->eax & 0xff);
 		}
 	}
 	free(cpuid);
-	return bits;
 }
 
 int vm_create(struct vm *vm, const struct vm_options *options)
@@ -418,7 +423,7 @@ int vm_create(struct vm *vm, const struct vm_options *options)
 	if (vm->memfd < 0 || vm->event < 0)
 		return fail(errno, "no memory for the guest: %s", strerror(errno));
 	vm->run_size = (size_t)ioctl(vm->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-	vm->max_phys_addr = phys_bits(vm->kvm);
+	read_cpu(vm);
 	vm->second_stage = second_stage();
 	if (options->dirty_ring) {
 		const char *lacks = vm_lacks(vm, "dirty-ring");

@@ -1,6 +1,6 @@
 // Bundles every entry point with esbuild; generates the scenario parser first when its grammar changed.
 import { execFileSync } from 'node:child_process';
-import { existsSync, statSync } from 'node:fs';
+import { copyFileSync, existsSync, statSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
 
@@ -20,16 +20,19 @@ const present = (entries) => Object.fromEntries(Object.entries(entries).filter((
 const common = { bundle: true, sourcemap: 'linked', logLevel: 'warning', target: 'es2022', outdir: 'dist' };
 
 /**
- * `kvm-mmu run` brings the scenario language along, `kvm-mmu conform` what talks to KVM: the other commands start without
- * reading them.
+ * `kvm-mmu run` brings the scenario language along, `kvm-mmu conform` what talks to KVM, and a guest under KVM a
+ * disassembler: whoever does not need them starts without reading them.
  */
-const commandsApart = {
-  name: 'commands-apart',
+const readLater = {
+  name: 'read-later',
   setup(build) {
     build.onResolve({ filter: /^\.\/commands\/(run|conform)\.ts$/ }, ({ path }) => ({
       path: `./cli-${path.slice('./commands/'.length, -'.ts'.length)}.cjs`,
       external: true,
     }));
+    build.onResolve({ filter: /^\.\/disassembly\.ts$/ }, ({ kind }) =>
+      kind === 'dynamic-import' ? { path: './disassembly.cjs', external: true } : undefined,
+    );
   },
 };
 
@@ -45,13 +48,14 @@ export async function buildAll() {
         cli: 'adapter/cli.ts',
         'cli-run': 'adapter/commands/run.ts',
         'cli-conform': 'adapter/commands/conform.ts',
+        disassembly: 'adapter/kvm/disassembly.ts',
       }),
       platform: 'node',
       format: 'cjs',
       outExtension: { '.js': '.cjs' },
       external: ['vscode'],
       mainFields: ['module', 'main'],
-      plugins: [commandsApart],
+      plugins: [readLater],
     }),
     build({
       ...common,
@@ -72,6 +76,8 @@ export async function buildAll() {
       loader: { '.css': 'css' },
     }),
   ]);
+  // The disassembler looks for it beside itself.
+  copyFileSync('node_modules/iced-x86/iced_x86_bg.wasm', 'dist/iced_x86_bg.wasm');
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) await buildAll();

@@ -20,7 +20,7 @@ const doors = {
   },
   adapter: {
     folders: ['engine', 'scenario'],
-    packages: ['@vscode/debugadapter', '@vscode/debugprotocol', 'fast-xml-parser'],
+    packages: ['@vscode/debugadapter', '@vscode/debugprotocol', 'fast-xml-parser', 'iced-x86'],
   },
   // Types and decoding only.
   webview: { folders: ['engine'], packages: [/^d3/] },
@@ -36,6 +36,8 @@ const nodeFiles = [
   'adapter/commands/usage.ts',
   'adapter/image/file.ts',
   'adapter/rsp/node-stream.ts',
+  'adapter/kvm/local-ram.ts',
+  'adapter/kvm/open.ts',
   'adapter/commands/conform.ts',
 ];
 const pathRules = [

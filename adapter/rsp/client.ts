@@ -20,7 +20,8 @@ interface Request {
   reject(error: Error): void;
 }
 
-export type Resume = 'continue' | 'step';
+/** A step of one instruction, or steps until RIP has left [from, to). */
+export type Resume = 'continue' | 'step' | { readonly from: bigint; readonly to: bigint };
 
 /**
  * A client of one GDB stub. Requests are sent one at a time and answered in their order; a promise rejects with an RspError
@@ -181,7 +182,8 @@ export class RspClient {
 
   /** Lets a thread, or all, go on. Resolves when the stub has heard it; the stop that ends it comes to `onStop`. */
   async resume(thread: string | 'all', how: Resume = 'continue'): Promise<void> {
-    const action = `vCont;${how === 'step' ? 's' : 'c'}${thread === 'all' ? '' : `:${thread}`}`;
+    const letter = how === 'continue' ? 'c' : how === 'step' ? 's' : `r${how.from.toString(16)},${how.to.toString(16)}`;
+    const action = `vCont;${letter}${thread === 'all' ? '' : `:${thread}`}`;
     if (this.#nonStop) return this.#expectOk(action);
     await this.#exclusive(async () => {
       if (this.#lost) throw this.#lost;

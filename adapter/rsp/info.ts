@@ -18,10 +18,14 @@ export interface KvmInfo {
   readonly pid: number;
   /** What KVM translates guest-physical addresses with: the processor's tables of Intel or AMD, or shadow tables. */
   readonly secondStage: (typeof SECOND_STAGES)[number];
-  readonly memory: { readonly fd: number; readonly slots: readonly KvmSlot[] };
+  /** The memfd in the helper's process, and its inode, by which a client knows that it is on the same machine. */
+  readonly memory: { readonly fd: number; readonly inode: number; readonly slots: readonly KvmSlot[] };
   readonly vcpus: number;
   /** Bits of a physical address. */
   readonly maxphyaddr: number;
+  /** Whether the guest's CPUID has pages of 1G, and its vendor, whose reserved bits differ. */
+  readonly pages1g: boolean;
+  readonly vendor: string;
   /** Per capability why the host lacks it, in words; empty when it is there. */
   readonly has: Readonly<Record<string, string>>;
 }
@@ -49,9 +53,11 @@ export function parseInfo(text: string): KvmInfo {
     version,
     pid: count(info, 'pid'),
     secondStage,
-    memory: { fd: count(memory, 'fd'), slots: slots.map(parseSlot) },
+    memory: { fd: count(memory, 'fd'), inode: count(memory, 'inode'), slots: slots.map(parseSlot) },
     vcpus: count(info, 'vcpus'),
     maxphyaddr: count(info, 'maxphyaddr'),
+    pages1g: info.pages1g === true,
+    vendor: words(info, 'vendor'),
     has: Object.fromEntries(Object.keys(has).map((name) => [name, words(has, name)])),
   };
 }

@@ -31,7 +31,7 @@ export class ImageTarget implements Target {
     );
     try {
       const regimes = imageRegimes(this.#image, launch);
-      this.machine = mirrorMachine(makeMirror(this.#image, regimes), this.#image.ranges);
+      this.machine = mirrorMachine(makeMirror(this.#image, regimes, 'ranges'), this.#image.ranges);
       this.about = aboutWords(this.#image, regimes);
     } catch (error) {
       this.#image.close();

@@ -1,6 +1,9 @@
+import type { Scope } from '../../engine/expression.ts';
 import type { Machine } from '../../engine/machine.ts';
 import type { LockName } from '../../engine/operation.ts';
 import type { Edit } from '../../engine/run.ts';
+import type { FilterName, PlacedBreakpoint } from '../breakpoints.ts';
+import type { GuestSide } from './guest.ts';
 
 /** What a target can do. Where it cannot, `why` says so in words that a person can act on. */
 export interface TargetCapabilities {
@@ -16,7 +19,12 @@ export interface TargetCapabilities {
 /** How far to go. A step concerns one task; `continue` runs the default schedule. */
 export type Motion =
   | { readonly kind: 'continue' }
-  | { readonly kind: 'step-in' | 'step-over' | 'step-out'; readonly task: number }
+  | {
+      readonly kind: 'step-in' | 'step-over' | 'step-out';
+      readonly task: number;
+      /** Of guest code: one instruction, not a line of source. */
+      readonly byInstruction?: boolean;
+    }
   | { readonly kind: 'step-back' | 'reverse-continue'; readonly task: number }
   /** Runs a lock's owner until the lock is free. */
   | { readonly kind: 'release'; readonly lock: LockName; readonly task: number };
@@ -27,7 +35,10 @@ export type Halt =
   | { readonly kind: 'step'; readonly task: number }
   | { readonly kind: 'pause' }
   | { readonly kind: 'blocked'; readonly task: number; readonly lock: string; readonly owners: readonly number[] }
-  | { readonly kind: 'ended' }
+  /** `status`: what the guest ended with. */
+  | { readonly kind: 'ended'; readonly status?: number }
+  /** Something happened to a vCPU that nobody asked for. */
+  | { readonly kind: 'event'; readonly task: number }
   | { readonly kind: 'stuck'; readonly words: string }
   /** Going back reached the oldest state that is kept. */
   | { readonly kind: 'history-start' };
@@ -48,6 +59,15 @@ export interface Watcher {
   begin(machine: Machine): void;
   /** What is matched now, if anything. `task` made the last step. */
   check(machine: Machine, task: number): Match | undefined;
+  // For targets that tell of events themselves:
+  /** Whether events of a kind are wanted at all. */
+  wants(filter: FilterName): boolean;
+  /** The guest-physical addresses to which the condition on such events restricts them. */
+  range(filter: FilterName): { readonly from: bigint; readonly to: bigint } | undefined;
+  /** Whether this event is wanted. Counts it as a hit. */
+  admits(filter: FilterName, scope: Scope): boolean;
+  /** Ids of breakpoints that stop here, those whose condition holds; log messages are printed. */
+  hit(points: readonly PlacedBreakpoint[], scope: Scope): number[];
 }
 
 /** What a session drives: control, memory, events, and a machine that mirrors it. */
@@ -56,6 +76,8 @@ export interface Target {
   /** What a target that never runs is, in one sentence: its only stop. */
   readonly about?: string;
   readonly machine: Machine;
+  /** Where vCPUs run real code: that code. */
+  readonly guest?: GuestSide;
   readonly capabilities: TargetCapabilities;
   /** Moves until something halts it. Control returns to the event loop every few milliseconds. */
   move(motion: Motion, watcher: Watcher): Promise<Halt>;

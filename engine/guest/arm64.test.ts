@@ -209,7 +209,7 @@ test('words: which registers, which ranges, where memory ends', () => {
   const memory = memoryOf({ '0x1000': 0x2000n | TABLE, '0x2000': 0x4000_0000n | BLOCK });
   const small: Tables = { page: (frame) => memory.page(frame), has: (frame) => frame < 16 };
   const reasonOf = (tables: Tables) => arm64Regime({ regime: 'el1', ...both }).walk(tables, 0n, READ).reason;
-  assert.equal(reasonOf(small), 'the translation succeeds, to where the image has no memory');
+  assert.equal(reasonOf(small), 'the translation succeeds, to where there is no memory');
   assert.equal(reasonOf({ page: small.page }), 'the translation succeeds');
 });
 

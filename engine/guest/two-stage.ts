@@ -102,7 +102,7 @@ export function twoStageWalk(
 
   function ended(gpa: bigint, hpa: bigint, secondSize: number | undefined): RegimeWalk {
     const there = memory.has?.(addressToFrame(hpa)) !== false;
-    const reason = `the translation succeeds${there ? '' : ', to where the image has no memory'}`;
+    const reason = `the translation succeeds${there ? '' : ', to where there is no memory'}`;
     return { references, end: 'done', gpa, hpa, ...(secondSize === undefined ? {} : { secondSize }), reason };
   }
 }

@@ -130,7 +130,7 @@ export function x86Regime(registers: Registers | undefined, cpu: GuestCpu, secon
         ...(walked.pfn >= 0 ? { hpa: frameToAddress(walked.pfn, offset) } : {}),
         ...(guestSize === undefined ? {} : { guestSize, rights: accessRights(walked.access) }),
         ...(hardware ? { secondSize: hardware.format.span[walked.secondLeafLevel]! * 4096 } : {}),
-        reason: inMemory ? 'the translation succeeds' : 'the translation succeeds, to where the image has no memory',
+        reason: inMemory ? 'the translation succeeds' : 'the translation succeeds, to where there is no memory',
       };
     }
     const fault = describeWalkFault(0, walked, asked, hardware, {

@@ -8,6 +8,7 @@ import { finishWalk, type Reference, startWalk, type Walk } from '../guest/walk.
 import { isMemoryKind, Kind } from '../history/log.ts';
 import type { Machine } from '../machine.ts';
 import { addressToFrame, frameToAddress, hex, hexWords, type Pfn, pageOffset } from '../memory/words.ts';
+import { MissingFrames } from '../mirror.ts';
 import { entryHi, entryLo, type Tables } from '../pgtable/tables.ts';
 import { describeWalkFault } from '../tdp/explain-fault.ts';
 import type { FaultInfo } from '../tdp/fault.ts';
@@ -41,12 +42,16 @@ export interface Read {
   readonly frames: ReadonlySet<Pfn>;
 }
 
-/** Answers a question. Never throws: what cannot be answered is an `error` answer that says why. */
+/**
+ * Answers a question. What cannot be answered is an `error` answer that says why.
+ * @throws MissingFrames, of a machine far away
+ */
 export function answer(machine: Machine, query: Query, moment: Moment): Read {
   const frames = new Set<Pfn>();
   try {
     return { answer: dispatch(machine, query, moment, frames), frames };
   } catch (error) {
+    if (error instanceof MissingFrames) throw error;
     return { answer: { kind: 'error', message: (error as Error).message }, frames };
   }
 }

@@ -1,7 +1,7 @@
 import { decodeEntry, rightsWords } from '../formats/decode.ts';
 import { type Regime, type RegimeWalk, type Stage, tableFrame } from '../guest/regime.ts';
 import { addressToFrame, frameToAddress, hex, type Pfn } from '../memory/words.ts';
-import type { Mirror } from '../mirror.ts';
+import { type Mirror, nowhereWords } from '../mirror.ts';
 import type { Query, ReferenceAnswer, RootAnswer, TableQuery, WalkAnswer, WalkOutcome } from './answers.ts';
 import { addressFields, countPresent, levelShapes, tableName } from './shapes.ts';
 
@@ -113,7 +113,7 @@ function physicalWalk(mirror: Mirror, regime: Regime, gpa: bigint): RegimeWalk {
   const { second } = regime;
   if (second) return regime.walkSecond(mirror.memory, gpa);
   const there = mirror.memory.has(addressToFrame(gpa));
-  const reason = there ? 'the image has this memory' : 'the image has no memory there';
+  const reason = there ? 'there is memory' : nowhereWords(mirror);
   return { references: [], end: there ? 'done' : 'second-fault', gpa, ...(there ? { hpa: gpa } : {}), reason };
 }
 

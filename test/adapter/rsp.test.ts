@@ -587,9 +587,11 @@ const INFO = {
   version: 1,
   pid: 4242,
   secondStage: 'shadow',
-  memory: { fd: 5, slots: [{ id: 0, gpa: '0x0', size: '0x4000000', flags: 'ro+log', offset: '0x1000' }] },
+  memory: { fd: 5, inode: 77, slots: [{ id: 0, gpa: '0x0', size: '0x4000000', flags: 'ro+log', offset: '0x1000' }] },
   vcpus: 2,
   maxphyaddr: 48,
+  pages1g: true,
+  vendor: 'GenuineIntel',
   has: { userfaultfd: '', 'pre-fault': 'this kernel has no KVM_PRE_FAULT_MEMORY' },
 };
 
@@ -598,9 +600,11 @@ test('what the helper says of its machine is read', () => {
     version: 1,
     pid: 4242,
     secondStage: 'shadow',
-    memory: { fd: 5, slots: [{ id: 0, gpa: 0n, size: 0x4000000n, flags: ['ro', 'log'], offset: 0x1000n }] },
+    memory: { fd: 5, inode: 77, slots: [{ id: 0, gpa: 0n, size: 0x4000000n, flags: ['ro', 'log'], offset: 0x1000n }] },
     vcpus: 2,
     maxphyaddr: 48,
+    pages1g: true,
+    vendor: 'GenuineIntel',
     has: { userfaultfd: '', 'pre-fault': 'this kernel has no KVM_PRE_FAULT_MEMORY' },
   };
   assert.deepEqual(parseInfo(JSON.stringify({ ...INFO, newer: [1] })), expected);
@@ -614,10 +618,10 @@ for (const [change, words] of [
   [{ secondStage: 'tdp' }, /secondStage in the answer to qKvm\.Info is "tdp", none of ept, npt, shadow/],
   [{ secondStage: undefined }, /secondStage in the answer to qKvm\.Info is missing, not text/],
   [{ memory: [] }, /memory in the answer to qKvm\.Info is \[\], not an object/],
-  [{ memory: { fd: 5, slots: 7 } }, /memory\.slots in qKvm\.Info is 7, not a list/],
-  [{ memory: { fd: 5, slots: [{ id: 0, gpa: 0 }] } }, /gpa in the answer to qKvm\.Info is 0, not text/],
+  [{ memory: { fd: 5, inode: 77, slots: 7 } }, /memory\.slots in qKvm\.Info is 7, not a list/],
+  [{ memory: { fd: 5, inode: 77, slots: [{ id: 0, gpa: 0 }] } }, /gpa in the answer to qKvm\.Info is 0, not text/],
   [
-    { memory: { fd: 5, slots: [{ ...INFO.memory.slots[0], size: '4000' }] } },
+    { memory: { fd: 5, inode: 77, slots: [{ ...INFO.memory.slots[0], size: '4000' }] } },
     /size in the answer to qKvm\.Info is "4000", not "0x…" of at most 64 bits/,
   ],
   [{ has: { 'dirty-ring': true } }, /dirty-ring in the answer to qKvm\.Info is true, not text/],

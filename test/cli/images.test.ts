@@ -111,7 +111,7 @@ test('a raw image with holes is placed by --map', () => {
   assert.deepEqual(rows('--memory', raw, '--map', '0+32K@0', '--map', '0x100000@32K', ...CR3), ROWS);
   assert.match(
     cli('walk', '0x400123', '--memory', raw, '--map', '0+32K@0', ...CR3).out,
-    /gva 0x400123 is gpa 0x8123 .*to where the image has no memory/,
+    /gva 0x400123 is gpa 0x8123 .*to where there is no memory/,
   );
 });
 

@@ -1,0 +1,99 @@
+import type { RspClient } from '../rsp/client.ts';
+import type { RspError } from '../rsp/packet.ts';
+import type { KvmStop, StopEvent } from '../rsp/stop.ts';
+
+/** What a vCPU has stopped for; `exited`: the machine has ended. */
+export type VcpuEvent =
+  | { readonly kind: 'stopped'; readonly vcpu: number; readonly stop: KvmStop }
+  | { readonly kind: 'exited'; readonly status: number };
+
+/**
+ * Which vCPUs of a machine run, and the stops that nobody has looked at. A vCPU that was told to stand still may have
+ * stopped for a reason of its own a moment before: that one is kept.
+ */
+export class Control {
+  readonly #client: RspClient;
+  readonly #running = new Set<number>();
+  readonly #events: VcpuEvent[] = [];
+  #wake: (() => void) | undefined;
+  #lost: RspError | undefined;
+  /** vCPUs that are stopped only for the others' sake. */
+  readonly #held = new Set<number>();
+
+  constructor(client: RspClient, vcpus: number) {
+    this.#client = client;
+    for (let vcpu = 0; vcpu < vcpus; vcpu++) this.#held.add(vcpu);
+    client.onStop((event) => this.#take(event));
+    client.onLost((error) => {
+      this.#lost = error;
+      this.#wake?.();
+    });
+  }
+
+  #take(event: StopEvent): void {
+    if (event.kind === 'exited') this.#events.push({ kind: 'exited', status: event.status ?? event.signal ?? 0 });
+    else {
+      const vcpu = Number.parseInt(event.thread ?? '1', 16) - 1;
+      this.#running.delete(vcpu);
+      const stop = event.kvm ?? { reason: 'pause', exact: [], derived: [] };
+      if (stop.reason === 'pause' && this.#held.has(vcpu)) {
+        this.#wake?.();
+        return;
+      }
+      this.#held.delete(vcpu);
+      this.#events.push({ kind: 'stopped', vcpu, stop });
+    }
+    this.#wake?.();
+  }
+
+  /** The next event. @throws RspError when the connection is lost */
+  async next(): Promise<VcpuEvent> {
+    for (;;) {
+      const event = this.#events.shift();
+      if (event) return event;
+      await this.#change();
+    }
+  }
+
+  async #change(): Promise<void> {
+    if (this.#lost) throw this.#lost;
+    await new Promise<void>((resolve) => {
+      this.#wake = resolve;
+    });
+    if (this.#lost && this.#events.length === 0) throw this.#lost;
+  }
+
+  async resume(vcpu: number, how: Parameters<RspClient['resume']>[1] = 'continue'): Promise<void> {
+    this.#held.delete(vcpu);
+    this.#running.add(vcpu);
+    await this.#client.resume((vcpu + 1).toString(16), how);
+  }
+
+  /** Lets every vCPU go on whose stop has been looked at. */
+  async resumeAll(vcpus: number): Promise<void> {
+    const waiting = new Set(this.#events.map((event) => (event.kind === 'stopped' ? event.vcpu : -1)));
+    for (let vcpu = 0; vcpu < vcpus; vcpu++) {
+      if (!this.#running.has(vcpu) && !waiting.has(vcpu)) await this.resume(vcpu);
+    }
+  }
+
+  /** Asks for a stop that `next` will tell. */
+  async interrupt(): Promise<void> {
+    const [first] = this.#running;
+    if (first !== undefined) await this.#client.stop((first + 1).toString(16));
+  }
+
+  /** Resolves once no vCPU runs. */
+  async standStill(): Promise<void> {
+    const asked = [...this.#running];
+    for (const vcpu of asked) {
+      this.#held.add(vcpu);
+      await this.#client.stop((vcpu + 1).toString(16));
+    }
+    while (this.#running.size > 0 && !this.#events.some((event) => event.kind === 'exited')) await this.#change();
+  }
+
+  get anyRuns(): boolean {
+    return this.#running.size > 0;
+  }
+}

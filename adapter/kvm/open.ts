@@ -1,0 +1,82 @@
+import { existsSync, readFileSync } from 'node:fs';
+import { isAbsolute, join } from 'node:path';
+import { hex } from '../../engine/memory/words.ts';
+import { ElfProgram } from '../elf/program.ts';
+import { ElfError } from '../elf/reader.ts';
+import { RspClient } from '../rsp/client.ts';
+import { connectSocket, spawnCommand, spawnHelper } from '../rsp/node-stream.ts';
+import type { ByteStream } from '../rsp/stream.ts';
+import { KvmTarget } from '../targets/kvm.ts';
+import type { KvmLaunch } from './launch.ts';
+import { LocalRam } from './local-ram.ts';
+import type { KvmPrinter } from './printer.ts';
+
+/** The helper that was built with this adapter, which runs from `dist/`. */
+const BUILT = join(__dirname, '..', 'native', 'build', 'kvm-mmu-helper');
+
+/** Starts or reaches a helper, and takes its machine over. @throws with a message for people */
+export async function openKvm(launch: KvmLaunch, printer: KvmPrinter): Promise<KvmTarget> {
+  const program = launch.guest === undefined ? undefined : readProgram(launch.guest, printer);
+  const client = new RspClient(streamTo(launch));
+  try {
+    await client.handshake();
+    if (!client.isHelper)
+      throw new Error(
+        'the stub that answers is not kvm-mmu-helper: this target needs its packets (native/PROTOCOL.md)',
+      );
+    const info = await client.info();
+    if (launch.pageFaultHandler !== undefined)
+      await client.vendor(`QKvm.Handler:${handlerAddress(launch.pageFaultHandler, program).toString(16)}`);
+    const owned = launch.connect === undefined;
+    const { disassemble } = await import('./disassembly.ts');
+    const local = LocalRam.open(info);
+    return await KvmTarget.open({ client, info, program, disassemble, owned, local, ...printer });
+  } catch (error) {
+    client.kill();
+    throw error;
+  }
+}
+
+function streamTo({ connect, helper = BUILT, args, guest }: KvmLaunch): ByteStream {
+  if (typeof connect === 'string') return connectSocket(connect);
+  if (connect !== undefined) return spawnCommand(connect);
+  if (process.platform !== 'linux') throw new Error('KVM is there on Linux only; "connect" reaches a helper elsewhere');
+  if (!existsSync(helper))
+    throw new Error(
+      `the KVM helper ${helper} is not built: make -C native, with a C compiler and the kernel’s headers`,
+    );
+  if (guest !== undefined && !existsSync(guest))
+    throw new Error(
+      `cannot read "guest" ${guest}: there is no such file${isAbsolute(guest) ? '' : ' (the path is relative)'}`,
+    );
+  return spawnHelper(helper, args);
+}
+
+/** Symbols and lines. A flat image has none, and a guest without them can be debugged all the same. */
+function readProgram(path: string, printer: KvmPrinter): ElfProgram | undefined {
+  let bytes: Uint8Array;
+  try {
+    bytes = readFileSync(path);
+  } catch {
+    return undefined;
+  }
+  if (bytes[0] !== 0x7f || bytes[1] !== 0x45) return undefined;
+  try {
+    const program = new ElfProgram(bytes);
+    if (program.problem !== undefined) printer.print(`${path}: ${program.problem}\n`);
+    return program;
+  } catch (error) {
+    if (!(error instanceof ElfError)) throw error;
+    printer.print(`${path}: no symbols: ${error.message}\n`);
+    return undefined;
+  }
+}
+
+function handlerAddress(written: string, program: ElfProgram | undefined): bigint {
+  const address = /^(0x[0-9a-f]+|\d+)$/i.test(written) ? BigInt(written) : program?.address(written);
+  if (address === undefined || address >> 64n !== 0n)
+    throw new Error(
+      `"pageFaultHandler": the guest has no symbol ${written}${address === undefined ? '' : ` (${hex(address)})`}`,
+    );
+  return address;
+}
