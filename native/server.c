@@ -383,7 +383,7 @@ static void write_memory(struct server *server, const char *text, size_t length_
 	const char *at = text;
 	bool good = parse_range(&at, &address, &length, ':');
 	size_t left = good ? length_left - (size_t)(at - text) : 0;
-	if (!good || left != (binary ? length : 2 * length)) {
+	if (!good || length > PACKET_MAX || left != (binary ? length : 2 * length)) {
 		send_error(server, fail(EINVAL, "ADDRESS,LENGTH:BYTES is wanted, with as many bytes as LENGTH says"));
 		return;
 	}
@@ -544,6 +544,12 @@ static void acknowledge_stop(struct server *server)
 static void query_stop(struct server *server)
 {
 	struct vm *vm = server->vm;
+	if (!vm->non_stop && anyone_runs(vm)) {
+		/* As a machine that was left running does: the answer is its stop. */
+		server->waiting = true;
+		pause_all(vm);
+		return;
+	}
 	if (!vm->non_stop) {
 		stop_reply(server, selected(server), &server->reply);
 		return;

@@ -53,12 +53,15 @@ int stats_json(struct vm *vm, struct text *json)
 	if (*lacks)
 		return fail(EOPNOTSUPP, "%s", lacks);
 	text_add(json, "{\"vm\":");
+	/* KVM opens the statistics of a vCPU only outside of KVM_RUN. */
+	vm_quiesce(vm);
 	int error = one_set(vm->fd, json);
 	text_add(json, ",\"vcpus\":[");
 	for (int i = 0; !error && i < vm->vcpu_count; i++) {
 		text_add(json, i ? "," : "");
 		error = one_set(vm->vcpus[i]->fd, json);
 	}
+	vm_unquiesce(vm);
 	text_add(json, "]}");
 	return error;
 }
