@@ -24,6 +24,12 @@ const steps = [
     ['scripts/test.mjs', 'test/adapter', 'test/engine', 'test/oracle', 'test/cli'],
     { env },
   ],
+  // One after the other: what they time, and what they ask of KVM, should not depend on each other.
+  [
+    'on KVM',
+    ['scripts/test.mjs', 'test/kvm', '--test-concurrency=1'],
+    long ? { env: { KVM_MMU_FUZZ_SECONDS: '180' } } : {},
+  ],
   ...(long ? [['real guests under QEMU', ['scripts/test.mjs', 'test/guests'], {}]] : []),
   ['inside VS Code', ['test/vscode/run.mjs'], {}],
 ];

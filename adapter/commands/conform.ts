@@ -10,6 +10,7 @@ import { type NotTested, probe } from '../conform/probe.ts';
 import { type Agreement, conform as compare, type Difference, type Mismatch } from '../conform/run.ts';
 import { RspClient } from '../rsp/client.ts';
 import { spawnHelper } from '../rsp/node-stream.ts';
+import { RspError } from '../rsp/packet.ts';
 import { entryWords } from './entry-words.ts';
 import { readNumber, readOptions, UsageError } from './usage.ts';
 
@@ -45,10 +46,7 @@ export async function conform(args: string[]): Promise<number> {
   const helper = values.helper ?? join(native, 'kvm-mmu-helper');
   const program = values.guest ?? join(native, 'conform.bin');
   const why = cannotRun(helper, program);
-  if (why !== undefined) {
-    console.error(`kvm-mmu: conform cannot run here: ${why}`);
-    return CANNOT_RUN;
-  }
+  if (why !== undefined) return tellCannotRun(why);
   const client = new RspClient(
     spawnHelper(helper, ['--memory', `${MEMORY_SIZE >> 20}M`, '--image', `${program}@${hex(PROGRAM)}`]),
   );
@@ -70,9 +68,17 @@ export async function conform(args: string[]): Promise<number> {
         : agreementText(seed, result, engine, notTested),
     );
     return result.differing === 0 ? AGREEMENT : MISMATCH;
+  } catch (error) {
+    if (error instanceof RspError) return tellCannotRun(error.message);
+    throw error;
   } finally {
     client.kill();
   }
+}
+
+function tellCannotRun(why: string): number {
+  console.error(`kvm-mmu: conform cannot run here: ${why}`);
+  return CANNOT_RUN;
 }
 
 function whole(written: string | undefined, what: string): number | undefined {

@@ -1,5 +1,6 @@
 import { PFERR_RSVD } from '../../engine/guest/permission.ts';
 import { frameToAddress } from '../../engine/memory/words.ts';
+import { RspError } from '../rsp/packet.ts';
 import { type ConformCase, type Host, indexAt } from './cases.ts';
 import { observed, outcomeWords } from './compare.ts';
 import { decodeResult } from './encode.ts';
@@ -58,8 +59,7 @@ export async function probe(
   const works = async (change: Partial<ConformCase>, cr4?: bigint): Promise<boolean> =>
     (await ask(change, cr4)).kind === 'ok';
   const plain = await ask({});
-  if (plain.kind !== 'ok')
-    throw new Error(`a plain read through four levels ends with ${plain.kind} ${plain.words ?? ''}`);
+  if (plain.kind !== 'ok') throw new RspError(`a plain read through four levels ends with ${outcomeWords(plain)}`);
   const large = PLAIN.entries.with(1, PRESENT | 0x80n);
   const globalRoot = await ask({ entries: PLAIN.entries.with(0, PLAIN.entries[0]! | 0x100n) });
   const roots = await guest.run(ROOTS);
