@@ -474,6 +474,11 @@ export class KvmMmuSession extends DebugSession {
     });
   }
 
+  #back(kind: 'step-back' | 'reverse-continue', threadId: number): Motion {
+    this.#must('stepBack');
+    return { kind, task: this.#task(threadId).id };
+  }
+
   #stepMotion(
     kind: 'step-in' | 'step-over' | 'step-out',
     { threadId, granularity }: DebugProtocol.NextArguments,
@@ -500,13 +505,13 @@ export class KvmMmuSession extends DebugSession {
     response: DebugProtocol.StepBackResponse,
     args: DebugProtocol.StepBackArguments,
   ): void {
-    this.#motion(response, () => ({ kind: 'step-back', task: this.#task(args.threadId).id }));
+    this.#motion(response, () => this.#back('step-back', args.threadId));
   }
   protected override reverseContinueRequest(
     response: DebugProtocol.ReverseContinueResponse,
     args: DebugProtocol.ReverseContinueArguments,
   ): void {
-    this.#motion(response, () => ({ kind: 'reverse-continue', task: this.#task(args.threadId).id }));
+    this.#motion(response, () => this.#back('reverse-continue', args.threadId));
   }
   protected override pauseRequest(response: DebugProtocol.PauseResponse): void {
     this.#answer(response, () => this.#need().pause());

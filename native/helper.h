@@ -235,6 +235,8 @@ int vcpu_resume(struct vcpu *vcpu, bool step, u64 from, u64 to);
 void vcpu_pause(struct vcpu *vcpu);
 /* Gets a vCPU out of KVM_RUN. The lock is held. */
 void vcpu_kick(struct vcpu *vcpu);
+/* Whether stops depend on where the guest's exception handlers begin. */
+bool vm_watches_handlers(struct vm *vm);
 /* Runs something while no vCPU is inside KVM_RUN. */
 void vm_quiesce(struct vm *vm);
 void vm_unquiesce(struct vm *vm);

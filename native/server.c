@@ -836,7 +836,7 @@ static int tick(struct server *server)
 		struct vcpu *vcpu = vm->vcpus[i];
 		if (vcpu->state != VCPU_RUNNING)
 			continue;
-		bool hunts = (vm->stops & STOP_GUEST_PF) && !vm->handler;
+		bool hunts = vm_watches_handlers(vm);
 		bool is_late = vcpu->stepping && vcpu->step_from == vcpu->step_to && now_ms() - vcpu->since > STEP_MS;
 		if (hunts || is_late) {
 			vcpu->recheck = true;

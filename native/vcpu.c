@@ -210,6 +210,25 @@ static bool has_software(const struct vm *vm)
 	return false;
 }
 
+/* Whether an int3 of ours in user code is seen only where the guest's handler begins. */
+static bool watches_int3(struct vm *vm)
+{
+	return has_software(vm) && !host_debug(vm)->user_int3;
+}
+
+bool vm_watches_handlers(struct vm *vm)
+{
+	return vm->stops & STOP_GUEST_PF || watches_int3(vm);
+}
+
+/* Whether a handler that is to be watched is not there yet: the guest has not loaded its IDT. */
+static bool lacks_handlers(struct vm *vm, const struct kvm_sregs *sregs)
+{
+	u64 handler;
+	return ((vm->stops & STOP_GUEST_PF) && !guest_pf_handler(vm, sregs, &handler)) ||
+	       (watches_int3(vm) && !guest_handler(vm, sregs, 3, &handler));
+}
+
 static void arm_run(struct vcpu *vcpu, struct armed *armed)
 {
 	struct vm *vm = vcpu->vm;
@@ -220,14 +239,13 @@ static void arm_run(struct vcpu *vcpu, struct armed *armed)
 		if (vm->breakpoints[i].used && vm->breakpoints[i].hardware)
 			arm_address(armed, vm->breakpoints[i].address);
 	}
-	bool own_int3 = software && !host_debug(vm)->user_int3;
-	if (!own_int3 && !(vm->stops & STOP_GUEST_PF))
+	if (!vm_watches_handlers(vm))
 		return;
 	struct kvm_sregs sregs;
 	ioctl(vcpu->fd, KVM_GET_SREGS, &sregs);
 	if ((vm->stops & STOP_GUEST_PF) && guest_pf_handler(vm, &sregs, &armed->pf_handler))
 		arm_address(armed, armed->pf_handler);
-	if (own_int3 && guest_handler(vm, &sregs, 3, &armed->bp_handler))
+	if (watches_int3(vm) && guest_handler(vm, &sregs, 3, &armed->bp_handler))
 		arm_address(armed, armed->bp_handler);
 }
 
@@ -666,9 +684,9 @@ static void run_until_stop(struct vcpu *vcpu)
 				step = true;
 		}
 		bool hunting = false;
-		if (!step && (vm->stops & STOP_GUEST_PF) && hunted < HUNT_STEPS) {
+		if (!step && hunted < HUNT_STEPS && vm_watches_handlers(vm)) {
 			get_state(vcpu, &regs, &sregs);
-			hunting = sregs.ss.dpl == 0 && !guest_pf_handler(vm, &sregs, &handler);
+			hunting = sregs.ss.dpl == 0 && lacks_handlers(vm, &sregs);
 			hunted++;
 		}
 		enum outcome outcome = step || hunting ? step_over(vcpu, point) : run_once(vcpu, false);

@@ -69,6 +69,8 @@ function readUnit(sections: LineSections, reader: Reader, offsetSize: 4 | 8, row
   let isStatement = defaultIsStatement;
   let last: { address: bigint; file: number; line: number; isStatement: boolean } | undefined;
   const emit = (ends: boolean): void => {
+    // Several rows may stand at one address: a good place is one if any of them says so.
+    const again = last?.address === address && last.file === file && last.line === line && last.isStatement;
     if (last && address > last.address) {
       if (rows.length >= MOST_ROWS) throw new ElfError(`.debug_line has more than ${MOST_ROWS} rows`);
       rows.push({
@@ -79,7 +81,7 @@ function readUnit(sections: LineSections, reader: Reader, offsetSize: 4 | 8, row
         isStatement: last.isStatement,
       });
     }
-    last = ends ? undefined : { address, file, line, isStatement };
+    last = ends ? undefined : { address, file, line, isStatement: isStatement || again };
   };
   const advance = (operations: number): void => {
     address = BigInt.asUintN(64, address + BigInt(operations) * BigInt(minimum));

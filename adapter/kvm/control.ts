@@ -15,7 +15,7 @@ export class Control {
   readonly #client: RspClient;
   readonly #running = new Set<number>();
   readonly #events: VcpuEvent[] = [];
-  #wake: (() => void) | undefined;
+  #waiting: (() => void)[] = [];
   #lost: RspError | undefined;
   /** vCPUs that are stopped only for the others' sake. */
   readonly #held = new Set<number>();
@@ -26,8 +26,14 @@ export class Control {
     client.onStop((event) => this.#take(event));
     client.onLost((error) => {
       this.#lost = error;
-      this.#wake?.();
+      this.#wake();
     });
+  }
+
+  #wake(): void {
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    for (const go of waiting) go();
   }
 
   #take(event: StopEvent): void {
@@ -37,13 +43,13 @@ export class Control {
       this.#running.delete(vcpu);
       const stop = event.kvm ?? { reason: 'pause', exact: [], derived: [] };
       if (stop.reason === 'pause' && this.#held.has(vcpu)) {
-        this.#wake?.();
+        this.#wake();
         return;
       }
       this.#held.delete(vcpu);
       this.#events.push({ kind: 'stopped', vcpu, stop });
     }
-    this.#wake?.();
+    this.#wake();
   }
 
   /** The next event. @throws RspError when the connection is lost */
@@ -57,9 +63,7 @@ export class Control {
 
   async #change(): Promise<void> {
     if (this.#lost) throw this.#lost;
-    await new Promise<void>((resolve) => {
-      this.#wake = resolve;
-    });
+    await new Promise<void>((resolve) => this.#waiting.push(resolve));
     if (this.#lost && this.#events.length === 0) throw this.#lost;
   }
 
@@ -69,11 +73,11 @@ export class Control {
     await this.#client.resume((vcpu + 1).toString(16), how);
   }
 
-  /** Lets every vCPU go on whose stop has been looked at. */
-  async resumeAll(vcpus: number): Promise<void> {
-    const waiting = new Set(this.#events.map((event) => (event.kind === 'stopped' ? event.vcpu : -1)));
-    for (let vcpu = 0; vcpu < vcpus; vcpu++) {
-      if (!this.#running.has(vcpu) && !waiting.has(vcpu)) await this.resume(vcpu);
+  /** Lets vCPUs go on, those whose stop has been looked at. */
+  async resumeAll(vcpus: readonly number[]): Promise<void> {
+    for (const vcpu of vcpus) {
+      const waits = this.#events.some((event) => event.kind === 'stopped' && event.vcpu === vcpu);
+      if (!this.#running.has(vcpu) && !waits) await this.resume(vcpu);
     }
   }
 
@@ -83,14 +87,15 @@ export class Control {
     if (first !== undefined) await this.#client.stop((first + 1).toString(16));
   }
 
-  /** Resolves once no vCPU runs. */
-  async standStill(): Promise<void> {
+  /** Resolves once no vCPU runs. @returns those that did */
+  async standStill(): Promise<number[]> {
     const asked = [...this.#running];
     for (const vcpu of asked) {
       this.#held.add(vcpu);
       await this.#client.stop((vcpu + 1).toString(16));
     }
     while (this.#running.size > 0 && !this.#events.some((event) => event.kind === 'exited')) await this.#change();
+    return asked;
   }
 
   get anyRuns(): boolean {

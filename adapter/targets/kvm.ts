@@ -78,6 +78,7 @@ export class KvmTarget implements Target {
   #registers: readonly RegisterValues[] = [];
   /** What each vCPU stopped for last. */
   readonly #events: KvmEvent[];
+  #turn: Promise<unknown> = Promise.resolve();
   #pauseWanted = false;
   #disposed = false;
   #stops = 0;
@@ -140,16 +141,19 @@ export class KvmTarget implements Target {
 
   async move(motion: Motion, watcher: Watcher): Promise<Halt> {
     this.#pauseWanted = false;
-    await this.#tellHelper(watcher);
     let halt: Halt;
     switch (motion.kind) {
       case 'continue':
-        await this.#control.resumeAll(this.#info.vcpus);
+        await this.#inTurn(async () => {
+          await this.#tellHelper(watcher);
+          await this.#control.resumeAll(Array.from({ length: this.#info.vcpus }, (_, vcpu) => vcpu));
+        });
         halt = await this.#untilWanted(watcher, undefined);
         break;
       case 'step-in':
       case 'step-over':
       case 'step-out':
+        await this.#inTurn(() => this.#tellHelper(watcher));
         halt = await this.#step(motion, watcher);
         break;
       default:
@@ -428,14 +432,23 @@ export class KvmTarget implements Target {
   }
 
   /** Changes breakpoints; a running machine stands still for as long, and hears of them at once. */
-  async #whileStill(change: () => DebugProtocol.Breakpoint[]): Promise<DebugProtocol.Breakpoint[]> {
-    const answers = change();
-    if (!this.#control.anyRuns) return answers;
-    await this.#control.standStill();
-    await this.#refresh();
-    await this.#syncBreakpoints();
-    await this.#control.resumeAll(this.#info.vcpus);
-    return answers;
+  #whileStill(change: () => DebugProtocol.Breakpoint[]): Promise<DebugProtocol.Breakpoint[]> {
+    return this.#inTurn(async () => {
+      const answers = change();
+      if (!this.#control.anyRuns) return answers;
+      const ran = await this.#control.standStill();
+      await this.#refresh();
+      await this.#syncBreakpoints();
+      await this.#control.resumeAll(ran);
+      return answers;
+    });
+  }
+
+  /** What starts the machine and what changes it while it runs happen one after the other. */
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#turn.then(work);
+    this.#turn = result.catch(() => {});
+    return result;
   }
 
   #describe(halt: Halt | { readonly kind: 'entry' }, vcpu: number): { stop: StopAnswer; fault: FaultInfo | undefined } {

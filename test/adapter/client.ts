@@ -114,9 +114,18 @@ export class Client {
     });
   }
 
+  async initialize(): Promise<void> {
+    await this.request('initialize', {
+      adapterID: 'kvm-mmu',
+      linesStartAt1: true,
+      columnsStartAt1: true,
+      pathFormat: 'path',
+    });
+  }
+
   /** Initialize, launch, breakpoints, configurationDone. Resolves with the first stop or the end. */
   async start(
-    program: string,
+    program: string | undefined,
     options: {
       readonly launch?: object;
       readonly filters?: readonly string[];
@@ -124,12 +133,7 @@ export class Client {
       readonly filterOptions?: readonly DebugProtocol.ExceptionFilterOptions[];
     } = {},
   ): Promise<DebugProtocol.Event> {
-    await this.request('initialize', {
-      adapterID: 'kvm-mmu',
-      linesStartAt1: true,
-      columnsStartAt1: true,
-      pathFormat: 'path',
-    });
+    await this.initialize();
     const initialized = this.event('initialized');
     await this.request('launch', { type: 'kvm-mmu', request: 'launch', name: 'test', program, ...options.launch });
     await initialized;
