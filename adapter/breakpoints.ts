@@ -46,6 +46,14 @@ export const FILTERS = [
 ] as const;
 export type FilterName = (typeof FILTERS)[number]['filter'];
 
+/** A filter as clients are told of it. */
+export interface Filter {
+  readonly filter: FilterName;
+  readonly label: string;
+  readonly description: string;
+  readonly default: boolean;
+}
+
 export class ConditionError extends Error {}
 
 /** A condition as parsed; with `hits`, the part that does not ask for hits is what is counted. */

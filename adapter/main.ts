@@ -3,7 +3,8 @@ import { openKvm } from './kvm/open.ts';
 import { KvmMmuSession } from './session.ts';
 import { ImageTarget } from './targets/image.ts';
 
-// The adapter as a process of its own: the debug adapter protocol on standard input and output.
+// The adapter as a process of its own: the debug adapter protocol on standard input and output. `--kvm`: its session will
+// be one of a machine under KVM.
 const session = new KvmMmuSession({
   async readText(path) {
     try {
@@ -17,6 +18,7 @@ const session = new KvmMmuSession({
   yieldToLoop: () => new Promise((resolve) => setImmediate(resolve)),
   openImage: (launch) => new ImageTarget(launch),
   openKvm,
+  isForKvm: process.argv.includes('--kvm'),
 });
 process.on('SIGTERM', () => session.shutdown());
 session.start(process.stdin, process.stdout);

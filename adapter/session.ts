@@ -25,8 +25,9 @@ import type { FaultInfo } from '../engine/tdp/fault.ts';
 import { parseExpression, parseScenario } from '../scenario/index.ts';
 import { describeAddress, parseAddress, toHost } from './addresses.ts';
 import { fromBase64, toBase64 } from './base64.ts';
-import { Breakpoints, currentFault, FILTERS, faultScope } from './breakpoints.ts';
+import { Breakpoints, currentFault, FILTERS, type Filter, faultScope } from './breakpoints.ts';
 import { runCommand } from './console.ts';
+import { KVM_FILTERS } from './kvm/filters.ts';
 import type { KvmLaunch } from './kvm/launch.ts';
 import type { KvmPrinter } from './kvm/printer.ts';
 import { BITS } from './kvm/registers.ts';
@@ -48,6 +49,8 @@ export interface SessionHost {
   yieldToLoop(): Promise<void>;
   /** Opens an image of memory; absent where there are no files. @throws with a message for people */
   openImage?(launch: ImageLaunch): Target;
+  /** The session will be one of a real machine: some clients hear of filters only before they say what to launch. */
+  readonly isForKvm?: boolean;
   /** Makes or reaches a machine under KVM; absent where no process can be started. @throws with a message for people */
   openKvm?(launch: KvmLaunch, printer: KvmPrinter): Promise<Target>;
 }
@@ -139,14 +142,7 @@ export class KvmMmuSession extends DebugSession {
       supportsBreakpointLocationsRequest: true,
       supportsDataBreakpoints: true,
       supportsCompletionsRequest: false,
-      exceptionBreakpointFilters: FILTERS.map((filter) => ({
-        filter: filter.filter,
-        label: filter.label,
-        description: filter.description,
-        default: filter.default,
-        supportsCondition: true,
-        conditionDescription: 'e.g. gpa in 0x100000..0x200000 && write && level == 1 && hits >= 3',
-      })),
+      exceptionBreakpointFilters: (this.#host.isForKvm ? KVM_FILTERS : FILTERS).map(announced),
     };
     this.sendResponse(response);
   }
@@ -170,7 +166,8 @@ export class KvmMmuSession extends DebugSession {
     this.#launch = launch;
     await this.#load();
     const { capabilities, guest } = this.#need();
-    const known = { supportsStepBack: capabilities.stepBack, ...(guest ? OF_GUESTS : {}) };
+    const ofGuests = { ...OF_GUESTS, exceptionBreakpointFilters: KVM_FILTERS.map(announced) };
+    const known = { supportsStepBack: capabilities.stepBack, ...(guest ? ofGuests : {}) };
     this.sendEvent(new Event('capabilities', { capabilities: known }));
     this.sendEvent(new InitializedEvent());
   }
@@ -1053,6 +1050,22 @@ export class KvmMmuSession extends DebugSession {
       this.#go({ kind: 'release', lock, task: owner.id });
     });
   }
+}
+
+function announced({
+  filter,
+  label,
+  description,
+  default: isDefault,
+}: Filter): DebugProtocol.ExceptionBreakpointsFilter {
+  return {
+    filter,
+    label,
+    description,
+    default: isDefault,
+    supportsCondition: true,
+    conditionDescription: 'e.g. gpa in 0x100000..0x200000 && write && level == 1 && hits >= 3',
+  };
 }
 
 /** A register's value with one of its named bits as it is to be. */

@@ -45,12 +45,18 @@ class ConfigurationProvider implements vscode.DebugConfigurationProvider {
 class AdapterFactory implements vscode.DebugAdapterDescriptorFactory {
   constructor(private readonly extensionUri: vscode.Uri) {}
 
-  createDebugAdapterDescriptor(): vscode.DebugAdapterDescriptor {
+  createDebugAdapterDescriptor({ configuration }: vscode.DebugSession): vscode.DebugAdapterDescriptor {
+    // VS Code asks for exception filters before it says what to launch.
+    const isForKvm = configuration.guest !== undefined || configuration.connect !== undefined;
     const path = vscode.Uri.joinPath(this.extensionUri, 'dist', 'adapter.cjs').fsPath;
     // On a desktop the extension host's executable is Electron, which this variable turns into Node.
-    return new vscode.DebugAdapterExecutable(process.execPath, ['--enable-source-maps', path], {
-      env: { ELECTRON_RUN_AS_NODE: '1' },
-    });
+    return new vscode.DebugAdapterExecutable(
+      process.execPath,
+      ['--enable-source-maps', path, ...(isForKvm ? ['--kvm'] : [])],
+      {
+        env: { ELECTRON_RUN_AS_NODE: '1' },
+      },
+    );
   }
 }
 

@@ -2,7 +2,7 @@ import { accessSync, constants, existsSync, realpathSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { hex, highWord, lowWord } from '../../engine/memory/words.ts';
 import { type ConformCase, indexAt, LEVELS } from '../conform/cases.ts';
-import { outcomeWords } from '../conform/compare.ts';
+import { differenceWords, ENTRY_NAMES, outcomeWords } from '../conform/compare.ts';
 import { EngineVerdict, type Outcome } from '../conform/engine.ts';
 import { ConformGuest } from '../conform/guest.ts';
 import { MEMORY_SIZE, PROGRAM } from '../conform/layout.ts';
@@ -139,10 +139,11 @@ function differenceText(difference: Difference, engine: EngineVerdict): string[]
     `    ${registers}`,
     `    ${access}`,
     ...entries.map((line) => `      ${line}`),
-    `    engine: ${outcomeWords(verdict)}: ${engine.explain(of)}`,
-    ...changedEntries(of, verdict).map((line) => `      ${line}`),
+    `    engine: ${outcomeWords(verdict)}`,
+    ...[engine.explain(of), ...changedEntries(of, verdict)].map((line) => `      ${line}`),
     `    KVM:    ${outcomeWords(kvm)}`,
     ...changedEntries(of, kvm).map((line) => `      ${line}`),
+    `    they differ in ${differenceWords(verdict, kvm)}`,
   ];
 }
 
@@ -166,12 +167,22 @@ function caseWords(of: ConformCase, engine: EngineVerdict) {
 
 /** What an access did to the entries. */
 function changedEntries(of: ConformCase, { entries }: Outcome): string[] {
-  const names = ['PML4E', 'PDPTE', 'PDE', 'PTE'];
-  const changed = entries.flatMap((entry, at) => {
+  const changed = LEVELS.flatMap((level, at) => {
     const before = of.entries[at]!;
-    return entry === before ? [] : [`${names[at]} becomes ${hex(entry)} (${hex(before ^ entry)} differs)`];
+    const after = entries[at]!;
+    if (before === after) return [];
+    const bits = [...bitWords(after & ~before, 'set'), ...bitWords(before & ~after, 'cleared')];
+    return [`${ENTRY_NAMES[level]} becomes ${hex(after)}: ${bits.join(', ')}`];
   });
   return changed.length === 0 ? ['no entry changes'] : changed;
+}
+
+/** `A and D set`, of the bits that a processor may change; others by their numbers. */
+function bitWords(bits: bigint, how: string): string[] {
+  const names = Array.from({ length: 64 }, (_, at) => at)
+    .filter((at) => ((bits >> BigInt(at)) & 1n) !== 0n)
+    .map((at) => (at === 5 ? 'A' : at === 6 ? 'D' : `bit ${at}`));
+  return names.length === 0 ? [] : [`${names.join(' and ')} ${how}`];
 }
 
 function agreementJson({ cases, seconds, outcomes, differing, mismatches }: Agreement, engine: EngineVerdict) {

@@ -1,9 +1,11 @@
 import { errorCodeWords } from '../../engine/guest/permission.ts';
 import { hex } from '../../engine/memory/words.ts';
-import type { ConformCase } from './cases.ts';
+import { type ConformCase, LEVELS } from './cases.ts';
 import type { RawResult } from './encode.ts';
 import type { Outcome } from './engine.ts';
 import { NO_EXCEPTION, snippet, USER_DONE } from './layout.ts';
+
+export const ENTRY_NAMES: Readonly<Record<number, string>> = { 4: 'PML4E', 3: 'PDPTE', 2: 'PDE', 1: 'PTE' };
 
 const UD = 6;
 const GP = 13;
@@ -30,6 +32,18 @@ export function isSame(a: Outcome, b: Outcome): boolean {
     a.value === b.value &&
     a.entries.every((entry, at) => entry === b.entries[at])
   );
+}
+
+/** What two outcomes do not share, in words. */
+export function differenceWords(a: Outcome, b: Outcome): string {
+  if (a.kind !== b.kind) return 'whether it succeeds, or how it fails';
+  const entries = LEVELS.flatMap((level, at) => (a.entries[at] === b.entries[at] ? [] : [ENTRY_NAMES[level]]));
+  return [
+    ...(a.error === b.error ? [] : ['the error code']),
+    ...(a.cr2 === b.cr2 ? [] : ['CR2']),
+    ...(a.value === b.value ? [] : ['what is read']),
+    ...(entries.length === 0 ? [] : [`what becomes of the ${entries.join(', ')}`]),
+  ].join('; ');
 }
 
 /** An outcome in a line: `#PF, error code 0x7 P|W|U, CR2 0x…`. */

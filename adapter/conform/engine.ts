@@ -1,6 +1,5 @@
 import type { Feature } from '../../engine/formats/format.ts';
 import { accessBits, untranslatable } from '../../engine/guest/access.ts';
-import { errorCodeWords } from '../../engine/guest/permission.ts';
 import { LONG_MODE, type PagingMode, pagingMode } from '../../engine/guest/registers.ts';
 import { finishWalk, startWalk, type Walk, type WalkMemory } from '../../engine/guest/walk.ts';
 import {
@@ -98,10 +97,10 @@ export class EngineVerdict {
       const walk = this.#walk(of, mode);
       if (walk.status === 'done') {
         const size = mode.format.span[walk.leafLevel]! * PAGE_SIZE;
-        return `the walk succeeds, at ${hex(frameToAddress(walk.pfn, pageOffset(of.gva)))} in a page of ${size} bytes`;
+        return `its data is at ${hex(frameToAddress(walk.pfn, pageOffset(of.gva)))}, in a page of ${size >> 10}K`;
       }
       const { reason } = describeWalkFault(0, walk, mode, undefined, pendingAccess(of));
-      return `#PF, error code ${errorCodeWords(walk.error)}: ${reason}`;
+      return reason === '' ? 'the engine has no words for why' : reason;
     });
   }
 

@@ -7,7 +7,7 @@ import type { StopAnswer } from '../../engine/queries/answers.ts';
 import { faultAnswer } from '../../engine/queries/words.ts';
 import type { FaultInfo } from '../../engine/tdp/fault.ts';
 import { type Located, toHost } from '../addresses.ts';
-import { FILTERS, type FilterName } from '../breakpoints.ts';
+import type { FilterName } from '../breakpoints.ts';
 import type { ElfProgram } from '../elf/program.ts';
 import { CodeBreakpoints } from '../kvm/code-breakpoints.ts';
 import { GUEST_HELP, runGuestCommand } from '../kvm/commands.ts';
@@ -15,6 +15,7 @@ import { Control } from '../kvm/control.ts';
 import { disassembleRequest, instructionsAt } from '../kvm/disassemble-request.ts';
 import type { Disassemble } from '../kvm/disassembly.ts';
 import { eventSentence, eventWalk, guestFault, type KvmEvent, stopNodes } from '../kvm/event.ts';
+import { KVM_FILTERS } from '../kvm/filters.ts';
 import { guestScope, viewMachine } from '../kvm/machine-view.ts';
 import { GuestMemory, type Ram } from '../kvm/memory.ts';
 import type { KvmPrinter } from '../kvm/printer.ts';
@@ -29,12 +30,6 @@ import type { Halt, Motion, Target, TargetCapabilities, Watcher } from './target
 
 const FORWARDS_ONLY = 'a real machine does not run backwards; the emulator does ("target": "emulator")';
 
-/** Filters of exception breakpoints, and the stops of the helper that they need. */
-const STOPS: Readonly<Partial<Record<FilterName, readonly string[]>>> = {
-  guest: ['guest-pf'],
-  'second-stage': ['second-stage'],
-  mmio: ['mmio', 'read-only'],
-};
 const FILTER_OF: Readonly<Partial<Record<KvmStop['reason'], FilterName>>> = {
   'guest-pf': 'guest',
   'second-stage': 'second-stage',
@@ -270,7 +265,7 @@ export class KvmTarget implements Target {
 
   /** Stops, traps and breakpoints as they are wanted now. Nothing runs. */
   async #tellHelper(watcher: Watcher): Promise<void> {
-    const wanted = FILTERS.flatMap(({ filter }) => (watcher.wants(filter) ? (STOPS[filter] ?? []) : []));
+    const wanted = KVM_FILTERS.flatMap(({ filter, stops }) => (watcher.wants(filter) ? stops : []));
     const range = watcher.range('second-stage');
     const traps = watcher.wants('second-stage') ? this.#trapsFor(range) : [];
     const said = JSON.stringify([wanted, traps.map(({ gpa, size }) => [hex(gpa), hex(size)])]);

@@ -166,6 +166,40 @@ describe('the views', () => {
     await walk.getByText('The session has ended').waitFor();
   });
 
+  it('show a real guest at its page faults', async function () {
+    const page = await needPage(this);
+    const elf = join(__dirname, '../../../examples/guests/build/faults.elf');
+    const missing = existsSync('/dev/kvm') ? (existsSync(elf) ? undefined : 'the guest is not built') : 'no /dev/kvm';
+    if (missing !== undefined) {
+      this.test!.title += ` (${missing})`;
+      this.skip();
+    }
+    const config = { type: 'kvm-mmu', request: 'launch', name: 'guest', target: 'kvm', guest: elf, memory: '16M' };
+    assert.ok(await vscode.debug.startDebugging(undefined, config), 'the session did not start');
+    assert.equal(
+      await stops.number(1),
+      'vCPU 0 read gva 0x10000000000: PTE 0 is not present; the guest gets #PF with error code 0x0, its handler is next.',
+    );
+    const walk = await webviewFrame(page, { viewType: 'kvm-mmu.walk' });
+    await shows(walk, await stops.number(1));
+    await walk.locator('.cell.here').waitFor();
+    await vscode.commands.executeCommand('workbench.view.debug');
+    await page.waitForTimeout(1500);
+    await pictures(page, 'kvm-first');
+    for (let fault = 2; fault <= 9; fault++) {
+      await next();
+      await shows(walk, await stops.number(fault));
+    }
+    await makeRoom();
+    await vscode.commands.executeCommand('kvm-mmu.showPageTables');
+    const tables = await webviewFrame(page, { viewType: 'kvm-mmu.page-tables' });
+    await shows(tables, await stops.number(9));
+    await tables.locator('.tree-row.here').waitFor();
+    await pictures(page, 'kvm-tables');
+    await vscode.debug.stopDebugging();
+    await tables.getByText('The session has ended').waitFor();
+  });
+
   it('say what they will show before there is a session', async function () {
     const page = await needPage(this);
     await vscode.commands.executeCommand('kvm-mmu.showPageTables');

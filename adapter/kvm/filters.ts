@@ -1,0 +1,27 @@
+import type { Filter } from '../breakpoints.ts';
+
+/** What a real machine can be stopped at, and the stops of the helper that this needs. */
+export const KVM_FILTERS: readonly (Filter & { readonly stops: readonly string[] })[] = [
+  {
+    filter: 'guest',
+    label: 'Guest #PF',
+    description: 'A page fault, before the guest’s own handler runs',
+    default: true,
+    stops: ['guest-pf'],
+  },
+  {
+    filter: 'second-stage',
+    label: 'First touch or write of a page (userfaultfd)',
+    description: 'A second-stage fault for which the host has to provide the page; “gpa in A..B” says where',
+    // Every page is touched for the first time once.
+    default: false,
+    stops: ['second-stage'],
+  },
+  {
+    filter: 'mmio',
+    label: 'MMIO exit, write to read-only memory',
+    description: 'An access that no memslot holds, or a write to a read-only one',
+    default: false,
+    stops: ['mmio', 'read-only'],
+  },
+];
