@@ -4,6 +4,7 @@ import { LONG_MODE, type PagingMode, pagingMode } from '../../engine/guest/regis
 import { finishWalk, startWalk, type Walk, type WalkMemory } from '../../engine/guest/walk.ts';
 import {
   addressToFrame,
+  formatSize,
   frameToAddress,
   hex,
   highWord,
@@ -97,7 +98,7 @@ export class EngineVerdict {
       const walk = this.#walk(of, mode);
       if (walk.status === 'done') {
         const size = mode.format.span[walk.leafLevel]! * PAGE_SIZE;
-        return `its data is at ${hex(frameToAddress(walk.pfn, pageOffset(of.gva)))}, in a page of ${size >> 10}K`;
+        return `its data is at ${hex(frameToAddress(walk.pfn, pageOffset(of.gva)))}, in a page of ${formatSize(size)}`;
       }
       const { reason } = describeWalkFault(0, walk, mode, undefined, pendingAccess(of));
       return reason === '' ? 'the engine has no words for why' : reason;
