@@ -1,12 +1,56 @@
-// npm run bench: the engine beside C, measured in one run; and the time from launch to the first stop.
+// npm run bench: the engine beside C, the way to KVM beside bare KVM, measured in one run; and the time from launch to the
+// first stop.
 import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { accessSync, constants, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
+import { buildNative, withoutCompiler } from '../scripts/native.mjs';
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)));
+
+function row(words, amount, ours, reference) {
+  const numbers = [ours.toFixed(2).padStart(11), reference.toFixed(2).padStart(12)];
+  console.log(
+    `${words.padEnd(34)} ${String(amount).padStart(8)} ${numbers.join(' ')} ${(reference / ours).toPrecision(2).padStart(11)}`,
+  );
+}
+
+/** Why nothing can be measured on KVM here; undefined when it can. */
+function withoutKvm() {
+  try {
+    accessSync('/dev/kvm', constants.R_OK | constants.W_OK);
+  } catch (error) {
+    return `/dev/kvm cannot be used (${error.code})`;
+  }
+  const why = withoutCompiler();
+  if (why === undefined) buildNative();
+  return why;
+}
+
+/** As the debug adapter does it, and as directly as C can. */
+async function measureKvm(bundle, measure) {
+  await bundle('bench/kvm.ts', 'kvm.mjs');
+  const c = join(folder, 'kvm-reference');
+  execFileSync('cc', ['-std=gnu11', '-O2', '-o', c, 'bench/kvm-reference.c', 'native/setup.c'], { stdio: 'inherit' });
+  // out %al, $0x4b; jmp back to it
+  const loop = join(folder, 'loop.bin');
+  writeFileSync(loop, Uint8Array.of(0xe6, 0x4b, 0xeb, 0xfc));
+  const exit = ['exits', '20000', loop];
+  const size = String(64 << 20);
+  console.log('on KVM                             amount      client            C       ratio');
+  for (const [work, words, amount, reference, perUnit] of [
+    ['stops', 'us per resume and stop', '5000', exit, 1e3],
+    ['conform', 'us per case, an exit', '16384', exit, 1e3],
+    ['read', 'ms for 64M, by /proc', size, ['read', size], 1e6],
+    ['packets', 'ms for 64M', size, ['read', size], 1e6],
+  ]) {
+    const args = [join(folder, 'kvm.mjs'), work, amount, ...(work === 'conform' ? [] : [loop])];
+    row(`${work}, ${words}`, amount, measure(process.execPath, args) / perUnit, measure(c, reference) / perUnit);
+  }
+}
+
 const folder = mkdtempSync(join(tmpdir(), 'kvm-mmu-bench-'));
 try {
   const bundle = (entry, name) =>
@@ -36,9 +80,7 @@ try {
       const args = [work, String(size), ...extra];
       const engine = measure(process.execPath, ['--max-old-space-size=12000', join(folder, 'engine.mjs'), ...args]);
       const reference = compiled.status === 0 ? measure(join(folder, 'reference'), args) : Number.NaN;
-      console.log(
-        `${`${work}, ${words}`.padEnd(34)} ${String(size).padStart(8)} ${engine.toFixed(2).padStart(11)} ${reference.toFixed(2).padStart(12)} ${(reference / engine).toPrecision(2).padStart(11)}`,
-      );
+      row(`${work}, ${words}`, size, engine, reference);
     }
   }
   // As `dump` visits them: every level's rights are kept. 4G of pages are all that 32-bit formats have.
@@ -57,11 +99,12 @@ try {
       const args = [format, String(size)];
       const engine = measure(process.execPath, ['--max-old-space-size=12000', join(folder, 'engine.mjs'), ...args]);
       const reference = compiled.status === 0 ? measure(join(folder, 'reference'), args) : Number.NaN;
-      console.log(
-        `${`${format}, ns per leaf`.padEnd(34)} ${String(size).padStart(8)} ${engine.toFixed(2).padStart(11)} ${reference.toFixed(2).padStart(12)} ${(reference / engine).toPrecision(2).padStart(11)}`,
-      );
+      row(`${format}, ns per leaf`, size, engine, reference);
     }
   }
+  const why = withoutKvm();
+  if (why !== undefined) console.log(`on KVM: skipped, ${why}`);
+  else await measureKvm(bundle, measure);
   console.log(execFileSync(process.execPath, [join(folder, 'first-stop.mjs')], { encoding: 'utf8' }).trim());
 } finally {
   rmSync(folder, { recursive: true, force: true });
