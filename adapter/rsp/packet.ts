@@ -161,7 +161,7 @@ export class PacketReader {
           else if (byte === DOLLAR) {
             events.push({ kind: 'damaged', error: new RspError('a packet began within another') });
             this.#begin(byte);
-          } else this.#take(byte);
+          } else at = this.#take(chunk, at) - 1;
           break;
         case 'checksum':
           this.#wanted = digit(byte);
@@ -184,18 +184,29 @@ export class PacketReader {
     this.#tooLong = false;
   }
 
-  #take(byte: number): void {
-    if (this.#length === this.#raw.length) {
-      if (this.#length >= LONGEST) {
-        this.#tooLong = true;
-        return;
-      }
-      const larger = new Uint8Array(2 * this.#length);
+  /** Takes content up to the next byte that ends it, or to the end of the chunk; where that is. */
+  #take(chunk: Uint8Array, from: number): number {
+    let to = from;
+    let sum = 0;
+    for (; to < chunk.length; to++) {
+      const byte = chunk[to]!;
+      if (byte === HASH || byte === DOLLAR) break;
+      sum += byte;
+    }
+    const length = this.#length + to - from;
+    if (length > LONGEST) {
+      this.#tooLong = true;
+      return to;
+    }
+    if (length > this.#raw.length) {
+      const larger = new Uint8Array(Math.max(length, 2 * this.#raw.length));
       larger.set(this.#raw);
       this.#raw = larger;
     }
-    this.#raw[this.#length++] = byte;
-    this.#sum += byte;
+    this.#raw.set(chunk.subarray(from, to), this.#length);
+    this.#length = length;
+    this.#sum += sum;
+    return to;
   }
 
   #end(wanted: number): RspEvent {
