@@ -3,15 +3,18 @@ import type { RegisterName } from './guest/registers.ts';
 import { guestFormat, PAGING } from './guest/registers.ts';
 import { applyMapping, guestTableStore, guestTables } from './guest/tables.ts';
 import { type CounterName, Machine, MachineError, type SmallState, USER_TASK } from './machine.ts';
+import type { Mirror } from './mirror.ts';
 import { runTopStep, type Task } from './operation.ts';
 import { PgtableError } from './pgtable/tables.ts';
 import type { Program } from './program.ts';
 import { programScope } from './queries/scope.ts';
 import { checkExpectation, runInstruction, writeRegister } from './statements.ts';
 
-/** Makes a machine from a program: its memory, its guests' tables, its vCPUs at their first statement. */
-export function createMachine(program: Program, logLimit?: number): Machine {
-  const machine = new Machine(program, logLimit);
+/**
+ * Makes a machine from a program, in the memory of a mirror if one is given: its memory, its guests' tables, its vCPUs at their first statement.
+ */
+export function createMachine(program: Program, logLimit?: number, mirror?: Mirror): Machine {
+  const machine = new Machine(program, logLimit, mirror);
   program.guests.forEach((guest, pool) => {
     const first = machine.slots.list[0];
     if (!first && guest.tablesAt === undefined)

@@ -160,7 +160,11 @@ struct slot *vm_slot(struct vm *vm, u32 id);
 struct slot *vm_slot_at(struct vm *vm, u64 gpa);
 /* Deletes and adds every slot, so that KVM forgets what it built. No vCPU may be inside KVM_RUN. */
 int vm_refresh(struct vm *vm);
+/* What a host may do to memory: give it up, unmap it and keep what it holds, move it to other frames. */
 int vm_discard(struct vm *vm, u64 gpa, u64 size);
+int vm_unmap(struct vm *vm, u64 gpa, u64 size);
+int vm_migrate(struct vm *vm, u64 gpa, u64 size);
+struct slot *vm_slot_of_range(struct vm *vm, u64 gpa, u64 size);
 /* Whether KVM builds shadow tables, which do not notice stores from outside the guest. */
 bool vm_is_shadow(const struct vm *vm);
 

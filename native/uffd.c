@@ -64,28 +64,12 @@ int uffd_open(bool *minor, bool *write_protect)
 /* Pages armed in a slot: a byte each. */
 enum { ARMED_TOUCH = 1, ARMED_WRITE = 2 };
 
-static struct slot *slot_of_range(struct vm *vm, u64 gpa, u64 size)
-{
-	struct slot *slot = vm_slot_at(vm, gpa);
-	if (!size || (gpa | size) % PAGE) {
-		fail(EINVAL, "0x%llx + 0x%llx: both must be multiples of 4K, the size not 0", (unsigned long long)gpa,
-		     (unsigned long long)size);
-		return NULL;
-	}
-	if (!slot || size > slot->gpa + slot->size - gpa) {
-		fail(ENOENT, "0x%llx + 0x%llx does not lie in one slot", (unsigned long long)gpa,
-		     (unsigned long long)size);
-		return NULL;
-	}
-	return slot;
-}
-
 int uffd_trap(struct vm *vm, u64 gpa, u64 size, bool write)
 {
 	const char *lacks = vm_lacks(vm, write ? "userfaultfd-wp" : "userfaultfd");
 	if (*lacks)
 		return fail(EOPNOTSUPP, "%s", lacks);
-	struct slot *slot = slot_of_range(vm, gpa, size);
+	struct slot *slot = vm_slot_of_range(vm, gpa, size);
 	if (!slot)
 		return -EINVAL;
 	if (!slot->armed)
@@ -122,7 +106,7 @@ int uffd_trap(struct vm *vm, u64 gpa, u64 size, bool write)
 
 int uffd_untrap(struct vm *vm, u64 gpa, u64 size)
 {
-	struct slot *slot = slot_of_range(vm, gpa, size);
+	struct slot *slot = vm_slot_of_range(vm, gpa, size);
 	if (!slot)
 		return -EINVAL;
 	if (!slot->armed)

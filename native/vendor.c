@@ -274,6 +274,14 @@ int vendor_packet(struct vm *vm, const char *packet, struct text *reply)
 		error = numbers(at, values, 2, NULL);
 		if (!error)
 			error = vm_discard(vm, values[0], values[1]);
+	} else if ((at = after(packet, "vKvm.Unmap:"))) {
+		error = numbers(at, values, 2, NULL);
+		if (!error)
+			error = vm_unmap(vm, values[0], values[1]);
+	} else if ((at = after(packet, "vKvm.Migrate:"))) {
+		error = numbers(at, values, 2, NULL);
+		if (!error)
+			error = vm_migrate(vm, values[0], values[1]);
 	} else if (!strcmp(packet, "vKvm.Refresh")) {
 		vm_quiesce(vm);
 		error = vm_refresh(vm);

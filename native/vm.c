@@ -342,15 +342,60 @@ int vm_refresh(struct vm *vm)
 	return 0;
 }
 
+/* The slot that holds a range of whole pages; NULL with words when none does. */
+struct slot *vm_slot_of_range(struct vm *vm, u64 gpa, u64 size)
+{
+	struct slot *slot = vm_slot_at(vm, gpa);
+	if (!size || (gpa | size) % PAGE) {
+		fail(EINVAL, "0x%llx + 0x%llx: both must be multiples of 4K, the size not 0", (unsigned long long)gpa,
+		     (unsigned long long)size);
+		return NULL;
+	}
+	if (!slot || size > slot->gpa + slot->size - gpa) {
+		fail(ENOENT, "0x%llx + 0x%llx does not lie in one slot", (unsigned long long)gpa,
+		     (unsigned long long)size);
+		return NULL;
+	}
+	return slot;
+}
+
+int vm_unmap(struct vm *vm, u64 gpa, u64 size)
+{
+	const struct slot *slot = vm_slot_of_range(vm, gpa, size);
+	if (!slot)
+		return -EINVAL;
+	/* Shared memory stays in the memfd: what goes is the mapping, and with it what KVM built on it. */
+	if (madvise(slot->host + (gpa - slot->gpa), size, MADV_DONTNEED))
+		return fail(errno, "the host does not unmap 0x%llx + 0x%llx: %s", (unsigned long long)gpa,
+			    (unsigned long long)size, strerror(errno));
+	return 0;
+}
+
+int vm_migrate(struct vm *vm, u64 gpa, u64 size)
+{
+	const struct slot *slot = vm_slot_of_range(vm, gpa, size);
+	if (!slot)
+		return -EINVAL;
+	u8 *copy = malloc(size);
+	if (!copy)
+		return fail(ENOMEM, "no memory to keep 0x%llx bytes meanwhile", (unsigned long long)size);
+	u8 *view = slot->view + (gpa - slot->gpa);
+	/* Nobody may see the memory while it is nowhere. */
+	vm_quiesce(vm);
+	memcpy(copy, view, size);
+	int error = vm_discard(vm, gpa, size);
+	if (!error)
+		memcpy(view, copy, size);
+	vm_unquiesce(vm);
+	free(copy);
+	return error;
+}
+
 int vm_discard(struct vm *vm, u64 gpa, u64 size)
 {
-	const struct slot *slot = vm_slot_at(vm, gpa);
-	if (!size || (gpa | size) % PAGE)
-		return fail(EINVAL, "0x%llx + 0x%llx: both must be multiples of 4K, the size not 0",
-			    (unsigned long long)gpa, (unsigned long long)size);
-	if (!slot || size > slot->gpa + slot->size - gpa)
-		return fail(ENOENT, "0x%llx + 0x%llx does not lie in one slot", (unsigned long long)gpa,
-			    (unsigned long long)size);
+	const struct slot *slot = vm_slot_of_range(vm, gpa, size);
+	if (!slot)
+		return -EINVAL;
 	if (fallocate(vm->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(slot->offset + (gpa - slot->gpa)),
 		      (off_t)size))
 		return fail(errno, "the host does not take 0x%llx + 0x%llx back: %s", (unsigned long long)gpa,

@@ -6,14 +6,21 @@ import { hashTables } from '../../engine/pgtable/hash.ts';
 import { PgtableError } from '../../engine/pgtable/tables.ts';
 import { Run } from '../../engine/run.ts';
 import { parseScenario } from '../../scenario/index.ts';
+import { runOnKvm } from './run-kvm.ts';
 import { readOptions, UsageError } from './usage.ts';
 
-/** `kvm-mmu run`: a scenario in the emulator. The exit status. */
-export function run(args: string[]): number {
+/** `kvm-mmu run`: a scenario in the emulator, or on KVM. The exit status. */
+export function run(args: string[]): number | Promise<number> {
   const { values, positionals } = readOptions({
     args,
     allowPositionals: true,
-    options: { json: { type: 'boolean' }, trace: { type: 'boolean' }, 'max-steps': { type: 'string' } },
+    options: {
+      json: { type: 'boolean' },
+      trace: { type: 'boolean' },
+      'max-steps': { type: 'string' },
+      target: { type: 'string' },
+      helper: { type: 'string' },
+    },
   });
   const [path] = positionals;
   if (path === undefined || positionals.length > 1) throw new UsageError('run takes one file');
@@ -29,7 +36,14 @@ export function run(args: string[]): number {
   const { program, diagnostics } = parseScenario(text);
   for (const { severity, message, span } of diagnostics)
     console.error(`${path}:${span.line}:${span.column}: ${severity}: ${message}`);
+  const target = values.target ?? 'emulator';
+  if (target !== 'emulator' && target !== 'kvm')
+    throw new UsageError(`--target must be emulator or kvm, not ${target}`);
+  if (target === 'emulator' && values.helper !== undefined) throw new UsageError('--helper is for --target kvm');
+  if (target === 'kvm' && values.trace)
+    throw new UsageError('--trace is the emulator’s: KVM’s own tracepoints are the host’s');
   if (!program) return 2;
+  if (target === 'kvm') return runOnKvm({ path, program, limit, json: values.json === true, helper: values.helper });
   const session = new Run(program);
   if (!session.runToEnd(limit)) {
     console.error(`${path}: still running after ${limit} steps: give --max-steps, or end its loops`);

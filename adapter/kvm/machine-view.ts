@@ -1,7 +1,7 @@
 import { ExpressionError, type Scope, type Value } from '../../engine/expression.ts';
 import type { Feature } from '../../engine/formats/format.ts';
 import { type Regime, RegimeError } from '../../engine/guest/regime.ts';
-import { UNPAGED } from '../../engine/guest/registers.ts';
+import { type GuestCpu, UNPAGED } from '../../engine/guest/registers.ts';
 import { x86Regime } from '../../engine/guest/x86-regime.ts';
 import type { Machine } from '../../engine/machine.ts';
 import { addressToFrame, hex, pageOffset, toBigint } from '../../engine/memory/words.ts';
@@ -13,12 +13,17 @@ import type { KvmEvent } from './event.ts';
 import type { GuestMemory } from './memory.ts';
 import { type RegisterValues, registerByPath, translationRegisters } from './registers.ts';
 
-/** The machine as the views see it: the guest's memory, and what each vCPU's registers make of it. */
-export function viewMachine(info: KvmInfo, memory: GuestMemory, registers: readonly RegisterValues[]): Machine {
+/** The guest's processor, as its CPUID has it. */
+export function guestCpu(info: KvmInfo): GuestCpu {
   const features = new Set<Feature>();
   if (info.pages1g) features.add('1g-pages');
   if (info.vendor === 'AuthenticAMD' || info.vendor === 'HygonGenuine') features.add('amd');
-  const cpu = { maxPhyAddr: info.maxphyaddr, features };
+  return { maxPhyAddr: info.maxphyaddr, features };
+}
+
+/** The machine as the views see it: the guest's memory, and what each vCPU's registers make of it. */
+export function viewMachine(info: KvmInfo, memory: GuestMemory, registers: readonly RegisterValues[]): Machine {
+  const cpu = guestCpu(info);
   const regimes = registers.map((values): Regime => {
     const wanted = translationRegisters(values);
     try {

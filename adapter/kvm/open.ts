@@ -1,5 +1,5 @@
 import { existsSync, readFileSync } from 'node:fs';
-import { isAbsolute, join } from 'node:path';
+import { isAbsolute } from 'node:path';
 import { hex } from '../../engine/memory/words.ts';
 import { ElfProgram } from '../elf/program.ts';
 import { ElfError } from '../elf/reader.ts';
@@ -7,12 +7,10 @@ import { RspClient } from '../rsp/client.ts';
 import { connectSocket, spawnCommand, spawnHelper } from '../rsp/node-stream.ts';
 import type { ByteStream } from '../rsp/stream.ts';
 import { KvmTarget } from '../targets/kvm.ts';
+import { built } from './built.ts';
 import type { KvmLaunch } from './launch.ts';
 import { LocalRam } from './local-ram.ts';
 import type { KvmPrinter } from './printer.ts';
-
-/** The helper that was built with this adapter, which runs from `dist/`. */
-const BUILT = join(__dirname, '..', 'native', 'build', 'kvm-mmu-helper');
 
 /** Starts or reaches a helper, and takes its machine over. @throws with a message for people */
 export async function openKvm(launch: KvmLaunch, printer: KvmPrinter): Promise<KvmTarget> {
@@ -37,19 +35,16 @@ export async function openKvm(launch: KvmLaunch, printer: KvmPrinter): Promise<K
   }
 }
 
-function streamTo({ connect, helper = BUILT, args, guest }: KvmLaunch): ByteStream {
+function streamTo({ connect, helper, args, guest }: KvmLaunch): ByteStream {
   if (typeof connect === 'string') return connectSocket(connect);
   if (connect !== undefined) return spawnCommand(connect);
   if (process.platform !== 'linux') throw new Error('KVM is there on Linux only; "connect" reaches a helper elsewhere');
-  if (!existsSync(helper))
-    throw new Error(
-      `the KVM helper ${helper} is not built: make -C native, with a C compiler and the kernel’s headers`,
-    );
+  if (helper !== undefined && !existsSync(helper)) throw new Error(`there is no helper at ${helper}`);
   if (guest !== undefined && !existsSync(guest))
     throw new Error(
       `cannot read "guest" ${guest}: there is no such file${isAbsolute(guest) ? '' : ' (the path is relative)'}`,
     );
-  return spawnHelper(helper, args);
+  return spawnHelper(helper ?? built('kvm-mmu-helper'), args);
 }
 
 /** Symbols and lines. A flat image has none, and a guest without them can be debugged all the same. */

@@ -171,6 +171,20 @@ export class RspClient {
     });
   }
 
+  /** Writes all registers at once, as `readRegisters` gave them. @throws RspError also for one that is missing */
+  replaceRegisters(thread: string, values: ReadonlyMap<string, bigint>): Promise<void> {
+    return this.#exclusive(async () => {
+      const places = await this.#places();
+      await this.#select(thread, this.#physical);
+      const text = places.map((place) => {
+        const value = values.get(place.name);
+        if (value === undefined) throw new RspError(`register ${place.name} is missing`);
+        return toHex(registerBytes(place, value));
+      });
+      await this.#expectOk(`G${text.join('')}`);
+    });
+  }
+
   /** Inserts a breakpoint at a virtual address: `software` patches memory, `hardware` uses a debug register. */
   insertBreakpoint(kind: 'software' | 'hardware', address: bigint): Promise<void> {
     return this.#expectOk(`Z${kind === 'software' ? 0 : 1},${address.toString(16)},1`);

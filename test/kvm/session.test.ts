@@ -321,7 +321,7 @@ for (const [name, launch, words] of [
   [
     'no helper',
     { ...USER, helper: '/nowhere/helper' },
-    /the KVM helper \/nowhere\/helper is not built: make -C native/,
+    /there is no helper at \/nowhere\/helper/,
   ],
   ['too little memory', { ...USER, memory: '4K' }, /room for/],
   ['a bad size', { ...USER, memory: 'lots' }, /"memory" must be a size such as "64M", not "lots"/],

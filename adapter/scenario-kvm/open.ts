@@ -1,0 +1,44 @@
+import { readFileSync } from 'node:fs';
+import type { Program } from '../../engine/program.ts';
+import { built } from '../kvm/built.ts';
+import { LocalRam } from '../kvm/local-ram.ts';
+import { GuestMemory } from '../kvm/memory.ts';
+import { RspClient } from '../rsp/client.ts';
+import { spawnHelper } from '../rsp/node-stream.ts';
+import { ScenarioRun } from './run.ts';
+import { helperArguments, planStubs } from './stubs.ts';
+
+/** A scenario that stands at its beginning on a machine of its own. */
+export interface OpenedScenario {
+  readonly run: ScenarioRun;
+  /** Ends the machine. */
+  close(): void;
+}
+
+/** Makes a machine for a scenario. @throws with a message for people */
+export async function openScenario(program: Program, helper?: string): Promise<OpenedScenario> {
+  const vcpus = program.tasks.filter(({ kind }) => kind === 'vcpu').length;
+  const stubs = planStubs(program, vcpus);
+  const code = new Uint8Array(readFileSync(built('scenario.bin')));
+  const client = new RspClient(spawnHelper(helper ?? built('kvm-mmu-helper'), helperArguments(program, stubs, vcpus)));
+  let local: LocalRam | undefined;
+  const close = (): void => {
+    local?.close();
+    local = undefined;
+    client.kill();
+  };
+  try {
+    await client.handshake();
+    const info = await client.info();
+    local = LocalRam.open(info);
+    const memory = new GuestMemory({
+      readNow: (offset, length) => local?.read(offset, length),
+      fetch: (gpa, length) => client.readPhysical(gpa, length),
+    });
+    memory.renew(info.memory.slots, new Map());
+    return { run: await ScenarioRun.begin({ client, info, memory, program, stubs, code }), close };
+  } catch (error) {
+    close();
+    throw error;
+  }
+}

@@ -1,0 +1,408 @@
+import type { Instruction } from '../../engine/code.ts';
+import { evaluate, evaluateInteger, truthy } from '../../engine/expression.ts';
+import { untranslatable } from '../../engine/guest/access.ts';
+import type { RegisterName } from '../../engine/guest/registers.ts';
+import { x86Regime } from '../../engine/guest/x86-regime.ts';
+import { isMemoryKind } from '../../engine/history/log.ts';
+import type { Machine } from '../../engine/machine.ts';
+import { addressToFrame, frameToAddress, hex, toBigint } from '../../engine/memory/words.ts';
+import { type Mirror, MissingFrames, makeMirror } from '../../engine/mirror.ts';
+import { runTopStep, type Task } from '../../engine/operation.ts';
+import type { Program, Statement } from '../../engine/program.ts';
+import { programScope } from '../../engine/queries/scope.ts';
+import { createMachine } from '../../engine/run.ts';
+import { checkExpectation, runInstruction } from '../../engine/statements.ts';
+import { Control } from '../kvm/control.ts';
+import { guestCpu } from '../kvm/machine-view.ts';
+import type { GuestMemory } from '../kvm/memory.ts';
+import type { RspClient } from '../rsp/client.ts';
+import type { KvmInfo } from '../rsp/info.ts';
+import type { KvmStop } from '../rsp/stop.ts';
+import { untold } from './fit.ts';
+import { directAddress, type Stubs } from './stubs.ts';
+import { type Outcome, StubVcpu } from './vcpu.ts';
+
+export interface ScenarioParts {
+  readonly client: RspClient;
+  readonly info: KvmInfo;
+  readonly memory: GuestMemory;
+  readonly program: Program;
+  readonly stubs: Stubs;
+  /** The stubs' code. */
+  readonly code: Uint8Array;
+}
+
+/** A step of a task: it has made one, or its vCPU has stopped in the middle of an access. */
+export type StepResult = { readonly stop: KvmStop } | undefined;
+
+const RET = 0xc3;
+const PF = 14;
+
+/**
+ * A scenario on real KVM. The engine's machine keeps what is the scenario's: where its tasks stand, the guest's registers,
+ * what was counted. Its memory is the real machine's, read when it is asked for; what the guest does to it a stub does.
+ */
+export class ScenarioRun {
+  readonly machine: Machine;
+  #parts: ScenarioParts;
+  readonly #mirror: { -readonly [K in keyof Mirror]: Mirror[K] };
+  readonly #control: Control;
+  readonly #vcpus: StubVcpu[];
+  /** The task whose vCPU has stopped in the middle of an access. */
+  #stopped: Task | undefined;
+  #undo: (() => Promise<void>) | undefined;
+  #finished = false;
+
+  private constructor(parts: ScenarioParts) {
+    const { client, info, memory, program } = parts;
+    this.#parts = parts;
+    this.#mirror = { ...makeMirror(memory, [], 'memslots') };
+    this.machine = createMachine(program, undefined, this.#mirror);
+    this.#control = new Control(client, info.vcpus);
+    this.#vcpus = this.machine.vcpus.map(({ id }) => new StubVcpu(client, this.#control, parts.stubs, id));
+  }
+
+  /** Puts tables and stubs into memory, and every vCPU to where it waits. @throws with words when KVM does not take them */
+  static async begin(parts: ScenarioParts): Promise<ScenarioRun> {
+    const run = new ScenarioRun(parts);
+    await run.#fillMemory();
+    run.#renew();
+    for (const vcpu of run.#vcpus) await vcpu.begin(run.machine.vcpu(vcpu.number).registers.cr3);
+    await parts.client.vendor('QKvm.Stop:mmio,read-only');
+    return run;
+  }
+
+  async #fillMemory(): Promise<void> {
+    const { client, stubs, code } = this.#parts;
+    const { machine } = this;
+    for (const frame of [...machine.memory.frames()]) {
+      const page = machine.memory.page(frame);
+      await client.writePhysical(frameToAddress(frame), new Uint8Array(page.buffer, page.byteOffset, 4096));
+      machine.memory.drop(frame);
+    }
+    for (const [offset, bytes] of stubs.pages) await client.writePhysical(stubs.gpa + offset, bytes);
+    await client.writePhysical(stubs.gpa, code);
+    for (const root of machine.guestRoots.values()) await this.#giveStubs(frameToAddress(root));
+  }
+
+  /** A root table gets the entry by which the stubs are seen. */
+  async #giveStubs(root: bigint): Promise<void> {
+    const { client, stubs } = this.#parts;
+    const entry = new Uint8Array(8);
+    new DataView(entry.buffer).setBigUint64(0, stubs.entry, true);
+    await client.writePhysical(root + BigInt(stubs.index) * 8n, entry);
+  }
+
+  /** Which stops are wanted besides those that are counted. */
+  async wantStops(stops: readonly string[]): Promise<void> {
+    await this.#parts.client.vendor(`QKvm.Stop:${[...new Set(['mmio', 'read-only', ...stops])].join(',')}`);
+  }
+
+  get stuck(): string | undefined {
+    if (this.ended || this.#pickNow()) return undefined;
+    const waiting = this.machine.tasks.filter(({ state }) => state !== 'done').map(({ name }) => name);
+    return `${waiting.join(', ')} wait${waiting.length === 1 ? 's' : ''} for a condition that nobody can make true any more`;
+  }
+
+  get ended(): boolean {
+    return this.machine.tasks.every((task) => task.state === 'done');
+  }
+
+  /** The task whose turn it is: the one in the middle of an access, else the next. */
+  pick(): Promise<Task | undefined> {
+    return this.#withFrames(() => this.#pickNow());
+  }
+
+  #pickNow(): Task | undefined {
+    if (this.#stopped) return this.#stopped;
+    const { tasks, small } = this.machine;
+    for (let offset = 1; offset <= tasks.length; offset++) {
+      const task = tasks[(small.current + offset) % tasks.length]!;
+      if (this.canRun(task)) return task;
+    }
+    return undefined;
+  }
+
+  canRun(task: Task): boolean {
+    if (task.state === 'ready') return true;
+    const instruction = this.machine.code[task.id]![task.pc];
+    return (
+      task.state === 'waiting' &&
+      instruction?.kind === 'statement' &&
+      instruction.statement.kind === 'wait' &&
+      truthy(evaluate(instruction.statement.condition, programScope(this.machine, task)))
+    );
+  }
+
+  /** One statement of a task, or what is left of one. */
+  async step(task: Task): Promise<StepResult> {
+    const { machine } = this;
+    machine.acting = task.id;
+    machine.small.current = task.id;
+    if (task.state === 'waiting') task.state = 'ready';
+    let result: StepResult;
+    if (this.#stopped === task) result = await this.#finishAccess(task, await this.#vcpus[task.vcpu]!.goOn());
+    else {
+      machine.steps++;
+      result = await this.#instruction(task, machine.code[task.id]![task.pc]!);
+    }
+    this.#renew();
+    if (!result && task.state === 'ready' && task.pc >= machine.code[task.id]!.length) task.state = 'done';
+    return result;
+  }
+
+  /** Checks the final expectations, once. */
+  async finish(): Promise<void> {
+    if (this.#finished) return;
+    this.#finished = true;
+    for (const expectation of this.machine.program.expects) {
+      if (untold(expectation.condition).length > 0) continue;
+      try {
+        await this.#withFrames(() => checkExpectation(this.machine, expectation));
+      } catch (error) {
+        this.machine.count('expects.failed');
+        const { text, span } = expectation;
+        this.machine.small.failures.push({ text: `expect ${text}`, line: span.line, actual: (error as Error).message });
+      }
+    }
+  }
+
+  // ---- statements
+
+  async #instruction(task: Task, instruction: Instruction): Promise<StepResult> {
+    if (instruction.kind !== 'statement') {
+      await this.#withFrames(() => runInstruction(this.machine, task, instruction));
+      return undefined;
+    }
+    const { statement } = instruction;
+    try {
+      switch (statement.kind) {
+        case 'access':
+          return await this.#access(task, statement);
+        case 'register':
+          await this.#register(task, instruction, statement.register);
+          return undefined;
+        case 'invlpg': {
+          const address = evaluateInteger(statement.address, programScope(this.machine, task), 'invlpg');
+          await this.#control0(task, 'invlpg', address);
+          task.pc++;
+          return undefined;
+        }
+        case 'map':
+        case 'unmap':
+        case 'protect':
+          await this.#editTables(task, instruction);
+          return undefined;
+        case 'expect':
+          if (untold(statement.expectation.condition).length > 0) task.pc++;
+          else await this.#withFrames(() => runInstruction(this.machine, task, instruction));
+          return undefined;
+        case 'wait':
+          await this.#withFrames(() => runInstruction(this.machine, task, instruction));
+          return undefined;
+        default:
+          await this.#host(task, instruction, statement);
+          return undefined;
+      }
+    } catch (error) {
+      // What KVM refuses ends the task where it stands.
+      this.machine.fail(task, (error as Error).message);
+      return undefined;
+    }
+  }
+
+  async #access(task: Task, statement: Extract<Statement, { kind: 'access' }>): Promise<StepResult> {
+    const { machine } = this;
+    const vcpu = machine.vcpu(task.vcpu);
+    const { address, value } = await this.#withFrames(() => {
+      const scope = programScope(machine, task);
+      return {
+        address: evaluateInteger(statement.address, scope, statement.access),
+        value: statement.value ? evaluateInteger(statement.value, scope, 'write') : BigInt(machine.steps),
+      };
+    });
+    const cpl = statement.cpl ?? vcpu.mode.cpl;
+    const { size, access: kind } = statement;
+    task.access = { kind, address, size, value: BigInt.asUintN(8 * size, value), cpl, implicit: false };
+    machine.count('accesses');
+    if (kind === 'fetch') await this.#plantReturn(task.vcpu, address, cpl === 3);
+    const rflags = vcpu.registers.rflags | 2n;
+    const user = cpl === 3;
+    const outcome = await this.#vcpus[task.vcpu]!.act({ name: kind, size, address, value, user, rflags });
+    return this.#finishAccess(task, outcome);
+  }
+
+  async #finishAccess(task: Task, first: Outcome): Promise<StepResult> {
+    const { machine } = this;
+    let outcome = first;
+    while (outcome.kind === 'stop') {
+      const { stop } = outcome;
+      this.#stopped = task;
+      if (stop.reason === 'mmio' || stop.reason === 'read-only') {
+        machine.count('emulated');
+        if (stop.reason === 'read-only') machine.count('faults.read_only');
+      }
+      if (stop.reason !== 'pause') return { stop };
+      outcome = await this.#vcpus[task.vcpu]!.goOn();
+    }
+    this.#stopped = undefined;
+    await this.#undo?.();
+    this.#undo = undefined;
+    if (outcome.kind === 'lost') {
+      machine.fail(task, outcome.words);
+      return undefined;
+    }
+    if (outcome.kind === 'exception') {
+      const { vector, error, cr2 } = outcome;
+      const problem = untranslatable(machine.vcpu(task.vcpu).mode, task.access!.address);
+      if (vector === PF) {
+        task.cr2 = cr2;
+        machine.count('faults.guest');
+      } else if (problem !== undefined) machine.warn(`${task.name}: ${problem}`);
+      else machine.warn(`${task.name}: exception ${vector}, error code ${hex(error)}`);
+    }
+    task.access = null;
+    task.pc++;
+    return undefined;
+  }
+
+  /** What is fetched must be an instruction that comes back: for as long as the fetch takes, there is a `ret`. */
+  async #plantReturn(vcpu: number, address: bigint, user: boolean): Promise<void> {
+    const { client } = this.#parts;
+    const walk = await this.#withFrames(() =>
+      this.#mirror.regimes[vcpu]!.walk(this.#mirror.memory, address, { kind: 'fetch', user }),
+    );
+    if (walk.end !== 'done' || walk.gpa === undefined || !this.#mirror.memory.has(addressToFrame(walk.gpa))) return;
+    const gpa = walk.gpa;
+    const before = await client.readPhysical(gpa, 1);
+    await client.writePhysical(gpa, Uint8Array.of(RET));
+    this.#undo = () => client.writePhysical(gpa, before);
+  }
+
+  /** An action at CPL0 that is no access of the scenario. @throws with words when the processor refuses it */
+  async #control0(
+    task: Task,
+    name: Parameters<StubVcpu['act']>[0]['name'],
+    address: bigint,
+    value = 0n,
+  ): Promise<void> {
+    const vcpu = this.#vcpus[task.vcpu]!;
+    let outcome = await vcpu.act({ name, size: 8, address, value, user: false, rflags: 2n });
+    while (outcome.kind === 'stop') outcome = await vcpu.goOn();
+    if (outcome.kind === 'lost') throw new Error(outcome.words);
+    if (outcome.kind === 'exception')
+      throw new Error(
+        `${name} ${hex(address)}: the processor raises exception ${outcome.vector}, error code ${hex(outcome.error)}`,
+      );
+  }
+
+  async #register(task: Task, instruction: Instruction, register: RegisterName): Promise<void> {
+    const { machine } = this;
+    const vcpu = machine.vcpu(task.vcpu);
+    const before = vcpu.registers[register];
+    await this.#withFrames(() => runInstruction(machine, task, instruction));
+    const value = vcpu.registers[register];
+    // What the engine refused has ended the task; flags and CPL are an access's own.
+    if (task.pc >= machine.code[task.id]!.length && value === before) return;
+    if (register === 'rflags' || register === 'cpl') return;
+    if (register === 'cr3') await this.#giveStubs(frameToAddress(vcpu.mode.rootGfn));
+    await this.#control0(task, register, value);
+  }
+
+  /** The engine says which entries to write; the guest writes them. */
+  async #editTables(task: Task, instruction: Instruction): Promise<void> {
+    const { machine } = this;
+    const { log, memory } = machine;
+    const from = log.length;
+    const changed = (): number[] => {
+      const positions: number[] = [];
+      for (let at = from; at < log.length; at++) if (isMemoryKind(log.kindAt(at))) positions.push(at);
+      return positions;
+    };
+    const forget = (): void => {
+      for (const frame of new Set(changed().map((at) => Math.floor(log.at(at).address / 512)))) memory.drop(frame);
+    };
+    await this.#withFrames(() => {
+      const { pc } = task;
+      try {
+        runInstruction(machine, task, instruction);
+      } catch (error) {
+        // It is tried again from the beginning.
+        forget();
+        log.truncate(from);
+        task.pc = pc;
+        throw error;
+      }
+    });
+    const stores = changed().map((at) => log.at(at));
+    forget();
+    for (const { address, newLo, newHi } of stores) {
+      const gpa = frameToAddress(Math.floor(address / 512), (address % 512) * 8);
+      await this.#control0(task, 'write', directAddress(this.#parts.stubs, gpa), toBigint(newLo, newHi));
+    }
+  }
+
+  async #host(task: Task, instruction: Instruction, statement: Statement): Promise<void> {
+    const { machine } = this;
+    const { client } = this.#parts;
+    const number = (value: bigint): string => value.toString(16);
+    let packet: string;
+    let isSlot = true;
+    switch (statement.kind) {
+      case 'slot-add': {
+        const { id, base, size, readonly } = statement.slot;
+        packet = `vKvm.Slot:add,${id.toString(16)},${number(base)},${number(size)}${readonly ? ',ro' : ''}`;
+        break;
+      }
+      case 'slot-delete':
+        packet = `vKvm.Slot:delete,${statement.id.toString(16)}`;
+        break;
+      case 'slot-move':
+        packet = `vKvm.Slot:move,${statement.id.toString(16)},${number(statement.base)}`;
+        break;
+      case 'slot-log':
+        packet = `vKvm.Slot:flags,${statement.id.toString(16)},${statement.enable ? 'log' : ''}`;
+        break;
+      case 'zap':
+        packet = 'vKvm.Refresh';
+        isSlot = false;
+        break;
+      case 'notifier':
+        packet = `vKvm.${statement.migrate ? 'Migrate' : 'Unmap'}:${number(statement.base)},${number(statement.size)}`;
+        isSlot = false;
+        break;
+      default:
+        throw new Error(`${statement.kind} cannot be done on KVM`);
+    }
+    await client.vendor(packet);
+    if (!isSlot) {
+      task.pc++;
+      return;
+    }
+    // The engine's own slots follow: expressions and views ask them.
+    runInstruction(machine, task, instruction);
+    while (task.stack.length > 0) runTopStep(machine, task);
+    this.#parts = { ...this.#parts, info: await client.info() };
+  }
+
+  // ---- looking
+
+  /** Memory is read anew, and registers decide how it is translated. */
+  #renew(): void {
+    const { memory, info } = this.#parts;
+    memory.renew(info.memory.slots, new Map());
+    const cpu = guestCpu(info);
+    this.#mirror.regimes = this.machine.vcpus.map(({ registers }) => x86Regime(registers, cpu, undefined));
+  }
+
+  async #withFrames<T>(ask: () => T): Promise<T> {
+    for (;;) {
+      try {
+        return ask();
+      } catch (error) {
+        if (!(error instanceof MissingFrames)) throw error;
+        await this.#parts.memory.fetch(error.frames);
+      }
+    }
+  }
+}
