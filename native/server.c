@@ -154,7 +154,9 @@ static void pause_all(struct vm *vm)
 	}
 }
 
-/* Tells the client of vCPUs that have stopped, as its mode wants it. */
+static void report_console(struct server *server);
+
+/* Tells the client of vCPUs that have stopped, as its mode wants it. What they said before they stopped comes first. */
 static void report_stops(struct server *server)
 {
 	struct vm *vm = server->vm;
@@ -166,6 +168,7 @@ static void report_stops(struct server *server)
 			return;
 		server->notified = vcpu;
 		vcpu->reported = true;
+		report_console(server);
 		send_stop(server, '%', "Stop:", vcpu);
 		return;
 	}
@@ -185,6 +188,7 @@ static void report_stops(struct server *server)
 		if (vcpu == server->reporter || !strncmp(vcpu->stop, "reason=pause", 12))
 			vcpu->reported = true;
 	}
+	report_console(server);
 	server->waiting = false;
 	server->selected = server->reporter->id;
 	send_stop(server, '$', "", server->reporter);
@@ -538,6 +542,7 @@ static void acknowledge_stop(struct server *server)
 		return;
 	}
 	next->reported = true;
+	report_console(server);
 	stop_reply(server, next, &server->reply);
 }
 
