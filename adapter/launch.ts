@@ -18,6 +18,8 @@ export interface LaunchArguments {
   readonly program: string;
   readonly image?: ImageLaunch;
   readonly kvm?: KvmLaunch;
+  /** What runs a scenario. */
+  readonly target?: 'emulator' | 'kvm';
   readonly stopOnEntry: boolean;
   /** Stops once more when everything has ended, instead of ending the session. */
   readonly stopAtEnd: boolean;
@@ -76,13 +78,8 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
   } = given;
   if (typeof program !== 'string' || program === '')
     return { error: `"program" must be the path of a .mmu file, not ${shown(program)}` };
-  if (target !== 'emulator')
-    return {
-      error:
-        target === 'kvm'
-          ? 'a scenario cannot run on KVM yet: "target": "kvm" needs a "guest", the image that the machine runs'
-          : `"target" must be "emulator" or "kvm", not ${shown(target)}`,
-    };
+  if (target !== 'emulator' && target !== 'kvm')
+    return { error: `"target" must be "emulator" or "kvm", not ${shown(target)}` };
   if (typeof stopOnEntry !== 'boolean')
     return { error: `"stopOnEntry" must be true or false, not ${shown(stopOnEntry)}` };
   if (typeof stopAtEnd !== 'boolean') return { error: `"stopAtEnd" must be true or false, not ${shown(stopAtEnd)}` };
@@ -94,7 +91,7 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
     return {
       error: `"policies" must be an object of names and values, such as {"page-split": "lazy"}, not ${shown(policies)}`,
     };
-  return { policies, program, stopOnEntry, stopAtEnd, history, noDebug: given.noDebug === true };
+  return { target, policies, program, stopOnEntry, stopAtEnd, history, noDebug: given.noDebug === true };
 }
 
 /** The same for an attach request: to a machine that a helper has. */

@@ -1,7 +1,9 @@
 import { readFile } from 'node:fs/promises';
 import { openKvm } from './kvm/open.ts';
+import { openScenario } from './scenario-kvm/open.ts';
 import { KvmMmuSession } from './session.ts';
 import { ImageTarget } from './targets/image.ts';
+import { KvmScenarioTarget } from './targets/kvm-scenario.ts';
 
 // The adapter as a process of its own: the debug adapter protocol on standard input and output. `--kvm`: its session will
 // be one of a machine under KVM.
@@ -18,6 +20,7 @@ const session = new KvmMmuSession({
   yieldToLoop: () => new Promise((resolve) => setImmediate(resolve)),
   openImage: (launch) => new ImageTarget(launch),
   openKvm,
+  openScenario: async (program, print) => new KvmScenarioTarget(await openScenario(program, print, undefined)),
   isForKvm: process.argv.includes('--kvm'),
 });
 process.on('SIGTERM', () => session.shutdown());

@@ -18,6 +18,7 @@ import { hex } from '../engine/memory/words.ts';
 import { MissingFrames } from '../engine/mirror.ts';
 import type { Task } from '../engine/operation.ts';
 import { choosePolicy, DEFAULT_POLICIES } from '../engine/policies.ts';
+import type { Program } from '../engine/program.ts';
 import type { StopAnswer } from '../engine/queries/answers.ts';
 import { listing, listings } from '../engine/queries/listing.ts';
 import { parseRequest, type ViewEvent } from '../engine/queries/protocol.ts';
@@ -32,6 +33,7 @@ import type { KvmLaunch } from './kvm/launch.ts';
 import type { KvmPrinter } from './kvm/printer.ts';
 import { BITS } from './kvm/registers.ts';
 import { type ImageLaunch, type LaunchArguments, parseAttach, parseLaunch } from './launch.ts';
+import { unfit, unfitWords } from './scenario-kvm/fit.ts';
 import { breakableLines, listingName, listingSource } from './sources.ts';
 import { describeStop, taskTitle } from './stops.ts';
 import { EmulatorTarget } from './targets/emulator.ts';
@@ -53,6 +55,8 @@ export interface SessionHost {
   readonly isForKvm?: boolean;
   /** Makes or reaches a machine under KVM; absent where no process can be started. @throws with a message for people */
   openKvm?(launch: KvmLaunch, printer: KvmPrinter): Promise<Target>;
+  /** Makes a machine under KVM for a scenario; absent as `openKvm`. @throws with a message for people */
+  openScenario?(program: Program, print: (text: string) => void): Promise<Target>;
 }
 
 interface FrameRef {
@@ -173,7 +177,7 @@ export class KvmMmuSession extends DebugSession {
   }
 
   async #load(): Promise<void> {
-    const { program: path, image, kvm, history, policies } = this.#launch!;
+    const { program: path, image, kvm, target, history, policies } = this.#launch!;
     if (kvm) {
       if (!this.#host.openKvm) throw new RequestError('KVM cannot be used here: no process can be started');
       const printer: KvmPrinter = {
@@ -210,7 +214,25 @@ export class KvmMmuSession extends DebugSession {
       chosen = next;
     }
     const configured = { ...program, machine: { ...program.machine, policies: chosen } };
-    this.#start(new EmulatorTarget(configured, history, () => this.#host.yieldToLoop()));
+    this.#start(
+      target === 'kvm'
+        ? await this.#onKvm(path, configured)
+        : new EmulatorTarget(configured, history, () => this.#host.yieldToLoop()),
+    );
+  }
+
+  async #onKvm(path: string, program: Program): Promise<Target> {
+    if (!this.#host.openScenario) throw new RequestError('KVM cannot be used here: no process can be started');
+    const problems = unfit(program);
+    for (const { severity, message, span } of problems)
+      this.#print(
+        `${path}:${span.line}:${span.column}: ${severity}: ${message}\n`,
+        severity === 'error' ? 'stderr' : 'console',
+        span.line,
+      );
+    const errors = problems.filter(({ severity }) => severity === 'error');
+    if (errors.length > 0) throw new RequestError(unfitWords(errors));
+    return this.#host.openScenario(program, (words) => this.#print(words));
   }
 
   #start(target: Target): void {
@@ -685,7 +707,7 @@ export class KvmMmuSession extends DebugSession {
     args: DebugProtocol.StackTraceArguments,
   ): void {
     this.#answer(response, () => {
-      const { machine, guest } = this.#stoppedTarget();
+      const { guest, about } = this.#stoppedTarget();
       const task = this.#task(args.threadId);
       const start = args.startFrame ?? 0;
       const end = args.levels ? start + args.levels : undefined;
@@ -708,7 +730,7 @@ export class KvmMmuSession extends DebugSession {
         };
       });
       frames.reverse();
-      frames.push(machine.mirror ? this.#stillFrame(task) : this.#statementFrame(task));
+      frames.push(about === undefined ? this.#statementFrame(task) : this.#stillFrame(task));
       response.body = { stackFrames: frames.slice(start, end), totalFrames: frames.length };
     });
   }
@@ -749,13 +771,13 @@ export class KvmMmuSession extends DebugSession {
 
   protected override scopesRequest(response: DebugProtocol.ScopesResponse, args: DebugProtocol.ScopesArguments): void {
     this.#answer(response, () => {
-      const { machine, guest } = this.#stoppedTarget();
+      const { machine, guest, about } = this.#stoppedTarget();
       const ref = this.#frameRef(args.frameId);
       if (!ref) throw new RequestError('this frame belongs to an earlier stop');
       const task = machine.task(ref.task);
       const scopes = guest
         ? guest.scopes(task.vcpu)
-        : machine.mirror
+        : about !== undefined
           ? mirrorScopes(machine, task)
           : frameScopes(machine, task, task.stack[ref.depth]);
       response.body = {
@@ -874,7 +896,7 @@ export class KvmMmuSession extends DebugSession {
     args: DebugProtocol.EvaluateArguments,
   ): void {
     this.#answer(response, async () => {
-      const { machine, guest } = this.#stoppedTarget();
+      const { machine, guest, about } = this.#stoppedTarget();
       const text = args.expression.trim();
       const command =
         args.context === 'repl'
@@ -898,8 +920,8 @@ export class KvmMmuSession extends DebugSession {
         };
         return;
       }
-      if (machine.mirror && !guest) {
-        const register = machine.mirror.regimes[vcpu]?.registers.find(
+      if (about !== undefined) {
+        const register = machine.mirror!.regimes[vcpu]?.registers.find(
           ({ name }) => name.toLowerCase() === text.toLowerCase(),
         );
         if (!register) throw new RequestError(`${text} is neither an address nor a register of this image`);

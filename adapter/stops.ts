@@ -14,7 +14,9 @@ function nextWords(machine: Machine, task: Task): string {
   const frame = task.stack.at(-1);
   if (!frame) {
     const line = machine.currentLine(task);
-    return line === undefined ? `${task.name} has ended` : `line ${line} is next`;
+    if (line === undefined) return `${task.name} has ended`;
+    // A real vCPU stands in the middle of its access.
+    return machine.mirror && task.access ? `line ${line} goes on` : `line ${line} is next`;
   }
   return `${frame.fn} is next`;
 }

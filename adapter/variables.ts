@@ -40,7 +40,9 @@ export function frameScopes(machine: Machine, task: Task, frame: OperationFrame 
   if (frame) scopes.push({ name: 'Locals', hint: 'locals', nodes: () => localNodes(machine, frame.locals) });
   if (task.vcpu >= 0)
     scopes.push({ name: 'Registers', hint: 'registers', nodes: () => registerNodes(machine, task.vcpu) });
-  scopes.push({ name: 'MMU', nodes: () => mmuNodes(machine, task) });
+  // Of a real machine only the slots are known.
+  if (machine.mirror) scopes.push({ name: 'Memslots', nodes: () => slotNodes(machine) });
+  else scopes.push({ name: 'MMU', nodes: () => mmuNodes(machine, task) });
   scopes.push({
     name: 'Costs',
     nodes: () => machine.counterList().map(([name, value]) => leaf(name, `${value}`, { evaluateName: name })),
@@ -133,19 +135,22 @@ function mmuNodes(machine: Machine, task: Task): Node[] {
       inProgress === 0 ? '0' : `${inProgress}: gpa ${hex(frameToAddress(start))} … ${hex(frameToAddress(end))}`,
     ),
     leaf('memslots', `${machine.slots.list.length}, generation ${machine.slots.generation}`, {
-      children: () =>
-        machine.slots.list.map((slot) =>
-          leaf(
-            `slot ${slot.id}`,
-            `gpa ${hex(frameToAddress(slot.base))} + ${hex(slot.pages * 4096)}${slot.readonly ? ', read-only' : ''}${slot.logDirty ? ', dirty log' : ''}${slot.invalid ? ', invalid' : ''}`,
-            {
-              memoryReference: `gpa:${hex(frameToAddress(slot.base))}`,
-            },
-          ),
-        ),
+      children: () => slotNodes(machine),
     }),
   );
   return nodes;
+}
+
+function slotNodes(machine: Machine): Node[] {
+  return machine.slots.list.map((slot) =>
+    leaf(
+      `slot ${slot.id}`,
+      `gpa ${hex(frameToAddress(slot.base))} + ${hex(slot.pages * 4096)}${slot.readonly ? ', read-only' : ''}${slot.logDirty ? ', dirty log' : ''}${slot.invalid ? ', invalid' : ''}`,
+      {
+        memoryReference: `gpa:${hex(frameToAddress(slot.base))}`,
+      },
+    ),
+  );
 }
 
 function requestWords(requests: number): string {

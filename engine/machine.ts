@@ -239,8 +239,10 @@ export class Machine {
     return this.small.counters[COUNTER_NUMBER.get(name)!]!;
   }
 
+  /** What has been counted; of a real machine, what can be. */
   counterList(): [CounterName, number][] {
-    return COUNTERS.map((name, index) => [name, this.small.counters[index]!]);
+    const all = COUNTERS.map((name, index): [CounterName, number] => [name, this.small.counters[index]!]);
+    return this.mirror ? all.filter(([name]) => this.mirror!.counted?.has(name)) : all;
   }
 
   /** The guest whose tables start at a frame; the first one's pool serves tables that the program made itself. */

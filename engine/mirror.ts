@@ -16,6 +16,8 @@ export interface Mirror {
   resolve(gfn: number): number;
   /** What its stretches of memory are: those of an image, or a virtual machine's memslots. */
   readonly places: 'ranges' | 'memslots';
+  /** Counters that can be told of the machine; without it none. */
+  readonly counted?: ReadonlySet<string>;
 }
 
 export interface MirrorRange {

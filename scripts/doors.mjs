@@ -38,6 +38,8 @@ const nodeFiles = [
   'adapter/rsp/node-stream.ts',
   'adapter/kvm/local-ram.ts',
   'adapter/kvm/open.ts',
+  'adapter/kvm/built.ts',
+  'adapter/scenario-kvm/open.ts',
   'adapter/commands/conform.ts',
 ];
 const pathRules = [

@@ -1,5 +1,5 @@
 import type { Program } from '../../engine/program.ts';
-import { COUNTED, unfit } from '../scenario-kvm/fit.ts';
+import { unfit } from '../scenario-kvm/fit.ts';
 import { openScenario } from '../scenario-kvm/open.ts';
 
 interface Wanted {
@@ -18,7 +18,7 @@ export async function runOnKvm({ path, program, limit, json, helper }: Wanted): 
   if (problems.some(({ severity }) => severity === 'error')) return 2;
   let opened: Awaited<ReturnType<typeof openScenario>>;
   try {
-    opened = await openScenario(program, helper);
+    opened = await openScenario(program, (text) => process.stderr.write(text), helper);
   } catch (error) {
     console.error(`${path}: cannot run on KVM: ${(error as Error).message}`);
     return 3;
@@ -37,7 +37,7 @@ export async function runOnKvm({ path, program, limit, json, helper }: Wanted): 
     await run.finish();
     const { failures, warnings } = machine.small;
     const ok = failures.length === 0 && stuck === undefined;
-    const counters = Object.fromEntries(machine.counterList().filter(([name]) => COUNTED.has(name)));
+    const counters = Object.fromEntries(machine.counterList());
     if (json) {
       const extra = stuck === undefined ? {} : { stuck };
       console.log(JSON.stringify({ ok, target: 'kvm', steps: machine.steps, counters, failures, warnings, ...extra }));

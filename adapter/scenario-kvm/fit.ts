@@ -135,3 +135,10 @@ function visit(body: readonly Statement[], error: (span: Span, message: string) 
     }
   }
 }
+
+/** Why a scenario cannot run on KVM, in one message. */
+export function unfitWords(problems: readonly Unfit[]): string {
+  const [first] = problems;
+  const more = problems.length > 1 ? ` (and ${problems.length - 1} more)` : '';
+  return `this scenario cannot run on KVM: line ${first!.span.line}: ${first!.message}${more}`;
+}

@@ -16,7 +16,11 @@ export interface OpenedScenario {
 }
 
 /** Makes a machine for a scenario. @throws with a message for people */
-export async function openScenario(program: Program, helper?: string): Promise<OpenedScenario> {
+export async function openScenario(
+  program: Program,
+  print: (text: string) => void,
+  helper: string | undefined,
+): Promise<OpenedScenario> {
   const vcpus = program.tasks.filter(({ kind }) => kind === 'vcpu').length;
   const stubs = planStubs(program, vcpus);
   const code = new Uint8Array(readFileSync(built('scenario.bin')));
@@ -36,7 +40,7 @@ export async function openScenario(program: Program, helper?: string): Promise<O
       fetch: (gpa, length) => client.readPhysical(gpa, length),
     });
     memory.renew(info.memory.slots, new Map());
-    return { run: await ScenarioRun.begin({ client, info, memory, program, stubs, code }), close };
+    return { run: await ScenarioRun.begin({ client, info, memory, program, stubs, code, print }), close };
   } catch (error) {
     close();
     throw error;

@@ -15,10 +15,11 @@ import { checkExpectation, runInstruction } from '../../engine/statements.ts';
 import { Control } from '../kvm/control.ts';
 import { guestCpu } from '../kvm/machine-view.ts';
 import type { GuestMemory } from '../kvm/memory.ts';
+import { type GpaRange, Traps } from '../kvm/traps.ts';
 import type { RspClient } from '../rsp/client.ts';
 import type { KvmInfo } from '../rsp/info.ts';
 import type { KvmStop } from '../rsp/stop.ts';
-import { untold } from './fit.ts';
+import { COUNTED, untold } from './fit.ts';
 import { directAddress, type Stubs } from './stubs.ts';
 import { type Outcome, StubVcpu } from './vcpu.ts';
 
@@ -30,6 +31,8 @@ export interface ScenarioParts {
   readonly stubs: Stubs;
   /** The stubs' code. */
   readonly code: Uint8Array;
+  /** Where words for people go. */
+  print(text: string): void;
 }
 
 /** A step of a task: it has made one, or its vCPU has stopped in the middle of an access. */
@@ -48,6 +51,7 @@ export class ScenarioRun {
   readonly #mirror: { -readonly [K in keyof Mirror]: Mirror[K] };
   readonly #control: Control;
   readonly #vcpus: StubVcpu[];
+  readonly #traps: Traps;
   /** The task whose vCPU has stopped in the middle of an access. */
   #stopped: Task | undefined;
   #undo: (() => Promise<void>) | undefined;
@@ -56,9 +60,10 @@ export class ScenarioRun {
   private constructor(parts: ScenarioParts) {
     const { client, info, memory, program } = parts;
     this.#parts = parts;
-    this.#mirror = { ...makeMirror(memory, [], 'memslots') };
+    this.#mirror = { ...makeMirror(memory, [], 'memslots'), counted: COUNTED };
     this.machine = createMachine(program, undefined, this.#mirror);
     this.#control = new Control(client, info.vcpus);
+    this.#traps = new Traps(client, parts.print);
     this.#vcpus = this.machine.vcpus.map(({ id }) => new StubVcpu(client, this.#control, parts.stubs, id));
   }
 
@@ -96,6 +101,13 @@ export class ScenarioRun {
   /** Which stops are wanted besides those that are counted. */
   async wantStops(stops: readonly string[]): Promise<void> {
     await this.#parts.client.vendor(`QKvm.Stop:${[...new Set(['mmio', 'read-only', ...stops])].join(',')}`);
+  }
+
+  /** Arms the scenario's own memory for second-stage faults. */
+  async armTraps(range: GpaRange | undefined): Promise<void> {
+    const { info, stubs } = this.#parts;
+    const slots = info.memory.slots.filter(({ id }) => id !== stubs.slot);
+    await this.#traps.arm(info, slots, range);
   }
 
   get stuck(): string | undefined {
@@ -300,13 +312,24 @@ export class ScenarioRun {
     const { machine } = this;
     const vcpu = machine.vcpu(task.vcpu);
     const before = vcpu.registers[register];
+    const { pc } = task;
     await this.#withFrames(() => runInstruction(machine, task, instruction));
     const value = vcpu.registers[register];
     // What the engine refused has ended the task; flags and CPL are an access's own.
     if (task.pc >= machine.code[task.id]!.length && value === before) return;
     if (register === 'rflags' || register === 'cpl') return;
-    if (register === 'cr3') await this.#giveStubs(frameToAddress(vcpu.mode.rootGfn));
-    await this.#control0(task, register, value);
+    await this.#atStatement(task, pc, async () => {
+      if (register === 'cr3') await this.#giveStubs(frameToAddress(vcpu.mode.rootGfn));
+      await this.#control0(task, register, value);
+    });
+  }
+
+  /** What the engine has done already the real machine does too: should that fail, it is this statement's failure. */
+  async #atStatement(task: Task, pc: number, work: () => Promise<void>): Promise<void> {
+    const next = task.pc;
+    task.pc = pc;
+    await work();
+    task.pc = next;
   }
 
   /** The engine says which entries to write; the guest writes them. */
@@ -322,8 +345,8 @@ export class ScenarioRun {
     const forget = (): void => {
       for (const frame of new Set(changed().map((at) => Math.floor(log.at(at).address / 512)))) memory.drop(frame);
     };
+    const { pc } = task;
     await this.#withFrames(() => {
-      const { pc } = task;
       try {
         runInstruction(machine, task, instruction);
       } catch (error) {
@@ -336,10 +359,12 @@ export class ScenarioRun {
     });
     const stores = changed().map((at) => log.at(at));
     forget();
-    for (const { address, newLo, newHi } of stores) {
-      const gpa = frameToAddress(Math.floor(address / 512), (address % 512) * 8);
-      await this.#control0(task, 'write', directAddress(this.#parts.stubs, gpa), toBigint(newLo, newHi));
-    }
+    await this.#atStatement(task, pc, async () => {
+      for (const { address, newLo, newHi } of stores) {
+        const gpa = frameToAddress(Math.floor(address / 512), (address % 512) * 8);
+        await this.#control0(task, 'write', directAddress(this.#parts.stubs, gpa), toBigint(newLo, newHi));
+      }
+    });
   }
 
   async #host(task: Task, instruction: Instruction, statement: Statement): Promise<void> {

@@ -1,3 +1,4 @@
+import { hex } from '../../engine/memory/words.ts';
 import type { Control } from '../kvm/control.ts';
 import type { RegisterValues } from '../kvm/registers.ts';
 import type { RspClient } from '../rsp/client.ts';
@@ -83,7 +84,7 @@ export class StubVcpu {
     if (event.kind === 'exited') return { kind: 'lost', words: 'the machine has ended' };
     const { stop } = event;
     if (STOPS.has(stop.reason)) return { kind: 'stop', stop };
-    if (stop.reason !== 'port') return { kind: 'lost', words: stop.words ?? `KVM stopped the vCPU: ${stop.reason}` };
+    if (stop.reason !== 'port') return { kind: 'lost', words: lostWords(stop) };
     this.#registers = await this.#client.readRegisters(this.#thread);
     const get = (name: string): bigint => this.#registers.get(name) ?? 0n;
     if (stop.data === DONE) return { kind: 'done', value: get('r8') };
@@ -93,5 +94,16 @@ export class StubVcpu {
       return { kind: 'done', value: 0n };
     if (vector === UD && get('r10') === userDone(this.#stubs)) return { kind: 'done', value: get('r8') };
     return { kind: 'exception', vector, error: get('r9'), rip: get('r10'), cr2: get('cr2') };
+  }
+}
+
+function lostWords({ reason, words, gva }: KvmStop): string {
+  switch (reason) {
+    case 'shutdown':
+      return `the vCPU has shut down, by a triple fault${gva === undefined ? '' : `; CR2 is ${hex(gva)}`}`;
+    case 'emulation':
+      return 'this KVM’s emulator does not know the instruction that the statement needs';
+    default:
+      return words ?? `KVM stopped the vCPU: ${reason}`;
   }
 }

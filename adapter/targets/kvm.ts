@@ -20,6 +20,7 @@ import { guestScope, viewMachine } from '../kvm/machine-view.ts';
 import { GuestMemory, type Ram } from '../kvm/memory.ts';
 import type { KvmPrinter } from '../kvm/printer.ts';
 import { type RegisterValues, registerNodes } from '../kvm/registers.ts';
+import { Traps } from '../kvm/traps.ts';
 import { callers } from '../kvm/unwind.ts';
 import type { RspClient } from '../rsp/client.ts';
 import type { KvmInfo } from '../rsp/info.ts';
@@ -77,9 +78,9 @@ export class KvmTarget implements Target {
   #pauseWanted = false;
   #disposed = false;
   #stops = 0;
-  /** What the helper was told to stop for, and which memory is armed. */
+  readonly #traps: Traps;
+  /** What the helper was told to stop for. */
   #told = '';
-  #armed: { readonly gpa: bigint; readonly size: bigint }[] = [];
 
   private constructor(parts: KvmParts) {
     this.#parts = parts;
@@ -97,6 +98,7 @@ export class KvmTarget implements Target {
       vcpu,
       stop: { reason: 'start', exact: [], derived: [] } as KvmStop,
     }));
+    this.#traps = new Traps(parts.client, parts.print);
     this.#code.useProgram(parts.program);
     this.guest = this.#guestSide();
     const decoder = new TextDecoder();
@@ -266,41 +268,13 @@ export class KvmTarget implements Target {
   /** Stops, traps and breakpoints as they are wanted now. Nothing runs. */
   async #tellHelper(watcher: Watcher): Promise<void> {
     const wanted = KVM_FILTERS.flatMap(({ filter, stops }) => (watcher.wants(filter) ? stops : []));
-    const range = watcher.range('second-stage');
-    const traps = watcher.wants('second-stage') ? this.#trapsFor(range) : [];
-    const said = JSON.stringify([wanted, traps.map(({ gpa, size }) => [hex(gpa), hex(size)])]);
-    if (said !== this.#told) {
-      this.#told = said;
-      await this.#client.vendor(`QKvm.Stop:${wanted.join(',')}`);
-      await this.#arm(traps);
-    }
+    const said = wanted.join(',');
+    if (said !== this.#told) await this.#client.vendor(`QKvm.Stop:${said}`);
+    this.#told = said;
+    const everywhere = { from: 0n, to: 1n << 64n };
+    const range = watcher.wants('second-stage') ? (watcher.range('second-stage') ?? everywhere) : undefined;
+    await this.#traps.arm(this.#info, this.#info.memory.slots, range);
     await this.#syncBreakpoints();
-  }
-
-  #trapsFor(range: { readonly from: bigint; readonly to: bigint } | undefined) {
-    return this.#info.memory.slots.flatMap(({ gpa, size }) => {
-      const from = range && range.from > gpa ? range.from - (range.from % 4096n) : gpa;
-      const end = range && range.to < gpa + size ? ((range.to + 4095n) / 4096n) * 4096n : gpa + size;
-      return from < end ? [{ gpa: from, size: end - from }] : [];
-    });
-  }
-
-  async #arm(traps: readonly { readonly gpa: bigint; readonly size: bigint }[]): Promise<void> {
-    const place = ({ gpa, size }: { gpa: bigint; size: bigint }): string => `${gpa.toString(16)},${size.toString(16)}`;
-    for (const trap of this.#armed) await this.#client.vendor(`vKvm.Untrap:${place(trap)}`).catch(() => {});
-    this.#armed = [];
-    const { has } = this.#info;
-    if (traps.length > 0 && has.userfaultfd) {
-      this.#parts.print(`second-stage faults cannot be stopped at: ${has.userfaultfd}\n`);
-      return;
-    }
-    for (const trap of traps) {
-      await this.#client.vendor(`vKvm.Trap:${place(trap)},touch`);
-      if (!has['userfaultfd-wp']) await this.#client.vendor(`vKvm.Trap:${place(trap)},write`);
-      this.#armed.push(trap);
-    }
-    if (traps.length > 0 && has['userfaultfd-wp'])
-      this.#parts.print(`first writes cannot be stopped at: ${has['userfaultfd-wp']}\n`);
   }
 
   async #syncBreakpoints(): Promise<void> {

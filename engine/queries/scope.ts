@@ -44,7 +44,11 @@ export function programScope(machine: Machine, task?: Task): Scope {
         return vcpu && registerValue(vcpu, path.slice(2));
       }
       const dotted = path.join('.');
-      if (counters.has(dotted)) return BigInt(machine.counter(dotted as CounterName));
+      if (counters.has(dotted)) {
+        if (machine.mirror && !machine.mirror.counted?.has(dotted))
+          throw new ExpressionError(`this machine does not tell ${dotted}`);
+        return BigInt(machine.counter(dotted as CounterName));
+      }
       if (dotted === 'mmu_invalidate_seq') return BigInt(machine.invalidation.seq);
       if (dotted === 'slots.generation') return BigInt(machine.slots.generation);
       if (dotted === 'tlb.entries') return BigInt(machine.vcpus[own]?.tlb.count ?? 0);

@@ -318,11 +318,7 @@ for (const [name, launch, words] of [
     { ...USER, guest: '/nowhere/guest.elf' },
     /cannot read "guest" \/nowhere\/guest\.elf: there is no such file/,
   ],
-  [
-    'no helper',
-    { ...USER, helper: '/nowhere/helper' },
-    /there is no helper at \/nowhere\/helper/,
-  ],
+  ['no helper', { ...USER, helper: '/nowhere/helper' }, /there is no helper at \/nowhere\/helper/],
   ['too little memory', { ...USER, memory: '4K' }, /room for/],
   ['a bad size', { ...USER, memory: 'lots' }, /"memory" must be a size such as "64M", not "lots"/],
   ['a bad slot', { ...USER, slots: ['x'] }, /"slots" must be a list such as/],
