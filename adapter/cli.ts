@@ -7,9 +7,9 @@ import { walk } from './commands/walk.ts';
 import { ImageError } from './image/errors.ts';
 
 const USAGE = `usage:
-  kvm-mmu run FILE [--json] [--trace] [--max-steps N]
-      runs a scenario in the emulator; exits 1 when an expectation fails;
-      --trace prints what KVM’s tracepoints would have recorded
+  kvm-mmu run FILE [--target emulator|kvm] [--json] [--trace] [--max-steps N] [--helper PATH]
+      runs a scenario, in the emulator or on this machine’s KVM; exits 1 when an expectation fails, 3 where it
+      cannot run; --trace prints what KVM’s tracepoints would have recorded, of the emulator
   kvm-mmu decode 0x… [--format NAME] [--level N] [--maxphyaddr N] [--json]
       says what a table entry means; without --level at every level;
       --format help lists the formats

@@ -252,7 +252,7 @@ static int thread_number(struct server *server, const char *text, int *id)
 static bool from_hex(const char *text, u8 *bytes, size_t length)
 {
 	for (size_t i = 0; i < length; i++) {
-		const char digits[3] = { text[2 * i], digits[0] ? text[2 * i + 1] : 0, 0 };
+		const char digits[3] = { text[2 * i], text[2 * i] ? text[2 * i + 1] : 0, 0 };
 		const char *at = digits;
 		u64 value;
 		if (!parse_hex(&at, &value) || at != digits + 2)

@@ -151,31 +151,46 @@ static const char *after(const char *text, const char *prefix)
 	return strncmp(text, prefix, length) ? NULL : text + length;
 }
 
+/* The number of a slot, which has 32 bits. */
+static int slot_id(u64 value, u32 *id)
+{
+	*id = (u32)value;
+	return value > UINT32_MAX ? fail(EINVAL, "a slot's id has 32 bits: 0x%llx", (unsigned long long)value) : 0;
+}
+
 static int change_slots(struct vm *vm, const char *text)
 {
 	const char *at, *rest;
 	u64 values[3];
-	u32 flags;
+	u32 flags, id;
 	int error;
 	if ((at = after(text, "add,"))) {
 		error = numbers(at, values, 3, &rest);
 		if (!error)
+			error = slot_id(values[0], &id);
+		if (!error)
 			error = slot_flags(rest, &flags);
-		return error ? error : vm_slot_add(vm, (u32)values[0], values[1], values[2], flags);
+		return error ? error : vm_slot_add(vm, id, values[1], values[2], flags);
 	}
 	if ((at = after(text, "delete,"))) {
 		error = numbers(at, values, 1, NULL);
-		return error ? error : vm_slot_delete(vm, (u32)values[0]);
+		if (!error)
+			error = slot_id(values[0], &id);
+		return error ? error : vm_slot_delete(vm, id);
 	}
 	if ((at = after(text, "move,"))) {
 		error = numbers(at, values, 2, NULL);
-		return error ? error : vm_slot_move(vm, (u32)values[0], values[1]);
+		if (!error)
+			error = slot_id(values[0], &id);
+		return error ? error : vm_slot_move(vm, id, values[1]);
 	}
 	if ((at = after(text, "flags,"))) {
 		error = numbers(at, values, 1, &rest);
 		if (!error)
+			error = slot_id(values[0], &id);
+		if (!error)
 			error = slot_flags(rest, &flags);
-		return error ? error : vm_slot_flags(vm, (u32)values[0], flags);
+		return error ? error : vm_slot_flags(vm, id, flags);
 	}
 	return fail(EINVAL, "“%s”: a slot can be changed by add, delete, move and flags", text);
 }
@@ -288,17 +303,23 @@ int vendor_packet(struct vm *vm, const char *packet, struct text *reply)
 		vm_unquiesce(vm);
 	} else if ((at = after(packet, "qKvm.Dirty:"))) {
 		answers = true;
+		u32 id;
 		error = numbers(at, values, 1, NULL);
 		if (!error)
-			error = dirty_log(vm, (u32)values[0], reply);
+			error = slot_id(values[0], &id);
+		if (!error)
+			error = dirty_log(vm, id, reply);
 	} else if ((at = after(packet, "vKvm.DirtyManual:"))) {
 		error = numbers(at, values, 1, NULL);
 		if (!error)
 			error = dirty_manual(vm, values[0]);
 	} else if ((at = after(packet, "vKvm.DirtyClear:"))) {
+		u32 id;
 		error = numbers(at, values, 3, NULL);
 		if (!error)
-			error = dirty_clear(vm, (u32)values[0], values[1], values[2]);
+			error = slot_id(values[0], &id);
+		if (!error)
+			error = dirty_clear(vm, id, values[1], values[2]);
 	} else if ((at = after(packet, "qKvm.DirtyRing:"))) {
 		answers = true;
 		error = numbers(at, values, 1, NULL);

@@ -313,10 +313,20 @@ int vm_slot_flags(struct vm *vm, u32 id, u32 flags)
 			return fail(EOPNOTSUPP, "%s", lacks);
 		vm_quiesce(vm);
 		error = slot_ioctl(vm, slot, 0);
+		bool deleted = !error;
 		slot->flags = flags;
 		if (!error)
 			error = slot_ioctl(vm, slot, slot->size);
+		/* Where KVM does not take it so, it gets it back as it was. */
+		if (error && deleted) {
+			slot->flags = before;
+			if (slot_ioctl(vm, slot, slot->size))
+				slot_forget(slot);
+		}
 		vm_unquiesce(vm);
+		if (!slot->used)
+			return fail(-error, "slot %u: KVM takes it back neither with flags 0x%x nor as it was, it is gone: %s", id,
+				    flags, strerror(-error));
 	} else {
 		slot->flags = flags;
 		error = change_slot(vm, slot, slot->size);

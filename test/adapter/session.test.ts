@@ -386,7 +386,7 @@ test('launch attributes of the wrong type, missing files and bad scenarios are n
     for (const [args, message] of [
       [{}, '"program" must be the path of a .mmu file, not undefined'],
       [{ program: 7 }, '"program" must be the path of a .mmu file, not 7'],
-      [{ program: 'x.mmu', target: 'kvm' }, '"target" must be "emulator", not "kvm": no other target exists yet'],
+      [{ program: 'x.mmu', target: 'xen' }, '"target" must be "emulator" or "kvm", not "xen"'],
       [{ program: 'x.mmu', stopOnEntry: 'yes' }, '"stopOnEntry" must be true or false, not "yes"'],
       [
         { program: 'x.mmu', history: 3 },
