@@ -27,10 +27,9 @@ function gdb(elf: string, options: string, ...commands: string[]): string {
 
 test('gdb runs a guest to its end and shows what it prints', { skip }, () => {
   const output = gdb('user.elf', '', 'continue');
-  assert.match(
-    output,
-    /page 0 was taken away: it reads 0 again\nthe program has ended\n\[Inferior 1 .* exited normally\]/,
-  );
+  // What the guest prints gdb prints on standard error.
+  assert.match(output, /page 0 was taken away: it reads 0 again\nthe program has ended\n/);
+  assert.match(output, /exited normally/);
 });
 
 test('gdb stops at functions and lines, tells callers, steps, and finishes', { skip }, () => {
@@ -45,7 +44,7 @@ test('gdb stops at functions and lines, tells callers, steps, and finishes', { s
     'finish',
     'continue',
   );
-  assert.match(output, /Breakpoint 1, unmap \(address=549772591104\)|Breakpoint 1, unmap \(address=554050781184\)/);
+  assert.match(output, /Breakpoint 1, unmap \(address=\d+\)/);
   assert.match(output, /#0 {2}unmap .*\n#1 {2}0x[0-9a-f]+ in kernel_exception/);
   assert.match(output, /rip +0x[0-9a-f]+ .*<unmap\+\d+>/);
   assert.match(output, /cr3 +0xfff000/);
