@@ -11,62 +11,40 @@ import {
   Thread,
 } from '@vscode/debugadapter';
 import type { DebugProtocol } from '@vscode/debugprotocol';
-import { ExpressionError, evaluate, evaluateInteger, type Scope, truthy } from '../engine/expression.ts';
-import { REGISTER_BITS, REGISTERS, RegisterError, type RegisterName } from '../engine/guest/registers.ts';
+import { evaluateInteger, type Scope } from '../engine/expression.ts';
 import type { Machine } from '../engine/machine.ts';
 import { hex } from '../engine/memory/words.ts';
 import { MissingFrames } from '../engine/mirror.ts';
 import type { Task } from '../engine/operation.ts';
-import { choosePolicy, DEFAULT_POLICIES } from '../engine/policies.ts';
-import type { Program } from '../engine/program.ts';
 import type { StopAnswer } from '../engine/queries/answers.ts';
 import { listing, listings } from '../engine/queries/listing.ts';
 import { parseRequest, type ViewEvent } from '../engine/queries/protocol.ts';
 import type { FaultInfo } from '../engine/tdp/fault.ts';
-import { parseExpression, parseScenario } from '../scenario/index.ts';
+import { parseExpression } from '../scenario/index.ts';
 import { describeAddress, parseAddress, toHost } from './addresses.ts';
-import { fromBase64, toBase64 } from './base64.ts';
 import { Breakpoints, currentFault, FILTERS, type Filter, faultScope } from './breakpoints.ts';
 import { runCommand } from './console.ts';
+import { evaluateText } from './evaluate.ts';
+import { stackFrames } from './frames.ts';
 import { KVM_FILTERS } from './kvm/filters.ts';
-import type { KvmLaunch } from './kvm/launch.ts';
-import type { KvmPrinter } from './kvm/printer.ts';
-import { BITS } from './kvm/registers.ts';
-import { type ImageLaunch, type LaunchArguments, parseAttach, parseLaunch } from './launch.ts';
-import { unfit, unfitWords } from './scenario-kvm/fit.ts';
+import { type LaunchArguments, parseAttach, parseLaunch } from './launch.ts';
+import { loadTarget, type Say, type SessionHost } from './load.ts';
+import { readMemory, writeMemory } from './memory-requests.ts';
+import { RequestError } from './request-error.ts';
+import { setRegister } from './set-register.ts';
 import { breakableLines, listingName, listingSource } from './sources.ts';
 import { describeStop, taskTitle } from './stops.ts';
-import { EmulatorTarget } from './targets/emulator.ts';
 import type { GuestSide } from './targets/guest.ts';
 import type { Halt, Motion, Target, Watcher } from './targets/target.ts';
 import { frameScopes, mirrorScopes, type Node } from './variables.ts';
 import { WantedBreakpoints } from './wanted-breakpoints.ts';
 import { Watches } from './watches.ts';
 
-/** What a session needs of the place it runs in: Node, or a browser's Worker. */
-export interface SessionHost {
-  /** @throws with a message for people when the file cannot be read. */
-  readText(path: string): Promise<string>;
-  /** Resolves once waiting messages have been handled. */
-  yieldToLoop(): Promise<void>;
-  /** Opens an image of memory; absent where there are no files. @throws with a message for people */
-  openImage?(launch: ImageLaunch): Target;
-  /** The session will be one of a real machine: some clients hear of filters only before they say what to launch. */
-  readonly isForKvm?: boolean;
-  /** Makes or reaches a machine under KVM; absent where no process can be started. @throws with a message for people */
-  openKvm?(launch: KvmLaunch, printer: KvmPrinter): Promise<Target>;
-  /** Makes a machine under KVM for a scenario; absent as `openKvm`. @throws with a message for people */
-  openScenario?(program: Program, print: (text: string) => void): Promise<Target>;
-}
-
 interface FrameRef {
   readonly task: number;
   /** Index in the task's stack; −1: the statement below it. */
   readonly depth: number;
 }
-
-/** One answer to readMemory has at most this many bytes; the rest is reported as unreadable, and can be asked for. */
-const MAX_READ = 1 << 20;
 
 /** What a run without debugging stops at. */
 const NOTHING: Watcher = {
@@ -85,9 +63,6 @@ const OF_GUESTS = {
   supportsInstructionBreakpoints: true,
   supportsFunctionBreakpoints: true,
 };
-
-/** A session could not do what was asked; the message is for people. */
-class RequestError extends Error {}
 
 const stopReasons: Record<StopAnswer['reason'], string> = {
   entry: 'entry',
@@ -177,62 +152,11 @@ export class KvmMmuSession extends DebugSession {
   }
 
   async #load(): Promise<void> {
-    const { program: path, image, kvm, target, history, policies } = this.#launch!;
-    if (kvm) {
-      if (!this.#host.openKvm) throw new RequestError('KVM cannot be used here: no process can be started');
-      const printer: KvmPrinter = {
-        print: (words) => this.#print(words),
-        console: (words) => this.sendEvent(new OutputEvent(words, 'stdout')),
-      };
-      this.#start(await this.#host.openKvm(kvm, printer));
-      return;
-    }
-    if (image) {
-      if (!this.#host.openImage) throw new RequestError('images cannot be opened here: there are no files');
-      this.#start(this.#host.openImage(image));
-      return;
-    }
-    const text = await this.#host.readText(path);
-    const { program, diagnostics } = parseScenario(text);
-    for (const { severity, message, span } of diagnostics) {
-      this.#print(
-        `${path}:${span.line}:${span.column}: ${severity}: ${message}\n`,
-        severity === 'error' ? 'stderr' : 'console',
-        span.line,
-      );
-    }
-    if (!program) {
-      const errors = diagnostics.filter((diagnostic) => diagnostic.severity === 'error');
-      const first = errors[0]!;
-      const more = errors.length > 1 ? ` (and ${errors.length - 1} more)` : '';
-      throw new RequestError(`${path}:${first.span.line}: ${first.message}${more}`);
-    }
-    let chosen = program.machine.policies ?? DEFAULT_POLICIES;
-    for (const [name, value] of Object.entries(policies)) {
-      const next = choosePolicy(chosen, name, value);
-      if ('error' in next) throw new RequestError(next.error);
-      chosen = next;
-    }
-    const configured = { ...program, machine: { ...program.machine, policies: chosen } };
-    this.#start(
-      target === 'kvm'
-        ? await this.#onKvm(path, configured)
-        : new EmulatorTarget(configured, history, () => this.#host.yieldToLoop()),
-    );
-  }
-
-  async #onKvm(path: string, program: Program): Promise<Target> {
-    if (!this.#host.openScenario) throw new RequestError('KVM cannot be used here: no process can be started');
-    const problems = unfit(program);
-    for (const { severity, message, span } of problems)
-      this.#print(
-        `${path}:${span.line}:${span.column}: ${severity}: ${message}\n`,
-        severity === 'error' ? 'stderr' : 'console',
-        span.line,
-      );
-    const errors = problems.filter(({ severity }) => severity === 'error');
-    if (errors.length > 0) throw new RequestError(unfitWords(errors));
-    return this.#host.openScenario(program, (words) => this.#print(words));
+    const say: Say = {
+      print: (text, category, line) => this.#print(text, category, line),
+      console: (text) => this.sendEvent(new OutputEvent(text, 'stdout')),
+    };
+    this.#start(await loadTarget(this.#launch!, this.#host, say));
   }
 
   #start(target: Target): void {
@@ -323,9 +247,9 @@ export class KvmMmuSession extends DebugSession {
       try {
         return await work();
       } catch (error) {
-        const guest = this.#target?.guest;
-        if (!(error instanceof MissingFrames) || !guest) throw error;
-        await guest.fetch(error.frames);
+        const target = this.#target;
+        if (!(error instanceof MissingFrames) || !target?.fetch) throw error;
+        await target.fetch(error.frames);
       }
     }
   }
@@ -672,7 +596,7 @@ export class KvmMmuSession extends DebugSession {
         exceptionId: fault
           ? {
               guest: 'Guest #PF',
-              violation: this.#need().machine.config.second === 'ept' ? 'EPT violation' : 'NPT fault',
+              violation: secondStageFault(this.#need().machine),
               misconfiguration: 'EPT misconfiguration',
               mmio: 'MMIO',
             }[fault.kind]
@@ -707,66 +631,13 @@ export class KvmMmuSession extends DebugSession {
     args: DebugProtocol.StackTraceArguments,
   ): void {
     this.#answer(response, () => {
-      const { guest, about } = this.#stoppedTarget();
+      const target = this.#stoppedTarget();
       const task = this.#task(args.threadId);
+      const frames = stackFrames(target, task, (depth) => this.#frameId(task.id, depth), this.#programSource());
       const start = args.startFrame ?? 0;
       const end = args.levels ? start + args.levels : undefined;
-      if (guest) {
-        const all = this.#guestFrames(guest, task);
-        response.body = { stackFrames: all.slice(start, end), totalFrames: all.length };
-        return;
-      }
-      const frames: DebugProtocol.StackFrame[] = task.stack.map((frame, depth) => {
-        const top = depth === task.stack.length - 1;
-        const { stepLines } = listing(frame.fn);
-        // A caller has moved past the step that called; it is shown there until the callee returns.
-        const step = Math.min(top ? frame.step : frame.step - 1, stepLines.length - 1);
-        return {
-          id: this.#frameId(task.id, depth),
-          name: frame.fn,
-          line: stepLines[step]!,
-          column: 3,
-          source: listingSource(frame.fn),
-        };
-      });
-      frames.reverse();
-      frames.push(about === undefined ? this.#statementFrame(task) : this.#stillFrame(task));
       response.body = { stackFrames: frames.slice(start, end), totalFrames: frames.length };
     });
-  }
-
-  #guestFrames(guest: GuestSide, task: Task): DebugProtocol.StackFrame[] {
-    return guest.frames(task.vcpu).map(({ name, address, path, line }, depth) => ({
-      // The innermost has the greatest number, as on the emulator's stacks.
-      id: this.#frameId(task.id, 500 - depth),
-      name,
-      line: line ?? 0,
-      column: 0,
-      instructionPointerReference: hex(address),
-      ...(path === undefined ? {} : { source: { name: path.replace(/^.*[/\\]/, ''), path } }),
-    }));
-  }
-
-  /** The statement that a task of the emulator has come to. */
-  #statementFrame(task: Task): DebugProtocol.StackFrame {
-    const { machine } = this.#need();
-    const code = machine.code[task.id]!;
-    const instruction = code[Math.min(task.pc, code.length - 1)];
-    return {
-      id: this.#frameId(task.id, -1),
-      name: task.state === 'done' ? `${task.name} has ended` : task.name,
-      line: machine.currentLine(task) ?? instruction?.statement.span.endLine ?? 1,
-      column: instruction?.statement.span.column ?? 1,
-      source: this.#programSource(),
-    };
-  }
-
-  /** A CPU of a machine that does not run. */
-  #stillFrame(task: Task): DebugProtocol.StackFrame {
-    const { stages, second } = this.#need().machine.mirror!.regimes[task.vcpu]!;
-    const formats = [...stages, ...(second ? [second] : [])].map(({ tree }) => tree.format.spec.title);
-    const name = [...new Set(formats)].join(' on ') || 'paging off';
-    return { id: this.#frameId(task.id, -1), name, line: 0, column: 0, presentationHint: 'label' };
   }
 
   protected override scopesRequest(response: DebugProtocol.ScopesResponse, args: DebugProtocol.ScopesArguments): void {
@@ -831,12 +702,9 @@ export class KvmMmuSession extends DebugSession {
       if (!node?.register) throw new RequestError(`${args.name} cannot be set; registers and their bits can`);
       const { expression, error } = parseExpression(args.value);
       if (!expression) throw new RequestError(error ?? `cannot read ${args.value}`);
-      const { vcpu, name, bit } = node.register;
       const value = evaluateInteger(expression, this.#scope(undefined), args.name);
-      const next = bit === undefined ? value : withBit(target, vcpu, name, bit, truthy(value));
-      if (target.guest) await target.guest.setRegister(vcpu, name, next);
-      else setEmulated(target, vcpu, name, next);
-      response.body = { value: bit === undefined ? hex(next) : truthy(value) ? '1' : '0' };
+      const next = await setRegister(target, node.register, value);
+      response.body = { value: node.register.bit === undefined ? hex(next) : value === 0n ? '0' : '1' };
       this.#refresh();
     });
   }
@@ -896,53 +764,18 @@ export class KvmMmuSession extends DebugSession {
     args: DebugProtocol.EvaluateArguments,
   ): void {
     this.#answer(response, async () => {
-      const { machine, guest, about } = this.#stoppedTarget();
-      const text = args.expression.trim();
-      const command =
-        args.context === 'repl'
-          ? ((await guest?.command(text)) ?? runCommand(machine, this.#focusedVcpu(args.frameId), this.#moment(), text))
-          : undefined;
-      // A command may have changed the machine.
-      if (command !== undefined && guest) this.#refresh();
-      if (command !== undefined) {
-        response.body = { result: command, variablesReference: 0 };
-        return;
-      }
+      const target = this.#stoppedTarget();
+      const { machine, guest } = target;
       const vcpu = this.#focusedVcpu(args.frameId);
-      const located = parseAddress(text, 'gpa', vcpu);
-      // A number alone is an address in hovers and in the console; elsewhere it needs a prefix to be one.
-      if (located && (/^[a-z]/i.test(text) || args.context === 'hover' || args.context === 'repl')) {
-        const lines = describeAddress(machine, located);
-        response.body = {
-          result: args.context === 'watch' ? lines[0]! : lines.join('\n'),
-          variablesReference: 0,
-          memoryReference: /^[a-z]/i.test(text) ? text : `gpa:${text}`,
-        };
-        return;
-      }
-      if (about !== undefined) {
-        const register = machine.mirror!.regimes[vcpu]?.registers.find(
-          ({ name }) => name.toLowerCase() === text.toLowerCase(),
-        );
-        if (!register) throw new RequestError(`${text} is neither an address nor a register of this image`);
-        response.body = { result: hex(register.value), variablesReference: 0 };
-        return;
-      }
-      const { expression, error } = parseExpression(text);
-      if (!expression) throw new RequestError(error ?? `cannot read ${text}`);
-      let value: ReturnType<typeof evaluate>;
-      try {
-        value = evaluate(expression, this.#scope(args.frameId));
-      } catch (failure) {
-        if (failure instanceof ExpressionError) throw new RequestError(failure.message);
-        throw failure;
-      }
-      const shown = typeof value === 'bigint' ? (value < 10n ? `${value}` : `${hex(value)} (${value})`) : `${value}`;
-      response.body = {
-        result: args.context === 'hover' ? `${text} = ${shown}` : shown,
-        variablesReference: 0,
-        type: typeof value,
-      };
+      const text = args.expression.trim();
+      const isCommand = args.context === 'repl';
+      const changed = isCommand ? await guest?.command(text) : undefined;
+      if (changed !== undefined) this.#refresh();
+      const told = changed ?? (isCommand ? runCommand(machine, vcpu, this.#moment(), text) : undefined);
+      response.body =
+        told === undefined
+          ? evaluateText(target, text, args.context, vcpu, () => this.#scope(args.frameId))
+          : { result: told, variablesReference: 0 };
     });
   }
 
@@ -961,23 +794,7 @@ export class KvmMmuSession extends DebugSession {
   ): void {
     this.#answer(response, () => {
       const { machine } = this.#stoppedTarget();
-      const located = this.#locate(args.memoryReference);
-      if (!Number.isInteger(args.count) || args.count < 0)
-        throw new RequestError(`count must be a whole number from 0, not ${args.count}`);
-      const start = BigInt.asUintN(64, located.address + BigInt(args.offset ?? 0));
-      const count = Math.min(args.count, MAX_READ);
-      const bytes: number[] = [];
-      while (bytes.length < count) {
-        const host = toHost(machine, { ...located, address: BigInt.asUintN(64, start + BigInt(bytes.length)) });
-        if (!host) break;
-        const size = Math.min(count - bytes.length, 4096 - host.offset);
-        bytes.push(...machine.pageBytes(host.pfn).subarray(host.offset, host.offset + size));
-      }
-      response.body = {
-        address: hex(start),
-        data: toBase64(bytes),
-        ...(bytes.length < args.count ? { unreadableBytes: args.count - bytes.length } : {}),
-      };
+      response.body = readMemory(machine, this.#locate(args.memoryReference), args);
     });
   }
 
@@ -988,31 +805,7 @@ export class KvmMmuSession extends DebugSession {
     this.#answer(response, async () => {
       const target = this.#stoppedTarget();
       this.#must('writeMemory');
-      const located = this.#locate(args.memoryReference);
-      const bytes = fromBase64(args.data);
-      if (!bytes) throw new RequestError('the data is not base64');
-      const start = located.address + BigInt(args.offset ?? 0);
-      if (target.guest) {
-        await target.guest.write({ ...located, address: BigInt.asUintN(64, start) }, Uint8Array.from(bytes));
-        response.body = { bytesWritten: bytes.length };
-        this.#refresh();
-        return;
-      }
-      for (let done = 0; done < bytes.length; ) {
-        const host = toHost(target.machine, { ...located, address: BigInt.asUintN(64, start + BigInt(done)) });
-        if (!host) {
-          if (args.allowPartial && done > 0) {
-            response.body = { bytesWritten: done };
-            this.#refresh();
-            return;
-          }
-          throw new RequestError(`nothing is mapped at ${hex(start + BigInt(done))}`);
-        }
-        const size = Math.min(bytes.length - done, 4096 - host.offset);
-        target.edit({ kind: 'memory', pfn: host.pfn, offset: host.offset, bytes: bytes.slice(done, done + size) });
-        done += size;
-      }
-      response.body = { bytesWritten: bytes.length };
+      response.body = await writeMemory(target, this.#locate(args.memoryReference), args);
       this.#refresh();
     });
   }
@@ -1090,26 +883,8 @@ function announced({
   };
 }
 
-/** A register's value with one of its named bits as it is to be. */
-function withBit(target: Target, vcpu: number, name: string, bit: string, on: boolean): bigint {
-  const value = target.guest
-    ? target.guest.scope(vcpu).name([name])
-    : target.machine.vcpu(vcpu).registers[name as RegisterName];
-  const number = (target.guest ? BITS[name] : REGISTER_BITS[name as RegisterName])?.[bit];
-  if (typeof value !== 'bigint' || number === undefined) throw new RequestError(`${name}.${bit} cannot be set`);
-  const mask = 1n << BigInt(number);
-  return on ? value | mask : value & ~mask;
-}
-
-function setEmulated(target: Target, vcpu: number, name: string, value: bigint): void {
-  const register = REGISTERS.find((known) => known === name);
-  if (!register) throw new RequestError(`there is no register ${name}`);
-  try {
-    target.edit({ kind: 'register', vcpu, register, value });
-  } catch (failure) {
-    if (failure instanceof RegisterError) throw new RequestError(failure.message);
-    throw failure;
-  }
+function secondStageFault({ mirror, config }: Machine): string {
+  return mirror ? 'Second-stage fault' : config.second === 'ept' ? 'EPT violation' : 'NPT fault';
 }
 
 function isFaultInfo(value: unknown): value is FaultInfo {

@@ -98,6 +98,10 @@ export class ScenarioRun {
     await client.writePhysical(root + BigInt(stubs.index) * 8n, entry);
   }
 
+  fetch(frames: readonly number[]): Promise<void> {
+    return this.#parts.memory.fetch(frames);
+  }
+
   /** Which stops are wanted besides those that are counted. */
   async wantStops(stops: readonly string[]): Promise<void> {
     await this.#parts.client.vendor(`QKvm.Stop:${[...new Set(['mmio', 'read-only', ...stops])].join(',')}`);

@@ -26,8 +26,6 @@ export interface GuestSide {
   scopes(vcpu: number): readonly ScopeNodes[];
   /** Names for expressions: registers, symbols, and what the vCPU stopped for. */
   scope(vcpu: number): Scope;
-  /** Brings frames of its memory here. */
-  fetch(frames: readonly number[]): Promise<void>;
   setRegister(vcpu: number, name: string, value: bigint): Promise<void>;
   write(at: Located, bytes: Uint8Array): Promise<void>;
   /** @throws with a message for people */

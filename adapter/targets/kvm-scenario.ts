@@ -40,6 +40,10 @@ export class KvmScenarioTarget implements Target {
     this.#pauseWanted = true;
   }
 
+  fetch(frames: readonly number[]): Promise<void> {
+    return this.#run.fetch(frames);
+  }
+
   edit(): void {
     throw new Error(BY_STATEMENTS);
   }

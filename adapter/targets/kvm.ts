@@ -122,6 +122,10 @@ export class KvmTarget implements Target {
     this.#control.interrupt().catch(() => {});
   }
 
+  fetch(frames: readonly number[]): Promise<void> {
+    return this.#memory.fetch(frames);
+  }
+
   edit(): void {
     throw new Error('a real machine is changed through its guest side');
   }
@@ -377,7 +381,6 @@ export class KvmTarget implements Target {
       frames: (vcpu) => this.#frames(vcpu),
       scopes: (vcpu) => this.#scopes(vcpu),
       scope: (vcpu) => this.#scope(vcpu),
-      fetch: (frames) => this.#memory.fetch(frames),
       setRegister: async (vcpu, name, value) => {
         await this.#client.writeRegisters((vcpu + 1).toString(16), { [name]: value });
         await this.#refresh();

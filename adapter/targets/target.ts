@@ -83,6 +83,8 @@ export interface Target {
   move(motion: Motion, watcher: Watcher): Promise<Halt>;
   /** Ends the current motion soon. */
   pause(): void;
+  /** Brings frames of a machine's memory here that a question lacked. */
+  fetch?(frames: readonly number[]): Promise<void>;
   edit(edit: Edit): void;
   dispose(): void;
 }
