@@ -8,6 +8,7 @@ import { serverFolder } from './install.mjs';
 /** Settings under which nothing pops up over the workbench and nothing leaves the machine. */
 export const quietSettings = {
   'workbench.startupEditor': 'none',
+  'git.enabled': false,
   'security.workspace.trust.enabled': false,
   'telemetry.telemetryLevel': 'off',
   'extensions.autoUpdate': false,
