@@ -17,8 +17,8 @@ export interface SessionHost {
   yieldToLoop(): Promise<void>;
   /** Opens an image of memory; absent where there are no files. @throws with a message for people */
   openImage?(launch: ImageLaunch): Target;
-  /** The session will be one of a real machine: some clients hear of filters only before they say what to launch. */
-  readonly isForKvm?: boolean;
+  /** What real machine the session will be of: some clients hear of filters only before they say what to launch. */
+  readonly onKvm?: 'guest' | 'scenario';
   /** Makes or reaches a machine under KVM; absent where no process can be started. @throws with a message for people */
   openKvm?(launch: KvmLaunch, printer: KvmPrinter): Promise<Target>;
   /** Makes a machine under KVM for a scenario; absent as `openKvm`. @throws with a message for people */

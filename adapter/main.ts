@@ -5,8 +5,9 @@ import { KvmMmuSession } from './session.ts';
 import { ImageTarget } from './targets/image.ts';
 import { KvmScenarioTarget } from './targets/kvm-scenario.ts';
 
-// The adapter as a process of its own: the debug adapter protocol on standard input and output. `--kvm`: its session will
-// be one of a machine under KVM.
+// The adapter as a process of its own: the debug adapter protocol on standard input and output. `--kvm=guest` and
+// `--kvm=scenario`: its session will be one of a machine under KVM.
+const onKvm = (['guest', 'scenario'] as const).find((kind) => process.argv.includes(`--kvm=${kind}`));
 const session = new KvmMmuSession({
   async readText(path) {
     try {
@@ -21,7 +22,7 @@ const session = new KvmMmuSession({
   openImage: (launch) => new ImageTarget(launch),
   openKvm,
   openScenario: async (program, print) => new KvmScenarioTarget(await openScenario(program, print, undefined)),
-  isForKvm: process.argv.includes('--kvm'),
+  ...(onKvm ? { onKvm } : {}),
 });
 process.on('SIGTERM', () => session.shutdown());
 session.start(process.stdin, process.stdout);

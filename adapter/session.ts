@@ -22,11 +22,11 @@ import { parseRequest, type ViewEvent } from '../engine/queries/protocol.ts';
 import type { FaultInfo } from '../engine/tdp/fault.ts';
 import { parseExpression } from '../scenario/index.ts';
 import { describeAddress, parseAddress, toHost } from './addresses.ts';
-import { Breakpoints, currentFault, FILTERS, type Filter, faultScope } from './breakpoints.ts';
+import { Breakpoints, currentFault, type Filter, faultScope } from './breakpoints.ts';
 import { runCommand } from './console.ts';
 import { evaluateText } from './evaluate.ts';
 import { stackFrames } from './frames.ts';
-import { KVM_FILTERS } from './kvm/filters.ts';
+import { filtersOf } from './kvm/filters.ts';
 import { type LaunchArguments, parseAttach, parseLaunch } from './launch.ts';
 import { loadTarget, type Say, type SessionHost } from './load.ts';
 import { readMemory, writeMemory } from './memory-requests.ts';
@@ -121,7 +121,7 @@ export class KvmMmuSession extends DebugSession {
       supportsBreakpointLocationsRequest: true,
       supportsDataBreakpoints: true,
       supportsCompletionsRequest: false,
-      exceptionBreakpointFilters: (this.#host.isForKvm ? KVM_FILTERS : FILTERS).map(announced),
+      exceptionBreakpointFilters: filtersOf(this.#host.onKvm).map(announced),
     };
     this.sendResponse(response);
   }
@@ -145,7 +145,7 @@ export class KvmMmuSession extends DebugSession {
     this.#launch = launch;
     await this.#load();
     const { capabilities, guest } = this.#need();
-    const ofGuests = { ...OF_GUESTS, exceptionBreakpointFilters: KVM_FILTERS.map(announced) };
+    const ofGuests = { ...OF_GUESTS, exceptionBreakpointFilters: filtersOf('guest').map(announced) };
     const known = { supportsStepBack: capabilities.stepBack, ...(guest ? ofGuests : {}) };
     this.sendEvent(new Event('capabilities', { capabilities: known }));
     this.sendEvent(new InitializedEvent());

@@ -47,16 +47,13 @@ class AdapterFactory implements vscode.DebugAdapterDescriptorFactory {
 
   createDebugAdapterDescriptor({ configuration }: vscode.DebugSession): vscode.DebugAdapterDescriptor {
     // VS Code asks for exception filters before it says what to launch.
-    const isForKvm = configuration.guest !== undefined || configuration.connect !== undefined;
+    const isGuest = configuration.guest !== undefined || configuration.connect !== undefined;
+    const onKvm = isGuest ? ['--kvm=guest'] : configuration.target === 'kvm' ? ['--kvm=scenario'] : [];
     const path = vscode.Uri.joinPath(this.extensionUri, 'dist', 'adapter.cjs').fsPath;
     // On a desktop the extension host's executable is Electron, which this variable turns into Node.
-    return new vscode.DebugAdapterExecutable(
-      process.execPath,
-      ['--enable-source-maps', path, ...(isForKvm ? ['--kvm'] : [])],
-      {
-        env: { ELECTRON_RUN_AS_NODE: '1' },
-      },
-    );
+    return new vscode.DebugAdapterExecutable(process.execPath, ['--enable-source-maps', path, ...onKvm], {
+      env: { ELECTRON_RUN_AS_NODE: '1' },
+    });
   }
 }
 

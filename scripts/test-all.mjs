@@ -28,7 +28,7 @@ const steps = [
   [
     'on KVM',
     ['scripts/test.mjs', 'test/kvm', '--test-concurrency=1'],
-    long ? { env: { KVM_MMU_FUZZ_SECONDS: '180' } } : {},
+    long ? { env: { KVM_MMU_FUZZ_SECONDS: '180', KVM_MMU_SCENARIOS: '150', KVM_MMU_CONFORM_CASES: '1000000' } } : {},
   ],
   ...(long ? [['real guests under QEMU', ['scripts/test.mjs', 'test/guests'], {}]] : []),
   ['inside VS Code', ['test/vscode/run.mjs'], {}],

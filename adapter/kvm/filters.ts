@@ -1,4 +1,4 @@
-import type { Filter } from '../breakpoints.ts';
+import { FILTERS, type Filter } from '../breakpoints.ts';
 
 /** What a real machine can be stopped at, and the stops of the helper that this needs. */
 export const KVM_FILTERS: readonly (Filter & { readonly stops: readonly string[] })[] = [
@@ -25,3 +25,10 @@ export const KVM_FILTERS: readonly (Filter & { readonly stops: readonly string[]
     stops: ['mmio', 'read-only'],
   },
 ];
+
+/** Filters of a session: those of a real machine, and what a scenario can be stopped at besides; else the emulator's. */
+export function filtersOf(onKvm: 'guest' | 'scenario' | undefined): readonly Filter[] {
+  if (onKvm === undefined) return FILTERS;
+  const ofScenarios = FILTERS.filter(({ filter }) => filter === 'warning' || filter === 'expect');
+  return onKvm === 'guest' ? KVM_FILTERS : [...KVM_FILTERS, ...ofScenarios];
+}

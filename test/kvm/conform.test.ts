@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import { cli, file } from '../cli/cli.ts';
 import { kvmTest, native } from './kvm.ts';
 
-const CASES = 20_000;
+const CASES = Number(process.env.KVM_MMU_CONFORM_CASES ?? 20_000);
 /** What comes of a case at least this often is decided by more than luck. */
 const OFTEN = CASES / 200;
 
@@ -29,7 +29,7 @@ function expectedFaults({ nx, smep }: Told['host']): string[] {
   return [...notPresent, ...forbidden, ...reserved, ...withFetch].map((code) => `#PF ${code}`);
 }
 
-kvmTest('engine and KVM agree on 20,000 accesses through random tables, of every kind', async () => {
+kvmTest(`engine and KVM agree on ${CASES} accesses through random tables, of every kind`, async () => {
   const { status, out, err } = cli('conform', '--seed', '1', '--cases', `${CASES}`, '--json');
   assert.ok(status === 0 || status === 1, `exit status ${status}: ${err}`);
   const told: Told = JSON.parse(out);

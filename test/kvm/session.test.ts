@@ -364,6 +364,32 @@ for (const [name, bytes, words] of [
     }
   });
 
+kvmTest('a triple fault, a halt and an instruction that nobody knows are stops, and the session goes on', () =>
+  withSession(USER, { filters: [], launch: { stopOnEntry: true } }, async (client) => {
+    const { stackFrames } = await client.request('stackTrace', { threadId: 1 });
+    const { scopes } = await client.request('scopes', { frameId: stackFrames[0].id });
+    assert.equal(scopes[1].name, 'Registers');
+    const runFrom = async (...code: number[]): Promise<string> => {
+      await client.request('writeMemory', {
+        memoryReference: '0x400000',
+        data: Buffer.from(code).toString('base64'),
+      });
+      const top = (await client.request('stackTrace', { threadId: 1 })).stackFrames[0];
+      const registers = (await client.request('scopes', { frameId: top.id })).scopes[1];
+      await client.request('setVariable', {
+        variablesReference: registers.variablesReference,
+        name: 'rip',
+        value: '0x400000',
+      });
+      return text(await client.move('continue'));
+    };
+    // A read of what nothing maps, with no IDT.
+    const shutdown = await runFrom(0x48, 0xb8, 0, 0, 0, 0, 0, 0x70, 0, 0, 0x8a, 0x00);
+    assert.equal(shutdown, 'vCPU 0 has shut down at 0x40000a: a triple fault; CR2 is 0x700000000000.');
+    assert.match(await runFrom(0xf4), /^vCPU 0 has halted at 0x40000[01]: no interrupt will come\.$/);
+  }),
+);
+
 kvmTest('a helper that is killed ends the session with words', async () => {
   const transport = spawnAdapter();
   const client = new Client(transport);
@@ -387,6 +413,9 @@ for (const [signal, moment] of [
   ['SIGTERM', 'stopped'],
   ['SIGKILL', 'stopped'],
   ['SIGKILL', 'running'],
+  // A client that is killed closes the pipe.
+  ['end of input', 'stopped'],
+  ['end of input', 'running'],
 ] as const)
   kvmTest(`an adapter that ends by ${signal} while its machine is ${moment} leaves no helper`, async () => {
     const { process: adapter, ...transport } = spawnAdapter();
@@ -401,7 +430,8 @@ for (const [signal, moment] of [
         await client.request('continue', { threadId: 1 });
       }
       assert.ok(runs(helper));
-      adapter.kill(signal);
+      if (signal === 'end of input') adapter.stdin!.end();
+      else adapter.kill(signal);
       await until(`no helper is left after ${signal}`, () => !runs(helper));
     } finally {
       adapter.kill('SIGKILL');
