@@ -132,7 +132,9 @@ function stepSentence(task: Task, fault: FaultInfo | undefined, next: string): s
 
 /** Locks that a task holds, for its thread's name. */
 export function taskTitle(machine: Machine, task: Task): string {
-  if (machine.mirror) return `${machine.mirror.places === 'memslots' ? 'vCPU' : 'CPU'} ${task.vcpu}`;
+  // Without a program of its own a machine's tasks are its CPUs.
+  if (machine.mirror && machine.code[task.id]!.length === 0)
+    return `${machine.mirror.places === 'memslots' ? 'vCPU' : 'CPU'} ${task.vcpu}`;
   const held = LOCKS.filter((lock) => machine.owners(lock).includes(task));
   const state =
     task.state === 'done'

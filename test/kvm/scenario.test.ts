@@ -172,6 +172,11 @@ kvmTest(
         scopes.map((scope: { name: string }) => scope.name),
         ['Registers', 'Memslots', 'Costs'],
       );
+      const { threads } = await client.request('threads');
+      assert.deepEqual(
+        threads.map((thread: { name: string }) => thread.name),
+        ['vCPU 0', 'vCPU 1 (waits)', 'mover (waits)'],
+      );
       const untold = await client.raw('evaluate', { expression: 'faults.second', context: 'watch' });
       assert.match(errorText(untold), /this machine does not tell faults\.second/);
       const walk = await client.request('mmu/watch', {

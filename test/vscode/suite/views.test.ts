@@ -200,6 +200,28 @@ describe('the views', () => {
     await tables.getByText('The session has ended').waitFor();
   });
 
+  it('show a scenario that runs on real KVM', async function () {
+    const page = await needPage(this);
+    const [program] = await vscode.workspace.findFiles('on-kvm.mmu');
+    const built = existsSync(join(__dirname, '../../../native/build/kvm-mmu-helper'));
+    const missing = existsSync('/dev/kvm') ? (built ? undefined : 'the helper is not built') : 'no /dev/kvm';
+    if (missing !== undefined) {
+      this.test!.title += ` (${missing})`;
+      this.skip();
+    }
+    await vscode.window.showTextDocument(program!, { viewColumn: vscode.ViewColumn.One });
+    const config = { type: 'kvm-mmu', request: 'launch', name: 'on KVM', target: 'kvm', program: program!.fsPath };
+    assert.ok(await vscode.debug.startDebugging(undefined, config), 'the session did not start');
+    assert.match(await stops.number(1), /^vCPU 0 wrote gva 0x400000 at CPL 3: PTE 0 is for the supervisor/);
+    const walk = await webviewFrame(page, { viewType: 'kvm-mmu.walk' });
+    await shows(walk, await stops.number(1));
+    await vscode.commands.executeCommand('workbench.view.debug');
+    await page.waitForTimeout(1000);
+    await pictures(page, 'kvm-scenario');
+    await vscode.debug.stopDebugging();
+    await walk.getByText('The session has ended').waitFor();
+  });
+
   it('say what they will show before there is a session', async function () {
     const page = await needPage(this);
     await vscode.commands.executeCommand('kvm-mmu.showPageTables');
