@@ -90,3 +90,19 @@ test('gdb sees vCPUs as threads, and asks the helper in its own words', { skip }
   assert.match(output, /Packets of the helper's protocol can be given here/);
   assert.match(output, /received signal SIGTRAP|stopped/);
 });
+
+test('gdb interrupts a guest that runs, and leaves it running', { skip }, () => {
+  const output = gdb(
+    'user.elf',
+    '',
+    // A jump to itself.
+    'set var *(unsigned short *) 0x400000 = 0xfeeb',
+    'set $rip = 0x400000',
+    'shell (sleep 1; pkill -INT -f "^gdb -nx -batch -x $PWD_OF_TEST") &'.replace('$PWD_OF_TEST', folder),
+    'continue',
+    'print/x $rip',
+    'detach',
+  );
+  assert.match(output, /Program received signal SIGINT/);
+  assert.match(output, /\$\d+ = 0x400000/);
+});

@@ -287,6 +287,29 @@ kvmTest('what the host has is used, and what it lacks is named', () =>
   }),
 );
 
+kvmTest('the dirty log with its manual clear keeps pages dirty until they are cleared', () =>
+  withMachine(['--memory', '16M', '--image', guest('user.elf')], async (machine) => {
+    const { has } = await machine.client.info();
+    if (has['dirty-manual'] !== '') return assert.rejects(machine.vendor('vKvm.DirtyManual:1'), /DIRTY_LOG_PROTECT2/);
+    await machine.vendor('vKvm.DirtyManual:1');
+    await machine.vendor('vKvm.Slot:flags,0,log');
+    // mov [rdi], al; hlt; jmp back
+    await machine.client.writePhysical(FREE, Uint8Array.of(0x88, 0x07, 0xf4, 0xeb, 0xfb));
+    const cell = FREE + 0x5000n;
+    const page = Number(cell >> 12n);
+    await machine.client.writeRegisters('1', { rip: FREE, rdi: cell });
+    const dirty = async (): Promise<number[]> => JSON.parse(await machine.vendor('qKvm.Dirty:0'));
+    assert.equal((await machine.go()).reason, 'halt');
+    assert.ok((await dirty()).includes(page), 'written');
+    assert.ok((await dirty()).includes(page), 'taken, and dirty still');
+    await machine.vendor(`vKvm.DirtyClear:0,${(page - (page % 64)).toString(16)},40`);
+    assert.ok(!(await dirty()).includes(page), 'cleared');
+    assert.equal((await machine.go()).reason, 'halt');
+    assert.ok((await dirty()).includes(page), 'written again');
+    await assert.rejects(machine.vendor('vKvm.DirtyClear:0,1,40'), /multiples of 64/);
+  }),
+);
+
 kvmTest('the dirty ring names the pages that were written', async () => {
   await withMachine(['--memory', '16M', '--dirty-ring', '32768', '--image', guest('user.elf')], async (machine) => {
     await machine.vendor('vKvm.Slot:flags,0,log');
