@@ -245,6 +245,54 @@ kvmTest('a running vCPU is paused, and goes on where it was', () =>
   }),
 );
 
+/** `1: inc rax; inc rbx; jmp 1b`: what the registers must be at each of its instructions. */
+const PAIR = Uint8Array.of(0x48, 0xff, 0xc0, 0x48, 0xff, 0xc3, 0xeb, 0xf8);
+
+for (const level of ['CPL0', 'CPL3'] as const)
+  kvmTest(`pauses, steps and resumes in any order lose no instruction and run none twice, at ${level}`, () =>
+    withMachine(USER, async (machine) => {
+      let start = FREE;
+      if (level === 'CPL0') {
+        await machine.client.writePhysical(FREE, PAIR);
+        await machine.client.writeRegisters('1', { rip: FREE, rax: 0n, rbx: 0n });
+      } else {
+        start = await symbol(guest('user.elf'), 'program');
+        await machine.client.insertBreakpoint('hardware', await symbol(guest('user.elf'), 'enter_user'));
+        await machine.go();
+        while ((await machine.registers()).get('rip') !== start) await machine.go('step');
+        await machine.client.writeVirtual('1', start, PAIR);
+        await machine.client.writeRegisters('1', { rax: 0n, rbx: 0n });
+      }
+      let before = 0n;
+      for (let round = 0; round < 150; round++) {
+        if (round % 3 === 2) {
+          const registers = await machine.registers();
+          const reason = (await machine.go('step')).reason;
+          assert.equal(reason, 'step');
+          const now = await machine.registers();
+          const at = Number(registers.get('rip')! - start);
+          // Each instruction does its own.
+          assert.equal(now.get('rax')! - registers.get('rax')!, at === 0 ? 1n : 0n);
+          assert.equal(now.get('rbx')! - registers.get('rbx')!, at === 3 ? 1n : 0n);
+          assert.equal(Number(now.get('rip')! - start), at === 0 ? 3 : at === 3 ? 6 : 0);
+        } else {
+          await machine.client.resume('1');
+          await new Promise((resolve) => setTimeout(resolve, round % 5));
+          await machine.client.stop('1');
+          assert.equal((await machine.stopped()).reason, 'pause');
+        }
+        const registers = await machine.registers();
+        const [rax, rbx] = [registers.get('rax')!, registers.get('rbx')!];
+        const at = Number(registers.get('rip')! - start);
+        assert.ok([0, 3, 6].includes(at), `rip is ${at} bytes into the loop`);
+        assert.equal(rax - rbx, at === 3 ? 1n : 0n, `round ${round}, at ${at}`);
+        assert.ok(rax >= before, 'time goes on');
+        before = rax;
+      }
+      assert.ok(before > 1000n, `${before} rounds`);
+    }),
+  );
+
 kvmTest('slots come, go, move and turn read-only while vCPUs run', () =>
   withMachine(['--memory', '16M', '--image', guest('user.elf')], async (machine) => {
     await machine.client.writePhysical(FREE, Uint8Array.of(0x48, 0xff, 0x07, 0xeb, 0xfb));
