@@ -44,7 +44,8 @@ export const FILTERS = [
     default: true,
   },
 ] as const;
-export type FilterName = (typeof FILTERS)[number]['filter'];
+/** Those of the emulator, and one that only real machines have (`kvm/filters.ts`). */
+export type FilterName = (typeof FILTERS)[number]['filter'] | 'violations';
 
 /** A filter as clients are told of it. */
 export interface Filter {

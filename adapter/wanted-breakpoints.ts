@@ -1,6 +1,10 @@
 import type { DebugProtocol } from '@vscode/debugprotocol';
 import { listing, stepOfLine } from '../engine/queries/listing.ts';
-import { type Breakpoints, Condition, ConditionError, FILTERS, type FilterName, hitCondition } from './breakpoints.ts';
+import { type Breakpoints, Condition, ConditionError, FILTERS, hitCondition } from './breakpoints.ts';
+import { KVM_FILTERS } from './kvm/filters.ts';
+
+/** Of sessions of every kind: which this one has, its target knows. */
+const ALL_FILTERS = [...new Set([...FILTERS, ...KVM_FILTERS].map(({ filter }) => filter))];
 
 /** Breakpoints as a client asks for them: conditions compiled, places found, and an answer to each. */
 export class WantedBreakpoints {
@@ -50,13 +54,13 @@ export class WantedBreakpoints {
   setFilters(options: readonly DebugProtocol.ExceptionFilterOptions[]): DebugProtocol.Breakpoint[] {
     this.#breakpoints.filters.clear();
     return options.map((option): DebugProtocol.Breakpoint => {
-      const known = FILTERS.find((candidate) => candidate.filter === option.filterId);
+      const known = ALL_FILTERS.find((candidate) => candidate === option.filterId);
       if (!known) {
-        const names = FILTERS.map((filter) => filter.filter).join(', ');
+        const names = ALL_FILTERS.join(', ');
         return { verified: false, message: `unknown filter ${option.filterId}; there are ${names}` };
       }
       try {
-        this.#breakpoints.filters.set(known.filter as FilterName, conditionOf(option.condition, undefined));
+        this.#breakpoints.filters.set(known, conditionOf(option.condition, undefined));
         return { verified: true };
       } catch (error) {
         return { verified: false, message: (error as Error).message };

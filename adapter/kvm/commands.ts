@@ -1,4 +1,5 @@
 import type { RspClient } from '../rsp/client.ts';
+import type { ViolationsAfter } from './violations.ts';
 
 /** A command of the debug console could not be carried out; the message is for people. */
 export class GuestCommandError extends Error {}
@@ -11,6 +12,7 @@ refresh — delete and add every slot: KVM forgets all that it built
 dirty SLOT — pages written since the last time; dirty ring VCPU
 attributes GPA SIZE private|shared · prefault VCPU GPA SIZE
 stats — KVM’s statistics
+violations — second-stage faults up to this stop that tracepoints told of
 Addresses are guest-physical; numbers may begin with 0x and end in K, M or G.`;
 
 function number(text: string | undefined, what: string): string {
@@ -65,8 +67,10 @@ function slotPacket([what, id, ...rest]: readonly string[]): string {
 /** Carries out a command on the helper's machine. @returns its answer, and whether the machine was changed; undefined for other text */
 export async function runGuestCommand(
   client: RspClient,
+  violations: ViolationsAfter,
   text: string,
 ): Promise<{ readonly answer: string; readonly changes: boolean } | undefined> {
+  if (text.trim() === 'violations') return { answer: violations.listing(), changes: false };
   const packet = packetOf(text.trim().split(/\s+/));
   if (packet === undefined) return undefined;
   const reply = await client.vendor(packet);

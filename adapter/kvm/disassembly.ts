@@ -1,4 +1,13 @@
-import { Decoder, DecoderOptions, FlowControl, Formatter, FormatterSyntax, type Instruction } from 'iced-x86';
+import {
+  Decoder,
+  DecoderOptions,
+  FlowControl,
+  Formatter,
+  FormatterSyntax,
+  type Instruction,
+  InstructionInfoFactory,
+  Register,
+} from 'iced-x86';
 
 export interface DisassembledInstruction {
   readonly address: bigint;
@@ -11,6 +20,7 @@ export interface DisassembledInstruction {
 const LONGEST = 15;
 
 export type Disassemble = typeof disassemble;
+export type MemoryOperands = typeof memoryOperands;
 
 /** Decodes x86-64 code, at most `count` instructions; fewer when the bytes end. What is none is one byte, `(bad)`. */
 export function disassemble(bytes: Uint8Array, address: bigint, count: number): DisassembledInstruction[] {
@@ -44,4 +54,57 @@ export function disassemble(bytes: Uint8Array, address: bigint, count: number): 
     formatter.free();
   }
   return found;
+}
+
+/** In the order of the decoder's numbers, which the 32-bit ones have too. */
+const GENERAL = [
+  'rax',
+  'rcx',
+  'rdx',
+  'rbx',
+  'rsp',
+  'rbp',
+  'rsi',
+  'rdi',
+  'r8',
+  'r9',
+  'r10',
+  'r11',
+  'r12',
+  'r13',
+  'r14',
+  'r15',
+];
+
+/**
+ * Virtual addresses that the instruction at the beginning of `bytes` will access, its stack among them, by the registers
+ * that it finds. Vector registers as indices are not known; what they lead to is left out.
+ */
+export function memoryOperands(bytes: Uint8Array, rip: bigint, register: (name: string) => bigint): bigint[] {
+  const decoder = new Decoder(64, bytes, DecoderOptions.None);
+  decoder.ip = rip;
+  const instruction = decoder.decode();
+  const factory = new InstructionInfoFactory();
+  const info = factory.info(instruction);
+  const value = (number: Register): bigint | undefined => {
+    if (number === Register.None) return 0n;
+    if (number >= Register.RAX && number <= Register.R15) return register(GENERAL[number - Register.RAX]!);
+    if (number >= Register.EAX && number <= Register.R15D)
+      return BigInt.asUintN(32, register(GENERAL[number - Register.EAX]!));
+    return undefined;
+  };
+  try {
+    if (instruction.isInvalid) return [];
+    return info.usedMemory().flatMap((used) => {
+      const [base, index] = [value(used.base), value(used.index)];
+      const segment = used.segment === Register.FS ? 'fs_base' : used.segment === Register.GS ? 'gs_base' : undefined;
+      const start = segment === undefined ? 0n : register(segment);
+      const { displacement, scale } = used;
+      used.free();
+      if (base === undefined || index === undefined) return [];
+      return [BigInt.asUintN(64, start + base + index * BigInt(scale) + displacement)];
+    });
+  } finally {
+    for (const each of [info, factory, instruction, decoder]) each.free();
+  }
 }

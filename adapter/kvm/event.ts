@@ -14,6 +14,8 @@ export interface KvmEvent {
   readonly stop: KvmStop;
   /** Of a guest #PF: the error code that KVM delivered, explained by the tables in memory. */
   readonly fault?: FaultInfo;
+  /** Of a second-stage fault: the level of the guest's table that was read, when it was not the page itself. */
+  readonly tableLevel?: number;
 }
 
 const TRAP_WORDS = {
@@ -67,7 +69,7 @@ function completionWords({ completed, rip }: KvmStop): string {
 }
 
 /** Why a vCPU stopped, in one sentence and what became of the instruction. */
-export function eventSentence({ vcpu, stop, fault }: KvmEvent, where: string): string {
+export function eventSentence({ vcpu, stop, fault, tableLevel }: KvmEvent, where: string): string {
   const who = `vCPU ${vcpu}`;
   const level = stop.cpl === 3 ? ' at CPL 3' : '';
   const gpa = stop.gpa === undefined ? 'memory' : `gpa ${hex(stop.gpa)}`;
@@ -87,8 +89,14 @@ export function eventSentence({ vcpu, stop, fault }: KvmEvent, where: string): s
       return fault
         ? `${faultSentence(fault)}; the guest gets #PF with error code ${errorCodeWords(fault.errorCode)}, its handler is next.`
         : `${who} page-faulted at gva ${hex(stop.gva ?? 0n)}; the frame on the handler’s stack cannot be read.`;
-    case 'second-stage':
-      return `${who} ${did} ${gpa}${level}: ${stop.trap ? TRAP_WORDS[stop.trap] : 'the host does not map it'}${completionWords(stop)}`;
+    case 'second-stage': {
+      const gva = stop.gva === undefined ? '' : ` (gva ${hex(stop.gva)})`;
+      const what =
+        tableLevel === undefined
+          ? `${did} ${gpa}${gva}${level}`
+          : `needed its level-${tableLevel} table at ${gpa} to reach gva ${hex(stop.gva ?? 0n)}${level}`;
+      return `${who} ${what}: ${stop.trap ? TRAP_WORDS[stop.trap] : 'the host does not map it'}${completionWords(stop)}`;
+    }
     case 'mmio':
       return `${who} ${did} ${bytes}${gpa}${value}: no memslot holds it${completionWords(stop)}`;
     case 'read-only':
@@ -111,7 +119,7 @@ export function eventSentence({ vcpu, stop, fault }: KvmEvent, where: string): s
 /** The walk that a stop is about: of the address that faulted. */
 export function eventWalk({ vcpu, stop }: KvmEvent): Extract<Query, { kind: 'walk' }> | undefined {
   const cpl = stop.cpl === 3 ? 3 : 0;
-  if (stop.reason === 'guest-pf' && stop.gva !== undefined)
+  if ((stop.reason === 'guest-pf' || stop.reason === 'second-stage') && stop.gva !== undefined)
     return { kind: 'walk', vcpu, space: 'gva', address: hex(stop.gva), access: stop.access ?? 'read', cpl };
   if (stop.gpa !== undefined) return { kind: 'walk', vcpu, space: 'gpa', address: hex(stop.gpa) };
   if (stop.rip !== undefined) return { kind: 'walk', vcpu, space: 'gva', address: hex(stop.rip), access: 'fetch', cpl };

@@ -24,11 +24,20 @@ export const KVM_FILTERS: readonly (Filter & { readonly stops: readonly string[]
     default: false,
     stops: ['mmio', 'read-only'],
   },
+  {
+    filter: 'violations',
+    label: 'Violations after the fact (tracepoints)',
+    description:
+      'Second-stage faults whose page the host has, which nothing can stop at: they are printed after the access, at the next stop',
+    default: false,
+    stops: [],
+  },
 ];
 
 /** Filters of a session: those of a real machine, and what a scenario can be stopped at besides; else the emulator's. */
 export function filtersOf(onKvm: 'guest' | 'scenario' | undefined): readonly Filter[] {
   if (onKvm === undefined) return FILTERS;
   const ofScenarios = FILTERS.filter(({ filter }) => filter === 'warning' || filter === 'expect');
-  return onKvm === 'guest' ? KVM_FILTERS : [...KVM_FILTERS, ...ofScenarios];
+  if (onKvm === 'guest') return KVM_FILTERS;
+  return [...KVM_FILTERS.filter(({ stops }) => stops.length > 0), ...ofScenarios];
 }

@@ -26,9 +26,9 @@ export async function openKvm(launch: KvmLaunch, printer: KvmPrinter): Promise<K
     if (launch.pageFaultHandler !== undefined)
       await client.vendor(`QKvm.Handler:${handlerAddress(launch.pageFaultHandler, program).toString(16)}`);
     const owned = launch.connect === undefined;
-    const { disassemble } = await import('./disassembly.ts');
+    const { disassemble, memoryOperands } = await import('./disassembly.ts');
     const local = LocalRam.open(info);
-    return await KvmTarget.open({ client, info, program, disassemble, owned, local, ...printer });
+    return await KvmTarget.open({ client, info, program, disassemble, memoryOperands, owned, local, ...printer });
   } catch (error) {
     client.kill();
     throw error;

@@ -3,6 +3,7 @@ import { encodePacket, fromHex, fromLatin1, LONGEST, latin1, PacketReader, quote
 import { parseTargetDescription, type RegisterPlace, readRegister, registerBytes } from './registers.ts';
 import { parseStop, type StopEvent } from './stop.ts';
 import type { ByteStream } from './stream.ts';
+import { parseViolations, type Violations } from './violations.ts';
 
 /** Bytes of a packet where the stub does not say: what every stub takes. */
 const LEAST_PACKET = 400;
@@ -104,6 +105,16 @@ export class RspClient {
   /** The helper's machine. @throws RspError also where the stub is another */
   async info(): Promise<KvmInfo> {
     return parseInfo(await this.vendor('qKvm.Info'));
+  }
+
+  /** Begins or ends the recording of violations by the helper. @throws RspError also where the host cannot do it */
+  traceViolations(on: boolean): Promise<void> {
+    return this.#expectOk(`QKvm.Violations:${on ? 1 : 0}`);
+  }
+
+  /** Takes the violations that were recorded since the last time. @throws RspError also where none are recorded */
+  async takeViolations(): Promise<Violations> {
+    return parseViolations(await this.vendor('qKvm.Violations'));
   }
 
   /** Sends a packet as it is written; the answer's text. @throws RspError for an error and where the stub does not know it */

@@ -1,3 +1,4 @@
+import { jsonAnswer } from './json-answer.ts';
 import { quote, RspError } from './packet.ts';
 
 /** A memslot, and where its memory lies in the helper's memfd. Addresses and sizes in bytes. */
@@ -30,20 +31,14 @@ export interface KvmInfo {
   readonly has: Readonly<Record<string, string>>;
 }
 
+const { parse, record, list, count, words, address } = jsonAnswer('qKvm.Info');
+
 /** The answer to `qKvm.Info`. Members that are not known here are a newer helper's, and left alone. @throws RspError */
 export function parseInfo(text: string): KvmInfo {
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (error) {
-    throw new RspError(`the answer to qKvm.Info is not JSON: ${(error as Error).message}`);
-  }
-  const info = record(value, 'qKvm.Info');
+  const info = parse(text);
   const version = count(info, 'version');
   if (version !== 1) throw new RspError(`the helper speaks version ${version} of its protocol; 1 is understood`);
   const memory = record(info.memory, 'memory');
-  const { slots } = memory;
-  if (!Array.isArray(slots)) throw new RspError(`memory.slots in qKvm.Info is ${shown(slots)}, not a list`);
   const has = record(info.has, 'has');
   const said = words(info, 'secondStage');
   const secondStage = SECOND_STAGES.find((each) => each === said);
@@ -53,7 +48,7 @@ export function parseInfo(text: string): KvmInfo {
     version,
     pid: count(info, 'pid'),
     secondStage,
-    memory: { fd: count(memory, 'fd'), inode: count(memory, 'inode'), slots: slots.map(parseSlot) },
+    memory: { fd: count(memory, 'fd'), inode: count(memory, 'inode'), slots: list(memory, 'slots').map(parseSlot) },
     vcpus: count(info, 'vcpus'),
     maxphyaddr: count(info, 'maxphyaddr'),
     pages1g: info.pages1g === true,
@@ -73,36 +68,4 @@ function parseSlot(value: unknown): KvmSlot {
       .filter((flag) => flag !== ''),
     offset: address(slot, 'offset'),
   };
-}
-
-function record(value: unknown, what: string): Record<string, unknown> {
-  if (typeof value !== 'object' || value === null || Array.isArray(value))
-    throw new RspError(`${what} in the answer to qKvm.Info is ${shown(value)}, not an object`);
-  return Object.fromEntries(Object.entries(value));
-}
-
-function count(from: Record<string, unknown>, name: string): number {
-  const value = from[name];
-  if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 0)
-    throw new RspError(`${name} in the answer to qKvm.Info is ${shown(value)}, not a whole number from 0`);
-  return value;
-}
-
-function words(from: Record<string, unknown>, name: string): string {
-  const value = from[name];
-  if (typeof value !== 'string') throw new RspError(`${name} in the answer to qKvm.Info is ${shown(value)}, not text`);
-  return value;
-}
-
-function address(from: Record<string, unknown>, name: string): bigint {
-  const value = words(from, name);
-  if (!/^0x[0-9a-f]{1,16}$/i.test(value))
-    throw new RspError(`${name} in the answer to qKvm.Info is ${shown(value)}, not "0x…" of at most 64 bits`);
-  return BigInt(value);
-}
-
-function shown(value: unknown): string {
-  if (value === undefined) return 'missing';
-  const text = JSON.stringify(value);
-  return text.length > 80 ? `${text.slice(0, 77)}…` : text;
 }

@@ -13,8 +13,9 @@ import { CodeBreakpoints } from '../kvm/code-breakpoints.ts';
 import { GUEST_HELP, runGuestCommand } from '../kvm/commands.ts';
 import { Control } from '../kvm/control.ts';
 import { disassembleRequest, instructionsAt } from '../kvm/disassemble-request.ts';
-import type { Disassemble } from '../kvm/disassembly.ts';
+import type { Disassemble, MemoryOperands } from '../kvm/disassembly.ts';
 import { eventSentence, eventWalk, guestFault, type KvmEvent, stopNodes } from '../kvm/event.ts';
+import { withAddress } from '../kvm/fault-address.ts';
 import { KVM_FILTERS } from '../kvm/filters.ts';
 import { guestScope, viewMachine } from '../kvm/machine-view.ts';
 import { GuestMemory, type Ram } from '../kvm/memory.ts';
@@ -22,6 +23,7 @@ import type { KvmPrinter } from '../kvm/printer.ts';
 import { type RegisterValues, registerNodes } from '../kvm/registers.ts';
 import { Traps } from '../kvm/traps.ts';
 import { callers } from '../kvm/unwind.ts';
+import { ViolationsAfter } from '../kvm/violations.ts';
 import type { RspClient } from '../rsp/client.ts';
 import type { KvmInfo } from '../rsp/info.ts';
 import type { KvmStop } from '../rsp/stop.ts';
@@ -45,6 +47,7 @@ export interface KvmParts extends KvmPrinter {
   readonly info: KvmInfo;
   readonly program: ElfProgram | undefined;
   readonly disassemble: Disassemble;
+  readonly memoryOperands: MemoryOperands;
   /** Whether the machine is to end with the session. */
   readonly owned: boolean;
 }
@@ -79,6 +82,7 @@ export class KvmTarget implements Target {
   #disposed = false;
   #stops = 0;
   readonly #traps: Traps;
+  readonly #violations: ViolationsAfter;
   /** What the helper was told to stop for. */
   #told = '';
 
@@ -99,6 +103,7 @@ export class KvmTarget implements Target {
       stop: { reason: 'start', exact: [], derived: [] } as KvmStop,
     }));
     this.#traps = new Traps(parts.client, parts.print);
+    this.#violations = new ViolationsAfter(parts.client, parts.print);
     this.#code.useProgram(parts.program);
     this.guest = this.#guestSide();
     const decoder = new TextDecoder();
@@ -160,9 +165,9 @@ export class KvmTarget implements Target {
       default:
         throw new Error(FORWARDS_ONLY);
     }
-    if (halt.kind === 'ended') return halt;
-    await this.#control.standStill();
-    await this.#refresh();
+    if (halt.kind !== 'ended') await this.#control.standStill();
+    await this.#violations.tell(watcher);
+    if (halt.kind !== 'ended') await this.#refresh();
     return halt;
   }
 
@@ -278,6 +283,7 @@ export class KvmTarget implements Target {
     const everywhere = { from: 0n, to: 1n << 64n };
     const range = watcher.wants('second-stage') ? (watcher.range('second-stage') ?? everywhere) : undefined;
     await this.#traps.arm(this.#info, this.#info.memory.slots, range);
+    await this.#violations.want(watcher.wants('violations'));
     await this.#syncBreakpoints();
   }
 
@@ -346,9 +352,12 @@ export class KvmTarget implements Target {
     const values = await this.#client.readRegisters((vcpu + 1).toString(16));
     this.#registers = this.#registers.map((old, number) => (number === vcpu ? values : old));
     this.#renew();
-    this.#events[vcpu] = { vcpu, stop };
-    const fault = await this.#withFrames(() => guestFault(this.#machine.mirror!, vcpu, stop));
-    if (fault) this.#events[vcpu] = { vcpu, stop, fault };
+    const event = { vcpu, stop };
+    this.#events[vcpu] = event;
+    this.#events[vcpu] = await this.#withFrames(() => {
+      const fault = guestFault(this.#machine.mirror!, vcpu, stop);
+      return fault ? { ...event, fault } : withAddress(event, this.#machine, values, this.#parts.memoryOperands);
+    });
   }
 
   /** Asks a question again for as long as it lacks memory that is far away. */
@@ -507,7 +516,7 @@ export class KvmTarget implements Target {
 
   async #command(text: string): Promise<string | undefined> {
     if (text === 'help') return GUEST_HELP;
-    const done = await runGuestCommand(this.#client, text);
+    const done = await runGuestCommand(this.#client, this.#violations, text);
     if (done?.changes) {
       this.#info = await this.#client.info();
       await this.#refresh();

@@ -111,7 +111,17 @@ kvmTest('second-stage faults stop where a condition says, at the first touch and
         seen.push(text(event));
       assert.ok(seen.length >= 4, seen.join('\n'));
       for (const sentence of seen)
-        assert.match(sentence, /^vCPU 0 (read|wrote) gpa 0x1(0[cdef]|1[01])\w{3}( at CPL 3)?: the host /);
+        assert.match(
+          sentence,
+          /^vCPU 0 (read|wrote) gpa 0x1(0[cdef]|1[01])\w{3}( \(gva 0x\w+\))?( at CPL 3)?: the host /,
+        );
+      // Where the instruction has not run, the address that it accesses is worked out.
+      assert.ok(
+        seen.some((each) =>
+          /\(gva 0x80000000\w\w\) at CPL 3: .* The instruction at 0x80000000\w\w has not run yet\.$/.test(each),
+        ),
+        seen.join('\n'),
+      );
     },
   ),
 );
