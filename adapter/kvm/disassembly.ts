@@ -1,5 +1,6 @@
 import {
   Decoder,
+  DecoderError,
   DecoderOptions,
   FlowControl,
   Formatter,
@@ -16,9 +17,6 @@ export interface DisassembledInstruction {
   readonly isCall: boolean;
 }
 
-/** The longest instruction that x86 has, in bytes. */
-const LONGEST = 15;
-
 export type Disassemble = typeof disassemble;
 export type MemoryOperands = typeof memoryOperands;
 
@@ -28,7 +26,6 @@ export function disassemble(bytes: Uint8Array, address: bigint, count: number): 
   const formatter = new Formatter(FormatterSyntax.Gas);
   formatter.uppercaseHex = false;
   formatter.branchLeadingZeros = false;
-  formatter.spaceAfterOperandSeparator = true;
   decoder.ip = address;
   const found: DisassembledInstruction[] = [];
   try {
@@ -36,9 +33,13 @@ export function disassemble(bytes: Uint8Array, address: bigint, count: number): 
       const at = decoder.position;
       const instruction: Instruction = decoder.decode();
       try {
-        const size = Math.max(1, instruction.length);
-        // The last instruction may go on behind the bytes that are there.
-        if (instruction.isInvalid && at + LONGEST > bytes.length && found.length > 0) break;
+        const size = instruction.isInvalid ? 1 : instruction.length;
+        // It goes on behind the bytes that are there.
+        if (decoder.lastError === DecoderError.NoMoreBytes) break;
+        if (instruction.isInvalid) {
+          decoder.position = at + 1;
+          decoder.ip = address + BigInt(at + 1);
+        }
         found.push({
           address: BigInt.asUintN(64, address + BigInt(at)),
           bytes: bytes.slice(at, at + size),
