@@ -14,7 +14,6 @@ import type { DebugProtocol } from '@vscode/debugprotocol';
 import { evaluateInteger, type Scope } from '../engine/expression.ts';
 import type { Machine } from '../engine/machine.ts';
 import { hex } from '../engine/memory/words.ts';
-import { MissingFrames } from '../engine/mirror.ts';
 import type { Task } from '../engine/operation.ts';
 import type { StopAnswer } from '../engine/queries/answers.ts';
 import { listing, listings } from '../engine/queries/listing.ts';
@@ -39,6 +38,7 @@ import type { Halt, Motion, Target, Watcher } from './targets/target.ts';
 import { frameScopes, mirrorScopes, type Node } from './variables.ts';
 import { WantedBreakpoints } from './wanted-breakpoints.ts';
 import { Watches } from './watches.ts';
+import { withFrames } from './with-frames.ts';
 
 interface FrameRef {
   readonly task: number;
@@ -241,17 +241,11 @@ export class KvmMmuSession extends DebugSession {
     if (!capabilities[ability]) throw new RequestError(capabilities.why[ability] ?? `this target cannot ${ability}`);
   }
 
-  /** Does something again for as long as it lacks memory of a machine that is far away. */
-  async #withFrames<T>(work: () => T | Promise<T>): Promise<T> {
-    for (;;) {
-      try {
-        return await work();
-      } catch (error) {
-        const target = this.#target;
-        if (!(error instanceof MissingFrames) || !target?.fetch) throw error;
-        await target.fetch(error.frames);
-      }
-    }
+  #withFrames<T>(work: () => T | Promise<T>): Promise<T> {
+    return withFrames(
+      (frames) => this.#target?.fetch?.(frames) ?? Promise.reject(new Error('the machine is gone')),
+      work,
+    );
   }
 
   /** Answers a request with what `work` makes of it, or with its error in words. */

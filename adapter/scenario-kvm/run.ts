@@ -6,7 +6,7 @@ import { x86Regime } from '../../engine/guest/x86-regime.ts';
 import { isMemoryKind } from '../../engine/history/log.ts';
 import type { Machine } from '../../engine/machine.ts';
 import { addressToFrame, frameToAddress, hex, toBigint } from '../../engine/memory/words.ts';
-import { type Mirror, MissingFrames, makeMirror } from '../../engine/mirror.ts';
+import { type Mirror, makeMirror } from '../../engine/mirror.ts';
 import { runTopStep, type Task } from '../../engine/operation.ts';
 import type { Program, Statement } from '../../engine/program.ts';
 import { programScope } from '../../engine/queries/scope.ts';
@@ -19,6 +19,7 @@ import { type GpaRange, Traps } from '../kvm/traps.ts';
 import type { RspClient } from '../rsp/client.ts';
 import type { KvmInfo } from '../rsp/info.ts';
 import type { KvmStop } from '../rsp/stop.ts';
+import { withFrames } from '../with-frames.ts';
 import { COUNTED, untold } from './fit.ts';
 import { directAddress, type Stubs } from './stubs.ts';
 import { type Outcome, StubVcpu } from './vcpu.ts';
@@ -424,14 +425,7 @@ export class ScenarioRun {
     this.#mirror.regimes = this.machine.vcpus.map(({ registers }) => x86Regime(registers, cpu, undefined));
   }
 
-  async #withFrames<T>(ask: () => T): Promise<T> {
-    for (;;) {
-      try {
-        return ask();
-      } catch (error) {
-        if (!(error instanceof MissingFrames)) throw error;
-        await this.#parts.memory.fetch(error.frames);
-      }
-    }
+  #withFrames<T>(ask: () => T): Promise<T> {
+    return withFrames((frames) => this.#parts.memory.fetch(frames), ask);
   }
 }

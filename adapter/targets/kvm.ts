@@ -2,7 +2,6 @@ import type { DebugProtocol } from '@vscode/debugprotocol';
 import type { Scope } from '../../engine/expression.ts';
 import type { Machine } from '../../engine/machine.ts';
 import { hex } from '../../engine/memory/words.ts';
-import { MissingFrames } from '../../engine/mirror.ts';
 import type { StopAnswer } from '../../engine/queries/answers.ts';
 import { faultAnswer } from '../../engine/queries/words.ts';
 import type { FaultInfo } from '../../engine/tdp/fault.ts';
@@ -28,6 +27,7 @@ import type { RspClient } from '../rsp/client.ts';
 import type { KvmInfo } from '../rsp/info.ts';
 import type { KvmStop } from '../rsp/stop.ts';
 import type { ScopeNodes } from '../variables.ts';
+import { withFrames } from '../with-frames.ts';
 import type { GuestFrame, GuestSide } from './guest.ts';
 import type { Halt, Motion, Target, TargetCapabilities, Watcher } from './target.ts';
 
@@ -354,22 +354,13 @@ export class KvmTarget implements Target {
     this.#renew();
     const event = { vcpu, stop };
     this.#events[vcpu] = event;
-    this.#events[vcpu] = await this.#withFrames(() => {
-      const fault = guestFault(this.#machine.mirror!, vcpu, stop);
-      return fault ? { ...event, fault } : withAddress(event, this.#machine, values, this.#parts.memoryOperands);
-    });
-  }
-
-  /** Asks a question again for as long as it lacks memory that is far away. */
-  async #withFrames<T>(ask: () => T): Promise<T> {
-    for (;;) {
-      try {
-        return ask();
-      } catch (error) {
-        if (!(error instanceof MissingFrames)) throw error;
-        await this.#memory.fetch(error.frames);
-      }
-    }
+    this.#events[vcpu] = await withFrames(
+      (frames) => this.#memory.fetch(frames),
+      () => {
+        const fault = guestFault(this.#machine.mirror!, vcpu, stop);
+        return fault ? { ...event, fault } : withAddress(event, this.#machine, values, this.#parts.memoryOperands);
+      },
+    );
   }
 
   #scope(vcpu: number): Scope {
