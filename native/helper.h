@@ -307,6 +307,18 @@ int dirty_manual(struct vm *vm, bool on);
 int dirty_clear(struct vm *vm, u32 id, u64 first, u64 count);
 int stats_json(struct vm *vm, struct text *json);
 
+/* ---- violations that tracepoints tell of (trace.c) */
+
+/* What the host lacks, or "". */
+const char *trace_lacks(void);
+/* Begins to record what the machine's vCPUs do, all of which exist; ends it, and nothing is left in tracefs. */
+int trace_on(struct vm *vm);
+int trace_off(void);
+/* What was recorded since the last time, as PROTOCOL.md has it. */
+int trace_take(struct vm *vm, struct text *json);
+/* Removes what helpers have left in tracefs that were killed. */
+void trace_sweep(void);
+
 /* ---- registers (regs.c) */
 
 extern const char target_description[];

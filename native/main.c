@@ -132,6 +132,7 @@ int main(int count, char **arguments)
 	sigemptyset(&kicks);
 	sigaddset(&kicks, SIGUSR1);
 	pthread_sigmask(SIG_BLOCK, &kicks, NULL);
+	trace_sweep();
 	int error = vm_create(&vm, &options);
 	if (!error && options.image)
 		error = image_load(&vm, options.image, options.image_gpa);
@@ -139,5 +140,6 @@ int main(int count, char **arguments)
 		error = serve(&vm, listen_path);
 	if (error)
 		fprintf(stderr, "kvm-mmu-helper: %s\n", why);
+	trace_off();
 	return error ? 1 : 0;
 }

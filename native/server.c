@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -44,11 +45,17 @@ struct server {
 };
 
 static volatile sig_atomic_t told_to_end;
+/* Readable from then on: a signal that comes before a wait begins is not waited out. */
+static int end_event = -1;
 
 static void on_end(int signal)
 {
+	int before = errno;
+	u64 one = 1;
 	(void)signal;
 	told_to_end = 1;
+	if (write(end_event, &one, 8) < 0)
+		errno = before;
 }
 
 /* ---- sending */
@@ -572,6 +579,7 @@ static void forget_client(struct server *server)
 	if (running)
 		vm_quiesce(vm);
 	vm->stops = 0;
+	trace_off();
 	breakpoint_remove_all(vm);
 	if (running)
 		vm_unquiesce(vm);
@@ -861,8 +869,9 @@ static void converse(struct server *server)
 	while (!server->closed && !server->ending && !told_to_end) {
 		struct pollfd fds[] = { { .fd = server->in, .events = POLLIN },
 					{ .fd = vm->event, .events = POLLIN },
-					{ .fd = uffd_fd, .events = POLLIN } };
-		poll(fds, 3, tick(server));
+					{ .fd = uffd_fd, .events = POLLIN },
+					{ .fd = end_event, .events = POLLIN } };
+		poll(fds, 4, tick(server));
 		if (fds[2].revents & POLLIN)
 			uffd_read(vm);
 		if (fds[1].revents & POLLIN) {
@@ -929,6 +938,7 @@ static void stand_still(struct vm *vm)
 int serve(struct vm *vm, const char *listen_path)
 {
 	static struct server server;
+	end_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	struct sigaction end = { .sa_handler = on_end };
 	sigaction(SIGTERM, &end, NULL);
 	sigaction(SIGINT, &end, NULL);
@@ -947,6 +957,9 @@ int serve(struct vm *vm, const char *listen_path)
 		return listener;
 	fprintf(stderr, "listening at %s\n", listen_path);
 	while (!server.ending && !told_to_end) {
+		struct pollfd fds[] = { { .fd = listener, .events = POLLIN }, { .fd = end_event, .events = POLLIN } };
+		if (poll(fds, 2, -1) < 0 || !(fds[0].revents & POLLIN))
+			continue;
 		int client = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 		if (client < 0) {
 			if (errno == EINTR)

@@ -297,6 +297,15 @@ int vendor_packet(struct vm *vm, const char *packet, struct text *reply)
 		error = numbers(at, values, 2, NULL);
 		if (!error)
 			error = vm_migrate(vm, values[0], values[1]);
+	} else if (!strcmp(packet, "qKvm.Violations")) {
+		answers = true;
+		error = trace_take(vm, reply);
+	} else if ((at = after(packet, "QKvm.Violations:"))) {
+		error = numbers(at, values, 1, NULL);
+		if (!error && values[0] > 1)
+			error = fail(EINVAL, "“%s”: violations are traced with 1 and not with 0", at);
+		if (!error)
+			error = values[0] ? trace_on(vm) : trace_off();
 	} else if (!strcmp(packet, "vKvm.Refresh")) {
 		vm_quiesce(vm);
 		error = vm_refresh(vm);

@@ -1,0 +1,460 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Violations that no userfaultfd sees, because the host's page is there: KVM's tracepoints tell of them afterwards. They
+ * are recorded in a tracefs instance of this process alone, which no other tracing notices.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "helper.h"
+#include "records.h"
+
+#define TRACEFS_MAGIC_NUMBER 0x74726163
+#define INSTANCE "kvm-mmu-helper-"
+/* Of each CPU, in KiB: MOST records of any of the events, and what pages waste. */
+#define BUFFER_KB "512"
+/* Violations told at once: the newest. */
+#define MOST 4096
+/* Pages of the trace buffer are this long at most; a read gives one. */
+#define PAGE_MOST 65536
+/* Reads of one CPU's buffer at once, so that vCPUs that fault without end cannot keep the server. */
+#define READS_MOST 1024
+
+/* What fields of events mean. ADDRESS is guest-physical with EPT or NPT, else linear. */
+enum meaning { THREAD, ADDRESS, GFN, PFN, LEVEL, ERROR, RIP, OLD_SPTE, NEW_SPTE, MEANINGS };
+
+/*
+ * The events that say where, of those that an access by the guest causes while its slot has memory. An access that no slot
+ * holds exits, and is a stop of its own.
+ */
+static const struct event {
+	const char *system;
+	const char *name;
+	/* The kernel's names; NULL for what the event does not tell. */
+	const char *fields[MEANINGS];
+} events[] = {
+	{ "kvm",
+	  "kvm_page_fault",
+	  { [THREAD] = "common_pid", [ADDRESS] = "fault_address", [ERROR] = "error_code", [RIP] = "guest_rip" } },
+	{ "kvmmmu",
+	  "fast_page_fault",
+	  { [THREAD] = "common_pid",
+	    [ADDRESS] = "cr2_or_gpa",
+	    [ERROR] = "error_code",
+	    [OLD_SPTE] = "old_spte",
+	    [NEW_SPTE] = "new_spte" } },
+	{ "kvmmmu",
+	  "kvm_mmu_spte_requested",
+	  { [THREAD] = "common_pid", [GFN] = "gfn", [PFN] = "pfn", [LEVEL] = "level" } },
+};
+#define EVENTS ((int)(sizeof(events) / sizeof(events[0])))
+
+struct violation {
+	u64 time;
+	/* In which order it was read: of the records of one CPU that is the order in which they happened. */
+	size_t number;
+	int vcpu;
+	int event;
+	/* Bits of enum meaning. */
+	unsigned told;
+	u64 values[MEANINGS];
+};
+
+static struct {
+	/* The instance's folder; empty while there is none. */
+	char path[64];
+	/* A file in it: as long as one is open nobody else can remove the instance. */
+	int hold;
+	bool enabled[EVENTS];
+	struct record_format formats[EVENTS];
+	/* What the kernel has counted as lost, up to the last time. */
+	u64 lost_before;
+} trace = { .hold = -1 };
+
+/* What is being collected. */
+struct harvest {
+	struct vm *vm;
+	struct violation *list;
+	size_t count;
+	size_t room;
+	u64 lost;
+};
+
+/* ---- files */
+
+static int write_file(const char *folder, const char *name, const char *text)
+{
+	char path[192];
+	snprintf(path, sizeof(path), "%s/%s", folder, name);
+	int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	size_t length = strlen(text);
+	int error = length && write(fd, text, length) != (ssize_t)length ? -errno : 0;
+	close(fd);
+	return error;
+}
+
+/* The whole of a file as text; false when it cannot be read or does not fit. */
+static bool read_file(const char *folder, const char *name, char *text, size_t room)
+{
+	char path[192];
+	snprintf(path, sizeof(path), "%s/%s", folder, name);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	size_t length = 0;
+	ssize_t got = 0;
+	while (length < room - 1 && (got = read(fd, text + length, room - 1 - length)) > 0)
+		length += (size_t)got;
+	close(fd);
+	text[length] = 0;
+	return got == 0 && strlen(text) == length;
+}
+
+/* ---- what the host has */
+
+/* Where tracefs is mounted; NULL when nowhere. */
+static const char *tracefs(void)
+{
+	static const char *const places[] = { "/sys/kernel/tracing", "/sys/kernel/debug/tracing" };
+	struct statfs status;
+	for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
+		if (!statfs(places[i], &status) && status.f_type == TRACEFS_MAGIC_NUMBER)
+			return places[i];
+	}
+	return NULL;
+}
+
+/* The inode of the first PID namespace (PROC_PID_INIT_INO of the kernel's proc_ns.h). */
+static bool in_first_pid_namespace(void)
+{
+	struct stat status;
+	return stat("/proc/self/ns/pid", &status) || status.st_ino == 0xeffffffc;
+}
+
+/* Reads what this kernel's event tells; whether it is an event that can be used. */
+static bool read_format(const char *root, int event, struct record_format *format)
+{
+	char name[96], text[8192];
+	const char *names[MEANINGS];
+	enum meaning meanings[MEANINGS];
+	int count = 0;
+	struct record_format found;
+	snprintf(name, sizeof(name), "events/%s/%s/format", events[event].system, events[event].name);
+	if (!read_file(root, name, text, sizeof(text)))
+		return false;
+	for (int meaning = 0; meaning < MEANINGS; meaning++) {
+		if (!events[event].fields[meaning])
+			continue;
+		names[count] = events[event].fields[meaning];
+		meanings[count++] = meaning;
+	}
+	if (!format_parse(text, names, count, &found))
+		return false;
+	*format = (struct record_format){ .id = found.id };
+	for (int i = 0; i < count; i++)
+		format->fields[meanings[i]] = found.fields[i];
+	return format->fields[THREAD].size && (format->fields[GFN].size || format->fields[ADDRESS].size);
+}
+
+const char *trace_lacks(void)
+{
+	const char *root = tracefs();
+	char path[128], text[1024];
+	struct record_format format;
+	if (!root)
+		return "tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing";
+	snprintf(path, sizeof(path), "%s/instances", root);
+	if (access(path, W_OK | X_OK))
+		return errno == ENOENT ? "this kernel's tracefs has no instances" :
+					 "no permission for tracefs: run the helper as root";
+	if (!in_first_pid_namespace())
+		return "the helper runs in a PID namespace, and tracepoints name threads by their numbers outside of it: run the helper outside of the container";
+	if (!read_file(root, "events/header_page", text, sizeof(text)))
+		return "events cannot be read in tracefs: the kernel may be locked down (lockdown=confidentiality)";
+	if (!strstr(text, "timestamp;\toffset:0;\tsize:8;") || !strstr(text, "commit;\toffset:8;\tsize:8;") ||
+	    !strstr(text, "data;\toffset:16;"))
+		return "this kernel's trace buffers have a layout that the helper does not know";
+	for (int event = 0; event < EVENTS; event++) {
+		if (read_format(root, event, &format))
+			return "";
+	}
+	return "this kernel has none of the tracepoints kvm_page_fault, fast_page_fault and kvm_mmu_spte_requested";
+}
+
+/* ---- instances */
+
+void trace_sweep(void)
+{
+	const char *root = tracefs();
+	char path[400];
+	/* Numbers of processes mean nothing across namespaces. */
+	if (!root || !in_first_pid_namespace())
+		return;
+	snprintf(path, sizeof(path), "%s/instances", root);
+	DIR *folder = opendir(path);
+	if (!folder)
+		return;
+	for (struct dirent *entry; (entry = readdir(folder));) {
+		const char *digits = entry->d_name + strlen(INSTANCE);
+		if (strncmp(entry->d_name, INSTANCE, strlen(INSTANCE)) || !*digits || digits[strspn(digits, "0123456789")] ||
+		    strlen(digits) > 9)
+			continue;
+		pid_t pid = atoi(digits);
+		/* This process has made none yet. */
+		if (pid != getpid() && (!kill(pid, 0) || errno != ESRCH))
+			continue;
+		snprintf(path, sizeof(path), "%s/instances/%s", root, entry->d_name);
+		rmdir(path);
+	}
+	closedir(folder);
+}
+
+int trace_off(void)
+{
+	if (!*trace.path)
+		return 0;
+	if (trace.hold >= 0)
+		close(trace.hold);
+	trace.hold = -1;
+	/* Should the folder stay, at least nothing is recorded any more. */
+	write_file(trace.path, "events/enable", "0");
+	if (rmdir(trace.path) && errno != ENOENT)
+		return fail(errno, "%s cannot be removed: %s (is somebody reading it?)", trace.path, strerror(errno));
+	*trace.path = 0;
+	return 0;
+}
+
+/* Makes the instance record this machine's events. */
+static int set_up(struct vm *vm, const char *root)
+{
+	char name[96];
+	struct text threads = { 0 };
+	/* What is as it should be on most kernels need not be settable; what was changed for all of tracing is not inherited. */
+	write_file(trace.path, "trace_options", "overwrite");
+	write_file(trace.path, "trace_options", "nostacktrace");
+	write_file(trace.path, "trace_options", "nouserstacktrace");
+	/* Records of several CPUs are put in order by their times. */
+	write_file(trace.path, "trace_clock", "mono");
+	int error = write_file(trace.path, "buffer_size_kb", BUFFER_KB);
+	if (error)
+		return fail(-error, "%s: no buffer of %s KiB for each CPU: %s", trace.path, BUFFER_KB, strerror(-error));
+	for (int i = 0; i < vm->vcpu_count; i++)
+		text_add(&threads, "%d ", vm->vcpus[i]->tid);
+	error = threads.at ? write_file(trace.path, "set_event_pid", threads.at) : -ENOMEM;
+	text_free(&threads);
+	if (error)
+		return fail(-error, "%s: set_event_pid: %s", trace.path, strerror(-error));
+	/* Only now, so that nothing of anybody else's is recorded. */
+	int enabled = 0;
+	for (int event = 0; event < EVENTS; event++) {
+		snprintf(name, sizeof(name), "events/%s/%s/enable", events[event].system, events[event].name);
+		trace.enabled[event] = read_format(root, event, &trace.formats[event]) &&
+				       !(error = write_file(trace.path, name, "1"));
+		enabled += trace.enabled[event];
+	}
+	if (!enabled)
+		return fail(error ? -error : ENOENT, "%s: no event can be enabled: %s", trace.path, strerror(error ? -error : ENOENT));
+	return 0;
+}
+
+/* Nothing of before; what the kernel counted as lost so far is no loss. */
+static void forget(void);
+
+int trace_on(struct vm *vm)
+{
+	const char *lacks = trace_lacks(), *root = tracefs();
+	if (*trace.path && trace.hold >= 0)
+		return 0;
+	if (*lacks || !root)
+		return fail(EOPNOTSUPP, "%s", lacks);
+	/* The small VM that finds out what KVM honours must not be taken for this one: it is run before. */
+	host_debug(vm);
+	snprintf(trace.path, sizeof(trace.path), "%s/instances/" INSTANCE "%d", root, getpid());
+	if (mkdir(trace.path, 0700) && errno != EEXIST) {
+		int error = errno;
+		int failed = fail(error, "%s cannot be made: %s", trace.path, strerror(error));
+		*trace.path = 0;
+		return failed;
+	}
+	char path[128];
+	snprintf(path, sizeof(path), "%s/tracing_on", trace.path);
+	trace.hold = open(path, O_RDONLY | O_CLOEXEC);
+	int error = trace.hold < 0 ? fail(errno, "%s: %s", path, strerror(errno)) : set_up(vm, root);
+	if (!error) {
+		forget();
+		return 0;
+	}
+	char words[sizeof(why)];
+	memcpy(words, why, sizeof(why));
+	trace_off();
+	memcpy(why, words, sizeof(why));
+	return error;
+}
+
+/* ---- taking */
+
+static void take_record(void *context, u64 time, const u8 *record, size_t length)
+{
+	struct harvest *harvest = context;
+	uint16_t id;
+	int event = 0;
+	if (!record_id(record, length, &id)) {
+		harvest->lost++;
+		return;
+	}
+	while (event < EVENTS && !(trace.enabled[event] && trace.formats[event].id == id))
+		event++;
+	/* What someone else has turned on in the instance is nobody's loss. */
+	if (event == EVENTS)
+		return;
+	const struct record_format *format = &trace.formats[event];
+	if (!format_fits(format, length)) {
+		harvest->lost++;
+		return;
+	}
+	struct violation found = { .time = time, .number = harvest->count, .vcpu = -1, .event = event };
+	for (int meaning = 0; meaning < MEANINGS; meaning++) {
+		if (format_value(format, record, meaning, &found.values[meaning]))
+			found.told |= 1U << meaning;
+	}
+	for (int i = 0; i < harvest->vm->vcpu_count; i++) {
+		if ((u64)harvest->vm->vcpus[i]->tid == found.values[THREAD])
+			found.vcpu = i;
+	}
+	if (found.vcpu < 0)
+		return;
+	if (harvest->count == harvest->room) {
+		size_t room = harvest->room ? 2 * harvest->room : 256;
+		struct violation *list = realloc(harvest->list, room * sizeof(*list));
+		if (!list) {
+			harvest->lost++;
+			return;
+		}
+		harvest->list = list;
+		harvest->room = room;
+	}
+	harvest->list[harvest->count++] = found;
+}
+
+/* `overrun: 12`: a number of a CPU's stats. */
+static u64 counted(const char *stats, const char *name)
+{
+	for (const char *line = stats; line; line = strchr(line, '\n')) {
+		line += *line == '\n';
+		if (!strncmp(line, name, strlen(name)))
+			return strtoull(line + strlen(name), NULL, 10);
+	}
+	return 0;
+}
+
+/* What one CPU has recorded since the last time; what the kernel has thrown away on it since the beginning. */
+static u64 take_cpu(struct harvest *harvest, const char *cpu)
+{
+	static u8 page[PAGE_MOST];
+	char name[64], path[160], stats[1024];
+	snprintf(path, sizeof(path), "%s/per_cpu/%.32s/trace_pipe_raw", trace.path, cpu);
+	int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	if (fd >= 0) {
+		ssize_t got;
+		for (int reads = 0; reads < READS_MOST && (got = read(fd, page, sizeof(page))) > 0; reads++) {
+			/* How many records a broken page held cannot be known: at least one. */
+			if (!page_records(page, (size_t)got, take_record, harvest))
+				harvest->lost++;
+		}
+		close(fd);
+	}
+	snprintf(name, sizeof(name), "per_cpu/%.32s/stats", cpu);
+	if (!read_file(trace.path, name, stats, sizeof(stats)))
+		return 0;
+	return counted(stats, "overrun: ") + counted(stats, "commit overrun: ") + counted(stats, "dropped events: ");
+}
+
+static int take_all(struct harvest *harvest)
+{
+	char path[128];
+	u64 lost = 0;
+	snprintf(path, sizeof(path), "%s/per_cpu", trace.path);
+	DIR *folder = opendir(path);
+	if (!folder)
+		return fail(errno, "%s: %s", path, strerror(errno));
+	for (struct dirent *entry; (entry = readdir(folder));) {
+		if (!strncmp(entry->d_name, "cpu", 3))
+			lost += take_cpu(harvest, entry->d_name);
+	}
+	closedir(folder);
+	if (lost > trace.lost_before)
+		harvest->lost += lost - trace.lost_before;
+	trace.lost_before = lost;
+	return 0;
+}
+
+static void forget(void)
+{
+	static struct vm nobody;
+	struct harvest harvest = { .vm = &nobody };
+	trace.lost_before = 0;
+	take_all(&harvest);
+	free(harvest.list);
+}
+
+static int by_time(const void *left, const void *right)
+{
+	const struct violation *a = left, *b = right;
+	if (a->time != b->time)
+		return a->time < b->time ? -1 : 1;
+	return a->number < b->number ? -1 : a->number > b->number;
+}
+
+static void violation_json(const struct vm *vm, const struct violation *violation, struct text *json)
+{
+	/* Of a shadow MMU faults are the processor's own: their address is that of the access. */
+	const char *const names[MEANINGS] = {
+		[ADDRESS] = vm_is_shadow(vm) ? "gva" : "gpa",
+		[GFN] = "gfn",
+		[PFN] = "pfn",
+		[ERROR] = "error",
+		[RIP] = "rip",
+		[OLD_SPTE] = "old",
+		[NEW_SPTE] = "new",
+	};
+	text_add(json, "{\"vcpu\":%d,\"event\":\"%s\"", violation->vcpu, events[violation->event].name);
+	for (int meaning = 0; meaning < MEANINGS; meaning++) {
+		if (names[meaning] && (violation->told & 1U << meaning))
+			text_add(json, ",\"%s\":\"0x%llx\"", names[meaning], (unsigned long long)violation->values[meaning]);
+	}
+	if (violation->told & 1U << LEVEL)
+		text_add(json, ",\"level\":%llu", (unsigned long long)violation->values[LEVEL]);
+	text_add(json, "}");
+}
+
+int trace_take(struct vm *vm, struct text *json)
+{
+	struct harvest harvest = { .vm = vm };
+	if (trace.hold < 0)
+		return fail(EINVAL, "violations are not traced: QKvm.Violations:1 first");
+	int error = take_all(&harvest);
+	if (!error) {
+		size_t first = harvest.count > MOST ? harvest.count - MOST : 0;
+		if (harvest.count)
+			qsort(harvest.list, harvest.count, sizeof(*harvest.list), by_time);
+		text_add(json, "{\"lost\":%llu,\"list\":[", (unsigned long long)(harvest.lost + first));
+		for (size_t i = first; i < harvest.count; i++) {
+			text_add(json, i > first ? "," : "");
+			violation_json(vm, &harvest.list[i], json);
+		}
+		text_add(json, "]}");
+	}
+	free(harvest.list);
+	return error;
+}
