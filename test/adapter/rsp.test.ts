@@ -618,7 +618,7 @@ for (const [change, words] of [
   [{ secondStage: 'tdp' }, /secondStage in the answer to qKvm\.Info is "tdp", none of ept, npt, shadow/],
   [{ secondStage: undefined }, /secondStage in the answer to qKvm\.Info is missing, not text/],
   [{ memory: [] }, /memory in the answer to qKvm\.Info is \[\], not an object/],
-  [{ memory: { fd: 5, inode: 77, slots: 7 } }, /memory\.slots in qKvm\.Info is 7, not a list/],
+  [{ memory: { fd: 5, inode: 77, slots: 7 } }, /slots in the answer to qKvm\.Info is 7, not a list/],
   [{ memory: { fd: 5, inode: 77, slots: [{ id: 0, gpa: 0 }] } }, /gpa in the answer to qKvm\.Info is 0, not text/],
   [
     { memory: { fd: 5, inode: 77, slots: [{ ...INFO.memory.slots[0], size: '4000' }] } },
@@ -633,7 +633,7 @@ for (const [change, words] of [
 
 test('an answer to qKvm.Info that is no JSON is refused in words', () => {
   assert.throws(() => parseInfo('{"version":1'), /^Error: the answer to qKvm\.Info is not JSON: /);
-  assert.throws(() => parseInfo('null'), /^Error: qKvm\.Info in the answer to qKvm\.Info is null, not an object$/);
+  assert.throws(() => parseInfo('null'), /^Error: the answer to qKvm\.Info is null, not an object$/);
 });
 
 test('registers stand where their numbers put them', () => {

@@ -84,6 +84,9 @@ export const PACKETS: readonly string[] = [
   'qKvm.DirtyRing:0',
   'vKvm.Attributes:100000,1000,private',
   'vKvm.PreFault:0,100000,2000',
+  'QKvm.Violations:1',
+  'QKvm.Violations:0',
+  'qKvm.Violations',
 ];
 
 /** Packets that end the helper or its connection. */

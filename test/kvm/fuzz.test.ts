@@ -8,7 +8,7 @@ import { test } from 'node:test';
 import { Random } from '../../adapter/conform/random.ts';
 import { encodePacket, fromLatin1, latin1, PacketReader } from '../../adapter/rsp/packet.ts';
 import { drawPacket, ENDINGS } from './fuzz-packets.ts';
-import { native, withoutKvm } from './kvm.ts';
+import { native, withoutKvm, withoutSanitizers } from './kvm.ts';
 
 /**
  * KVM_MMU_FUZZ_SECONDS fuzzes for longer, each time from another seed; KVM_MMU_FUZZ_SEED repeats one, KVM_MMU_FUZZ_MACHINE
@@ -17,19 +17,6 @@ import { native, withoutKvm } from './kvm.ts';
 const wantedSeconds = process.env.KVM_MMU_FUZZ_SECONDS;
 const seconds = Number(wantedSeconds ?? 15);
 const seed = Number(process.env.KVM_MMU_FUZZ_SEED ?? (wantedSeconds === undefined ? 1 : Date.now() % 2 ** 32));
-
-/** Why nothing can be built with sanitizers here; undefined when it is built. A failing compile throws. */
-function withoutSanitizers(): string | undefined {
-  if (process.platform !== 'linux' || process.arch !== 'x64') return 'the helper is for Linux on x86-64';
-  if (spawnSync('make', ['--version']).error) return 'there is no make';
-  const args = ['-fsanitize=address,undefined', '-x', 'c', '-', '-o', '/dev/null'];
-  const tried = spawnSync('cc', args, { input: 'int main(void) { return 0; }\n', encoding: 'utf8' });
-  if (tried.error) return 'there is no C compiler';
-  if (tried.status !== 0) return 'the C compiler has no AddressSanitizer';
-  const { status, stdout, stderr } = spawnSync('make', ['-C', 'native', 'asan'], { encoding: 'utf8' });
-  if (status !== 0) throw new Error(`make -C native asan failed (${status})\n${stdout}${stderr}`);
-  return undefined;
-}
 
 const skip = withoutSanitizers();
 

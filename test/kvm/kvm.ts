@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process';
 import { accessSync, constants, existsSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'node:test';
@@ -14,6 +15,19 @@ export function withoutKvm(): string | undefined {
     return 'no permission for /dev/kvm';
   }
   if (!existsSync(native('kvm-mmu-helper'))) return 'the helper is not built: no C compiler';
+  return undefined;
+}
+
+/** Why nothing can be built with sanitizers here; undefined when it is built. A failing compile throws. */
+export function withoutSanitizers(): string | undefined {
+  if (process.platform !== 'linux' || process.arch !== 'x64') return 'the helper is for Linux on x86-64';
+  if (spawnSync('make', ['--version']).error) return 'there is no make';
+  const args = ['-fsanitize=address,undefined', '-x', 'c', '-', '-o', '/dev/null'];
+  const tried = spawnSync('cc', args, { input: 'int main(void) { return 0; }\n', encoding: 'utf8' });
+  if (tried.error) return 'there is no C compiler';
+  if (tried.status !== 0) return 'the C compiler has no AddressSanitizer';
+  const { status, stdout, stderr } = spawnSync('make', ['-C', 'native', 'asan'], { encoding: 'utf8' });
+  if (status !== 0) throw new Error(`make -C native asan failed (${status})\n${stdout}${stderr}`);
   return undefined;
 }
 
