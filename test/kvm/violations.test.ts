@@ -350,7 +350,7 @@ async function withSession(condition: string | undefined, work: (client: Client)
   try {
     const option = { filterId: 'violations', ...(condition === undefined ? {} : { condition }) };
     await client.start(undefined, { launch: { ...LAUNCH, stopOnEntry: true }, filters: [], filterOptions: [option] });
-    await client.request('setFunctionBreakpoints', { breakpoints: [{ name: 'protect' }] });
+    await client.request('setFunctionBreakpoints', { breakpoints: [{ name: 'protect' }, { name: 'unmap' }] });
     await work(client);
   } finally {
     await client.close();
@@ -384,6 +384,7 @@ tracingTest('a session prints violations at the next stop, and the command lists
     await client.request('setExceptionBreakpoints', { filters: [] });
     await client.move('continue');
     assert.equal(told(client).length, first + lines.length, 'turned off, nothing is printed');
+    assert.match(await command(client, 'violations'), /^violations are not traced: /);
   }),
 );
 
@@ -392,7 +393,8 @@ tracingTest('a session prints the violations that its condition admits, up to th
     await client.request('setFunctionBreakpoints', { breakpoints: [] });
     assert.equal((await client.move('continue')).event, 'terminated');
     const lines = told(client);
-    assert.equal(lines.length, 2, lines.join('\n'));
+    // With EPT or NPT a page is mapped once.
+    assert.ok(lines.length === 1 || lines.length === 2, lines.join('\n'));
     for (const line of lines) assert.match(line, /: gfn 0x10c, .* event kvm_mmu_spte_requested$/);
   }),
 );
