@@ -1,6 +1,6 @@
 import type { RspClient } from '../rsp/client.ts';
 import type { RspError } from '../rsp/packet.ts';
-import type { KvmStop, StopEvent } from '../rsp/stop.ts';
+import type { KvmStop, StopEvent, StoppedEvent } from '../rsp/stop.ts';
 
 /** What a vCPU has stopped for; `exited`: the machine has ended. */
 export type VcpuEvent =
@@ -20,9 +20,11 @@ export class Control {
   /** vCPUs that are stopped only for the others' sake. */
   readonly #held = new Set<number>();
 
-  constructor(client: RspClient, vcpus: number) {
+  /** `first`: what the stub said at the handshake of threads that stand still. The others run. */
+  constructor(client: RspClient, vcpus: number, first: readonly StopEvent[]) {
     this.#client = client;
-    for (let vcpu = 0; vcpu < vcpus; vcpu++) this.#held.add(vcpu);
+    const still = new Set(first.map((event) => (event.kind === 'stopped' ? numberOf(event) : -1)));
+    for (let vcpu = 0; vcpu < vcpus; vcpu++) (still.has(vcpu) ? this.#held : this.#running).add(vcpu);
     client.onStop((event) => this.#take(event));
     client.onLost((error) => {
       this.#lost = error;
@@ -39,7 +41,7 @@ export class Control {
   #take(event: StopEvent): void {
     if (event.kind === 'exited') this.#events.push({ kind: 'exited', status: event.status ?? event.signal ?? 0 });
     else {
-      const vcpu = Number.parseInt(event.thread ?? '1', 16) - 1;
+      const vcpu = numberOf(event);
       this.#running.delete(vcpu);
       const stop = event.kvm ?? { reason: 'pause', exact: [], derived: [] };
       if (stop.reason === 'pause' && this.#held.has(vcpu)) {
@@ -101,4 +103,9 @@ export class Control {
   get anyRuns(): boolean {
     return this.#running.size > 0;
   }
+}
+
+/** vCPUs are threads, numbered from 1 in hexadecimal. */
+function numberOf({ thread }: StoppedEvent): number {
+  return Number.parseInt(thread ?? '1', 16) - 1;
 }

@@ -17,7 +17,7 @@ export async function openKvm(launch: KvmLaunch, printer: KvmPrinter): Promise<K
   const program = launch.guest === undefined ? undefined : readProgram(launch.guest, printer);
   const client = new RspClient(streamTo(launch));
   try {
-    await client.handshake();
+    const first = await client.handshake();
     if (!client.isHelper)
       throw new Error(
         'the stub that answers is not kvm-mmu-helper: this target needs its packets (native/PROTOCOL.md)',
@@ -28,7 +28,17 @@ export async function openKvm(launch: KvmLaunch, printer: KvmPrinter): Promise<K
     const owned = launch.connect === undefined;
     const { disassemble, memoryOperands } = await import('./disassembly.ts');
     const local = LocalRam.open(info);
-    return await KvmTarget.open({ client, info, program, disassemble, memoryOperands, owned, local, ...printer });
+    return await KvmTarget.open({
+      client,
+      info,
+      first,
+      program,
+      disassemble,
+      memoryOperands,
+      owned,
+      local,
+      ...printer,
+    });
   } catch (error) {
     client.kill();
     throw error;

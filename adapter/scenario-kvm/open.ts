@@ -32,7 +32,7 @@ export async function openScenario(
     client.kill();
   };
   try {
-    await client.handshake();
+    const first = await client.handshake();
     const info = await client.info();
     local = LocalRam.open(info);
     const memory = new GuestMemory({
@@ -40,7 +40,7 @@ export async function openScenario(
       fetch: (gpa, length) => client.readPhysical(gpa, length),
     });
     memory.renew(info.memory.slots, new Map());
-    return { run: await ScenarioRun.begin({ client, info, memory, program, stubs, code, print }), close };
+    return { run: await ScenarioRun.begin({ client, info, first, memory, program, stubs, code, print }), close };
   } catch (error) {
     close();
     throw error;

@@ -18,7 +18,7 @@ import type { GuestMemory } from '../kvm/memory.ts';
 import { type GpaRange, Traps } from '../kvm/traps.ts';
 import type { RspClient } from '../rsp/client.ts';
 import type { KvmInfo } from '../rsp/info.ts';
-import type { KvmStop } from '../rsp/stop.ts';
+import type { KvmStop, StopEvent } from '../rsp/stop.ts';
 import { withFrames } from '../with-frames.ts';
 import { COUNTED, untold } from './fit.ts';
 import { directAddress, type Stubs } from './stubs.ts';
@@ -27,6 +27,8 @@ import { type Outcome, StubVcpu } from './vcpu.ts';
 export interface ScenarioParts {
   readonly client: RspClient;
   readonly info: KvmInfo;
+  /** Stops of the handshake. */
+  readonly first: readonly StopEvent[];
   readonly memory: GuestMemory;
   readonly program: Program;
   readonly stubs: Stubs;
@@ -63,7 +65,7 @@ export class ScenarioRun {
     this.#parts = parts;
     this.#mirror = { ...makeMirror(memory, [], 'memslots'), counted: COUNTED };
     this.machine = createMachine(program, undefined, this.#mirror);
-    this.#control = new Control(client, info.vcpus);
+    this.#control = new Control(client, info.vcpus, parts.first);
     this.#traps = new Traps(client, parts.print);
     this.#vcpus = this.machine.vcpus.map(({ id }) => new StubVcpu(client, this.#control, parts.stubs, id));
   }

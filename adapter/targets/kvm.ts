@@ -25,7 +25,7 @@ import { callers } from '../kvm/unwind.ts';
 import { ViolationsAfter } from '../kvm/violations.ts';
 import type { RspClient } from '../rsp/client.ts';
 import type { KvmInfo } from '../rsp/info.ts';
-import type { KvmStop } from '../rsp/stop.ts';
+import type { KvmStop, StopEvent } from '../rsp/stop.ts';
 import type { ScopeNodes } from '../variables.ts';
 import { withFrames } from '../with-frames.ts';
 import type { GuestFrame, GuestSide } from './guest.ts';
@@ -45,6 +45,8 @@ export interface KvmParts extends KvmPrinter {
   /** The memfd, where it is on this machine. */
   readonly local: { read(offset: bigint, length: number): Uint8Array; close(): void } | undefined;
   readonly info: KvmInfo;
+  /** Stops of the handshake. */
+  readonly first: readonly StopEvent[];
   readonly program: ElfProgram | undefined;
   readonly disassemble: Disassemble;
   readonly memoryOperands: MemoryOperands;
@@ -97,7 +99,7 @@ export class KvmTarget implements Target {
     this.#memory = new GuestMemory(ram);
     this.#memory.renew(this.#info.memory.slots, this.#patches);
     this.#machine = viewMachine(this.#info, this.#memory, []);
-    this.#control = new Control(parts.client, parts.info.vcpus);
+    this.#control = new Control(parts.client, parts.info.vcpus, parts.first);
     this.#events = Array.from({ length: parts.info.vcpus }, (_, vcpu) => ({
       vcpu,
       stop: { reason: 'start', exact: [], derived: [] } as KvmStop,
@@ -110,9 +112,11 @@ export class KvmTarget implements Target {
     parts.client.onConsole((bytes) => parts.console(decoder.decode(bytes, { stream: true })));
   }
 
-  /** Takes over a machine that stands still. */
+  /** Takes over a machine, and stops it if it runs. @throws with words when it has ended */
   static async open(parts: KvmParts): Promise<KvmTarget> {
+    if (parts.first.some(({ kind }) => kind === 'exited')) throw new Error('the machine has ended already');
     const target = new KvmTarget(parts);
+    await target.#control.standStill();
     await target.#refresh();
     return target;
   }
@@ -154,6 +158,7 @@ export class KvmTarget implements Target {
           await this.#tellHelper(watcher);
           await this.#control.resumeAll(Array.from({ length: this.#info.vcpus }, (_, vcpu) => vcpu));
         });
+        await this.#heedPause();
         halt = await this.#untilWanted(watcher, undefined);
         break;
       case 'step-in':
@@ -171,6 +176,11 @@ export class KvmTarget implements Target {
     return halt;
   }
 
+  /** Somebody may have asked for a pause before anything ran. */
+  async #heedPause(): Promise<void> {
+    if (this.#pauseWanted) await this.#control.interrupt();
+  }
+
   /** Waits until something happens that is to stop the session. `alone`: only this vCPU runs. */
   async #untilWanted(watcher: Watcher, alone: number | undefined): Promise<Halt> {
     for (;;) {
@@ -179,6 +189,7 @@ export class KvmTarget implements Target {
       const halt = await this.#judge(event.vcpu, event.stop, watcher);
       if (halt) return halt;
       if (alone === undefined || alone === event.vcpu) await this.#control.resume(event.vcpu);
+      await this.#heedPause();
     }
   }
 
@@ -260,6 +271,7 @@ export class KvmTarget implements Target {
     try {
       for (;;) {
         await this.#control.resume(vcpu);
+        await this.#heedPause();
         const event = await this.#control.next();
         if (event.kind === 'exited') return { kind: 'ended', status: event.status };
         const halt = await this.#judge(event.vcpu, event.stop, watcher);

@@ -111,6 +111,44 @@ test('without privilege for userfaultfd everything else works, and that is said'
   }
 });
 
+test('a machine whose memory cannot be opened here is read by packets, views and hovers too', {
+  skip,
+  timeout: 60_000,
+}, async () => {
+  // In a process namespace of its own the helper has another number, as on another machine.
+  const helper = join(folder, 'far-away');
+  writeFileSync(helper, `#!/bin/sh\nexec unshare --pid --fork ${resolve(native('kvm-mmu-helper'))} "$@"\n`, {
+    mode: 0o755,
+  });
+  const { client, error } = await launch(helper);
+  try {
+    assert.equal(error, undefined);
+    await client.request('setExceptionBreakpoints', { filters: ['guest'] });
+    const query = { kind: 'walk', vcpu: 0, space: 'gva', address: '0x81fffffff8' };
+    await client.request('mmu/watch', { type: 'watch', id: 'w', query });
+    const first = client.stop();
+    await client.request('configurationDone');
+    await first;
+    const changed = client.event('mmu/changed', ({ body }) => body.type === 'changed' && body.answers.length > 0);
+    const stop = await client.move('continue');
+    assert.match(
+      stop.body.text,
+      /^vCPU 0 wrote gva 0x81ffffff[0-9a-f]+ at CPL 3: PDPTE \d+ is not present|PTE \d+ is not present/,
+    );
+    const [{ answer }] = (await changed).body.answers;
+    assert.equal(answer.kind, 'walk');
+    assert.ok(answer.references.length > 0, JSON.stringify(answer));
+    const { stackFrames } = await client.request('stackTrace', { threadId: 1 });
+    assert.equal(stackFrames[0].name, 'page_fault');
+    const { result } = await client.request('evaluate', { expression: 'gva:0x100000', context: 'hover' });
+    assert.match(result, /→ gpa 0x10_0000.*\nPML4E 0 = /);
+    const read = await client.request('readMemory', { memoryReference: 'gpa:0x100000', count: 16384 });
+    assert.equal(Buffer.from(read.data, 'base64').length, 16384);
+  } finally {
+    await client.close();
+  }
+});
+
 test('kvm-mmu says it too: run --target kvm and conform, exit status 3', { skip, timeout: 60_000 }, () => {
   const helper = helperOn('no-kvm', ['mount -t tmpfs none /dev'], 'root');
   const path = resolve('examples/on-kvm.mmu');
