@@ -11,7 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define RECORD_FIELDS 8
+/* Fields of one event that can be asked for. */
+#define RECORD_FIELDS 12
 
 /* Where a record has the fields that are asked for. */
 struct record_format {
@@ -25,7 +26,7 @@ struct record_format {
 	} fields[RECORD_FIELDS];
 };
 
-/* Reads a `format` file. False when it has no id, or says of a wanted field what no record could hold. */
+/* Reads a `format` file, for at most RECORD_FIELDS names. False when it has no id, or says of a wanted field what no record could hold. */
 bool format_parse(const char *text, const char *const names[], int count, struct record_format *format);
 
 /* The value of a field; false when the event does not tell it. A record too short for its fields is format_fits' matter. */

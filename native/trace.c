@@ -31,6 +31,7 @@
 
 /* What fields of events mean. ADDRESS is guest-physical with EPT or NPT, else linear. */
 enum meaning { THREAD, ADDRESS, GFN, PFN, LEVEL, ERROR, RIP, OLD_SPTE, NEW_SPTE, MEANINGS };
+_Static_assert(MEANINGS <= RECORD_FIELDS, "a format has a place for each");
 
 /*
  * The events that say where, of those that an access by the guest causes while its slot has memory. An access that no slot
