@@ -16,6 +16,18 @@ struct breakpoint *breakpoint_at(struct vm *vm, u64 address)
 	return NULL;
 }
 
+struct breakpoint *breakpoint_here(struct vm *vm, const struct kvm_sregs *sregs, u64 rip)
+{
+	u64 gpa = 0;
+	bool mapped = vm->has_breakpoints && memory_translate(vm, sregs, rip, &gpa);
+	for (int i = 0; i < MAX_BREAKPOINTS; i++) {
+		struct breakpoint *point = &vm->breakpoints[i];
+		if (point->used && (point->hardware ? point->address == rip : mapped && point->gpa == gpa))
+			return point;
+	}
+	return NULL;
+}
+
 static int hardware_count(const struct vm *vm)
 {
 	int count = 0;

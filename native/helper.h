@@ -21,6 +21,8 @@ typedef uint64_t u64;
 #define MAX_SLOTS 32
 #define MAX_VCPUS 16
 #define MAX_BREAKPOINTS 256
+/* Second-stage faults of one instruction beyond the first: it has two operands, each may cross a page. */
+#define MORE_HELD 8
 /* Debug registers for execution: DR0 … DR3. */
 #define DEBUG_REGISTERS 4
 
@@ -119,6 +121,8 @@ struct vm {
 	bool dirty_manual;
 	/* "ept", "npt" or "shadow". */
 	const char *second_stage;
+	/* Neither VMX nor SVM: KVM runs the guest's kernel in its instruction emulator. */
+	bool emulates;
 	/* enum stop_kind. */
 	unsigned stops;
 	/* The guest's #PF handler as the client knows it; 0: by its IDT. */
@@ -209,6 +213,8 @@ struct vcpu {
 	enum run_state state;
 	/* It is inside KVM_RUN, or about to be. */
 	bool inside;
+	/* It waits until others that change the machine are done: it looks at nothing and changes nothing. */
+	bool parked;
 	bool stepping;
 	/* Steps end where RIP leaves these addresses; equal for a single step. */
 	u64 step_from;
@@ -221,12 +227,17 @@ struct vcpu {
 	/* `reason=…,…` of PROTOCOL.md. */
 	char stop[256];
 	struct held_fault held;
+	/* Further ones of the same stay in the kernel, to be told one after the other. */
+	struct held_fault more[MORE_HELD];
+	int more_held;
 	/* An exit of KVM_RUN that came together with a held fault, to be looked at when the vCPU goes on. */
 	bool exit_pending;
 	/* What KVM_SET_GUEST_DEBUG was told last. */
 	struct kvm_guest_debug debug;
 	/* When it was resumed, in milliseconds. */
 	u64 since;
+	/* KVM has put it back to its first state, because it shut down. */
+	bool was_reset;
 	/* The guest wrote an exit code to the port that ends the machine. */
 	bool has_exited;
 	u8 exit_code;
@@ -268,6 +279,8 @@ int breakpoint_insert(struct vm *vm, struct vcpu *vcpu, bool hardware, u64 addre
 int breakpoint_remove(struct vm *vm, bool hardware, u64 address);
 void breakpoint_remove_all(struct vm *vm);
 struct breakpoint *breakpoint_at(struct vm *vm, u64 address);
+/* The one that stops code at a virtual address: an int3 is the same in every address space that maps it. */
+struct breakpoint *breakpoint_here(struct vm *vm, const struct kvm_sregs *sregs, u64 rip);
 /* Where the handler of a vector begins, by the guest's IDT. */
 bool guest_handler(struct vm *vm, const struct kvm_sregs *sregs, int vector, u64 *address);
 /* Where #PF goes: as told, else by the IDT. */

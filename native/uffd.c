@@ -200,9 +200,23 @@ static void take(struct vm *vm, const struct uffd_msg *message)
 		.since = now_ms(),
 	};
 	pthread_mutex_lock(&vm->lock);
-	/* A fault that was interrupted is reported again by every attempt. */
-	if (vcpu && vcpu->held.active && vcpu->held.gpa / PAGE == held.gpa / PAGE) {
+	/* The access was interrupted before this was read: it comes again when the vCPU goes on. */
+	if (vcpu && !vcpu->inside) {
 		pthread_mutex_unlock(&vm->lock);
+		return;
+	}
+	if (vcpu && vcpu->held.active) {
+		/* An attempt that was interrupted is reported by every attempt after it. */
+		bool again = vcpu->held.gpa / PAGE == held.gpa / PAGE && !vcpu->held.resolved;
+		/* What else the same instruction touches is told after the first: it cannot be held any more. */
+		bool tells = !again && (vm->stops & STOP_SECOND_STAGE) && vcpu->more_held < MORE_HELD;
+		if (tells) {
+			held.resolved = true;
+			vcpu->more[vcpu->more_held++] = held;
+		}
+		pthread_mutex_unlock(&vm->lock);
+		if (!again)
+			uffd_resolve(vm, &held);
 		return;
 	}
 	u8 wanted = write_protected ? ARMED_WRITE : ARMED_TOUCH | (held.write ? ARMED_WRITE : 0);

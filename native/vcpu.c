@@ -72,9 +72,39 @@ void vcpu_kick(struct vcpu *vcpu)
 void vcpu_pause(struct vcpu *vcpu)
 {
 	pthread_mutex_lock(&vcpu->vm->lock);
-	vcpu->stop_wanted = true;
+	vcpu->stop_wanted = vcpu->state == VCPU_RUNNING;
 	vcpu_kick(vcpu);
 	pthread_mutex_unlock(&vcpu->vm->lock);
+}
+
+/* Waits while somebody wants the machine to stand still. The lock is held. */
+static void park(struct vcpu *vcpu)
+{
+	struct vm *vm = vcpu->vm;
+	vcpu->parked = true;
+	pthread_cond_broadcast(&vm->changed);
+	while (vm->frozen)
+		pthread_cond_wait(&vm->changed, &vm->lock);
+	vcpu->parked = false;
+}
+
+/* Waits a moment for a change. The lock is held; the server's thread serves userfaultfd meanwhile, as it does at all times. */
+static void wait_a_moment(struct vm *vm, bool is_server)
+{
+	struct timespec until;
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_nsec += 5000000;
+	if (until.tv_nsec >= 1000000000) {
+		until.tv_sec++;
+		until.tv_nsec -= 1000000000;
+	}
+	pthread_cond_timedwait(&vm->changed, &vm->lock, &until);
+	if (!is_server)
+		return;
+	pthread_mutex_unlock(&vm->lock);
+	uffd_read(vm);
+	uffd_release_overdue(vm);
+	pthread_mutex_lock(&vm->lock);
 }
 
 /* Waits for others that want the machine to stand still; false when there is a reason not to run now. */
@@ -82,8 +112,8 @@ static bool enter(struct vcpu *vcpu)
 {
 	struct vm *vm = vcpu->vm;
 	pthread_mutex_lock(&vm->lock);
-	while (vm->frozen && vm->solo != vcpu)
-		pthread_cond_wait(&vm->changed, &vm->lock);
+	if (vm->solo != vcpu)
+		park(vcpu);
 	bool wanted = vcpu->stop_wanted || vcpu->recheck;
 	if (!wanted) {
 		vcpu->inside = true;
@@ -104,8 +134,10 @@ static void leave(struct vcpu *vcpu)
 /* Lets KVM finish the input or output that it exited for, and nothing more. */
 static void complete(struct vcpu *vcpu)
 {
+	/* A write that crosses pages comes in two parts. */
 	vcpu->run->immediate_exit = 1;
-	ioctl(vcpu->fd, KVM_RUN, 0);
+	while (!ioctl(vcpu->fd, KVM_RUN, 0) && vcpu->run->exit_reason == KVM_EXIT_MMIO && vcpu->run->mmio.is_write)
+		;
 	vcpu->run->immediate_exit = 0;
 }
 
@@ -113,36 +145,27 @@ static void complete(struct vcpu *vcpu)
 static void freeze(struct vm *vm, struct vcpu *self)
 {
 	pthread_mutex_lock(&vm->lock);
-	while (vm->frozen)
-		pthread_cond_wait(&vm->changed, &vm->lock);
+	while (vm->frozen) {
+		if (self)
+			park(self);
+		else
+			wait_a_moment(vm, true);
+	}
 	vm->frozen = true;
 	vm->solo = self;
 	for (;;) {
 		bool anyone = false;
 		for (int i = 0; i < vm->vcpu_count; i++) {
 			struct vcpu *other = vm->vcpus[i];
-			if (other == self || !other->inside)
+			/* Also outside KVM_RUN a vCPU's thread looks at breakpoints and slots. */
+			if (other == self || other->state != VCPU_RUNNING || other->parked)
 				continue;
 			anyone = true;
 			vcpu_kick(other);
 		}
 		if (!anyone)
 			break;
-		struct timespec until;
-		clock_gettime(CLOCK_REALTIME, &until);
-		until.tv_nsec += 5000000;
-		if (until.tv_nsec >= 1000000000) {
-			until.tv_sec++;
-			until.tv_nsec -= 1000000000;
-		}
-		pthread_cond_timedwait(&vm->changed, &vm->lock, &until);
-		/* A vCPU may be held by a fault that only the server's thread resolves. */
-		if (!self) {
-			pthread_mutex_unlock(&vm->lock);
-			uffd_read(vm);
-			uffd_release_overdue(vm);
-			pthread_mutex_lock(&vm->lock);
-		}
+		wait_a_moment(vm, !self);
 	}
 	pthread_mutex_unlock(&vm->lock);
 }
@@ -172,6 +195,9 @@ void vm_unquiesce(struct vm *vm)
 struct armed {
 	struct kvm_guest_debug debug;
 	int registers;
+	/* A step begins here: what stops at it is left out. */
+	bool has_start;
+	u64 start;
 	/* Handlers of the guest that tell what happened; 0: not watched. */
 	u64 pf_handler;
 	u64 bp_handler;
@@ -184,7 +210,7 @@ struct armed {
 
 static void arm_address(struct armed *armed, u64 address)
 {
-	if (armed->registers == DEBUG_REGISTERS)
+	if (armed->registers == DEBUG_REGISTERS || (armed->has_start && address == armed->start))
 		return;
 	armed->debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
 	armed->debug.arch.debugreg[armed->registers] = address;
@@ -249,6 +275,8 @@ static void arm_run(struct vcpu *vcpu, struct armed *armed)
 		arm_address(armed, armed->bp_handler);
 }
 
+enum { VECTOR_BP = 3 };
+#define DR6_SINGLE_STEP (1ULL << 14)
 #define MSR_LSTAR 0xc0000082
 
 /* A step where KVM does not honour single-stepping of user code: by the processor's own trap flag. */
@@ -309,15 +337,21 @@ static bool return_to_user(struct vcpu *vcpu, const struct kvm_regs *before, con
 
 static enum outcome arm_step(struct vcpu *vcpu, struct armed *armed)
 {
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	get_state(vcpu, &regs, &sregs);
 	if (!host_debug(vcpu->vm)->user_step) {
-		struct kvm_regs regs;
-		struct kvm_sregs sregs;
-		get_state(vcpu, &regs, &sregs);
 		if (sregs.ss.dpl == 3)
 			return arm_flag_step(vcpu, armed);
 		if (return_to_user(vcpu, &regs, &sregs))
 			return STEPPED;
 	}
+	armed->has_start = true;
+	armed->start = regs.rip;
+	/* Whatever stops a run stops a step too; and where the #PF handler begins a step ends, wanted or not. */
+	arm_run(vcpu, armed);
+	if (!armed->pf_handler && guest_pf_handler(vcpu->vm, &sregs, &armed->pf_handler))
+		arm_address(armed, armed->pf_handler);
 	armed->debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
 	return GO_ON;
 }
@@ -397,6 +431,28 @@ static enum outcome at_flag_step(struct vcpu *vcpu, const struct armed *armed, s
 	return STEPPED;
 }
 
+/* Whether a debug exit is of what was armed, and not of what the guest does to itself. */
+static bool is_ours(struct vcpu *vcpu, const struct armed *armed, const struct kvm_sregs *sregs, u64 rip)
+{
+	const struct kvm_debug_exit_arch *debug = &vcpu->run->debug.arch;
+	if (debug->exception == VECTOR_BP) {
+		const struct breakpoint *point = breakpoint_here(vcpu->vm, sregs, rip);
+		return point && !point->hardware;
+	}
+	u64 hits = debug->dr6 & ((1ULL << armed->registers) - 1);
+	return hits || ((debug->dr6 & DR6_SINGLE_STEP) && (armed->debug.control & KVM_GUESTDBG_SINGLESTEP));
+}
+
+/* The guest gets the exception that it has caused, with the next entry. */
+static enum outcome give_to_guest(struct vcpu *vcpu, const struct armed *armed)
+{
+	struct kvm_guest_debug debug = armed->debug;
+	debug.control |= KVM_GUESTDBG_ENABLE | (vcpu->run->debug.arch.exception == VECTOR_BP ? KVM_GUESTDBG_INJECT_BP :
+												KVM_GUESTDBG_INJECT_DB);
+	ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &debug);
+	return GO_ON;
+}
+
 static enum outcome at_debug_exit(struct vcpu *vcpu, const struct armed *armed)
 {
 	struct vm *vm = vcpu->vm;
@@ -405,15 +461,22 @@ static enum outcome at_debug_exit(struct vcpu *vcpu, const struct armed *armed)
 	get_state(vcpu, &regs, &sregs);
 	if (armed->by_flag)
 		return at_flag_step(vcpu, armed, &regs, &sregs);
-	if (armed->debug.control & KVM_GUESTDBG_SINGLESTEP)
+	bool single = armed->debug.control & KVM_GUESTDBG_SINGLESTEP;
+	if (!is_ours(vcpu, armed, &sregs, regs.rip))
+		return give_to_guest(vcpu, armed);
+	if (armed->pf_handler && regs.rip == armed->pf_handler) {
+		/* KVM steps by the trap flag: the processor has pushed it. */
+		if (single)
+			clear_flag_in_frame(vm, &regs, &sregs);
+		return vm->stops & STOP_GUEST_PF ? stop_at_page_fault(vcpu, &regs, &sregs) : STEPPED;
+	}
+	if (single && !breakpoint_here(vm, &sregs, regs.rip))
 		return STEPPED;
-	if (armed->pf_handler && regs.rip == armed->pf_handler)
-		return stop_at_page_fault(vcpu, &regs, &sregs);
-	if (armed->bp_handler && regs.rip == armed->bp_handler && !breakpoint_at(vm, regs.rip)) {
+	if (armed->bp_handler && regs.rip == armed->bp_handler && !breakpoint_here(vm, &sregs, regs.rip)) {
 		struct exception_frame frame;
 		const struct breakpoint *point = NULL;
 		if (guest_frame(vm, &regs, &sregs, false, &frame))
-			point = breakpoint_at(vm, frame.rip - 1);
+			point = breakpoint_here(vm, &sregs, frame.rip - 1);
 		/* The guest's own int3: its handler runs. */
 		if (!point || point->hardware)
 			return STEPPED;
@@ -490,7 +553,7 @@ static enum outcome at_internal_error(struct vcpu *vcpu)
 	struct kvm_regs regs;
 	struct kvm_sregs sregs;
 	get_state(vcpu, &regs, &sregs);
-	const struct breakpoint *point = breakpoint_at(vcpu->vm, regs.rip);
+	const struct breakpoint *point = breakpoint_here(vcpu->vm, &sregs, regs.rip);
 	/* Where kernel code is emulated, int3 is an instruction that the emulator lacks. */
 	if (run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION && point && !point->hardware)
 		return stop(vcpu, SIGNAL_TRAP, "reason=breakpoint,rip=%llx,completed=0", regs.rip);
@@ -505,9 +568,13 @@ static enum outcome at_shutdown(struct vcpu *vcpu)
 	struct kvm_regs regs;
 	struct kvm_sregs sregs;
 	get_state(vcpu, &regs, &sregs);
-	const struct breakpoint *point = breakpoint_at(vcpu->vm, regs.rip);
+	const struct breakpoint *point = breakpoint_here(vcpu->vm, &sregs, regs.rip);
 	if (point && !point->hardware)
 		return stop(vcpu, SIGNAL_TRAP, "reason=breakpoint,rip=%llx,completed=0", regs.rip);
+	/* On AMD KVM resets the vCPU at a shutdown: what it was is gone. */
+	vcpu->was_reset = regs.rip == 0xfff0 && sregs.cs.base == 0xffff0000;
+	if (vcpu->was_reset)
+		return stop(vcpu, SIGNAL_SEGV, "reason=shutdown");
 	return stop(vcpu, SIGNAL_SEGV, "reason=shutdown,rip=%llx,gva=%llx,cpl=%u,completed=0,derived=gva", regs.rip,
 		    sregs.cr2, sregs.ss.dpl);
 }
@@ -561,10 +628,21 @@ static enum outcome stop_held(struct vcpu *vcpu)
 	struct kvm_regs regs;
 	struct kvm_sregs sregs;
 	get_state(vcpu, &regs, &sregs);
-	return stop(vcpu, SIGNAL_TRAP,
-		    "reason=second-stage,access=%s,gpa=%llx,trap=%s,rip=%llx,cpl=%u,completed=%d,exact=gpa+trap%s",
-		    held.write ? "write" : "read", (unsigned long long)held.gpa, held.trap, regs.rip, sregs.ss.dpl,
-		    held.resolved, held.resolved ? "+access,derived=rip" : "+access+rip");
+	/* Let through, an instruction that KVM emulates has completed; one of the processor's may have, or may be about to. */
+	const char *completed = !held.resolved			     ? ",completed=0" :
+				vcpu->vm->emulates && !sregs.ss.dpl ? ",completed=1" :
+								       "";
+	return stop(vcpu, SIGNAL_TRAP, "reason=second-stage,access=%s,gpa=%llx,trap=%s,rip=%llx,cpl=%u%s,exact=gpa+trap%s%s,derived=cpl%s%s",
+		    held.write ? "write" : "read", (unsigned long long)held.gpa, held.trap, regs.rip, sregs.ss.dpl, completed,
+		    /* What does not write may be a fetch: userfaultfd does not say. */
+		    held.write ? "+access" : "", held.resolved ? "" : "+rip", held.write ? "" : "+access",
+		    held.resolved ? "+rip" : "");
+}
+
+static bool is_device_write(const struct kvm_run *run)
+{
+	return (run->exit_reason == KVM_EXIT_MMIO && run->mmio.is_write) ||
+	       (run->exit_reason == KVM_EXIT_IO && run->io.direction == KVM_EXIT_IO_OUT);
 }
 
 static enum outcome run_once(struct vcpu *vcpu, bool step)
@@ -572,13 +650,26 @@ static enum outcome run_once(struct vcpu *vcpu, bool step)
 	struct vm *vm = vcpu->vm;
 	struct armed armed = { 0 };
 	enum outcome outcome = GO_ON;
+	if (vcpu->held.active)
+		return stop_held(vcpu);
+	if (vcpu->exit_pending) {
+		/* It is judged as what it came from: a run. */
+		arm_run(vcpu, &armed);
+		vcpu->exit_pending = false;
+		outcome = at_exit(vcpu, &armed);
+		if (outcome != GO_ON)
+			return outcome;
+		armed = (struct armed){ 0 };
+	}
 	if (step)
 		outcome = arm_step(vcpu, &armed);
 	else
 		arm_run(vcpu, &armed);
 	if (outcome != GO_ON)
 		return outcome;
-	if (memcmp(&armed.debug, &vcpu->debug, sizeof(armed.debug))) {
+	/* A step must be asked for anew each time: KVM ties it to where RIP is now. */
+	bool single = armed.debug.control & KVM_GUESTDBG_SINGLESTEP;
+	if (single || memcmp(&armed.debug, &vcpu->debug, sizeof(armed.debug))) {
 		ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &armed.debug);
 		vcpu->debug = armed.debug;
 	}
@@ -590,19 +681,19 @@ static enum outcome run_once(struct vcpu *vcpu, bool step)
 	}
 	while (outcome == GO_ON) {
 		int error = 0;
-		if (vcpu->exit_pending)
-			vcpu->exit_pending = false;
-		else {
-			if (!enter(vcpu))
-				break;
-			error = ioctl(vcpu->fd, KVM_RUN, 0) ? errno : 0;
-			leave(vcpu);
-		}
+		if (!enter(vcpu))
+			break;
+		error = ioctl(vcpu->fd, KVM_RUN, 0) ? errno : 0;
+		leave(vcpu);
 		pthread_mutex_lock(&vm->lock);
 		bool held = vcpu->held.active;
 		pthread_mutex_unlock(&vm->lock);
 		if (held) {
-			vcpu->exit_pending = !error;
+			bool is_debug = !error && vcpu->run->exit_reason == KVM_EXIT_DEBUG;
+			/* The end of a step is this stop itself. By the trap flag it has to be taken back first. */
+			if (is_debug && armed.by_flag)
+				at_debug_exit(vcpu, &armed);
+			vcpu->exit_pending = !error && !(is_debug && (single || armed.by_flag));
 			outcome = stop_held(vcpu);
 		} else if (error == EINTR || error == EAGAIN)
 			outcome = armed.by_flag && now_ms() - vcpu->since > 200 ? STEPPED : GO_ON;
@@ -612,6 +703,11 @@ static enum outcome run_once(struct vcpu *vcpu, bool step)
 			outcome = stop(vcpu, SIGNAL_ILL, "reason=error,errno=%x,words=KVM_RUN: %s", error, strerror(error));
 		else
 			outcome = at_exit(vcpu, &armed);
+		/* A write to a device completes without a trap after it: the step ends here. */
+		if (outcome == GO_ON && !error && (single || armed.by_flag) && is_device_write(vcpu->run)) {
+			complete(vcpu);
+			outcome = STEPPED;
+		}
 	}
 	/* Whatever ended a step by the flag, the flag is ours. */
 	if (armed.by_flag && !ioctl(vcpu->fd, KVM_GET_REGS, &regs) && (regs.rflags & RFLAGS_TF)) {
@@ -649,7 +745,7 @@ static enum outcome look(struct vcpu *vcpu, bool asked)
 	get_state(vcpu, &regs, &sregs);
 	if ((vm->stops & STOP_GUEST_PF) && guest_pf_handler(vm, &sregs, &handler) && regs.rip == handler)
 		return stop_at_page_fault(vcpu, &regs, &sregs);
-	if (breakpoint_at(vm, regs.rip))
+	if (breakpoint_here(vm, &sregs, regs.rip))
 		return stop(vcpu, SIGNAL_TRAP, "reason=breakpoint,rip=%llx,completed=0", regs.rip);
 	if (asked && (regs.rip < vcpu->step_from || regs.rip >= vcpu->step_to))
 		return stop(vcpu, SIGNAL_TRAP, "reason=step,rip=%llx", regs.rip);
@@ -678,7 +774,7 @@ static void run_until_stop(struct vcpu *vcpu)
 		}
 		if (first && (vm->stops & STOP_GUEST_PF || vm->has_breakpoints || step)) {
 			get_state(vcpu, &regs, &sregs);
-			point = breakpoint_at(vm, regs.rip);
+			point = breakpoint_here(vm, &sregs, regs.rip);
 			if (point || (vm->stops & STOP_GUEST_PF && guest_pf_handler(vm, &sregs, &handler) &&
 				      regs.rip == handler))
 				step = true;
@@ -781,6 +877,8 @@ int vcpu_create(struct vm *vm, int id)
 int vcpu_resume(struct vcpu *vcpu, bool step, u64 from, u64 to)
 {
 	struct vm *vm = vcpu->vm;
+	if (vcpu->was_reset)
+		return fail(EPERM, "vCPU %d has shut down and KVM has reset it: it cannot go on", vcpu->id);
 	if (vm->written && vm_is_shadow(vm)) {
 		vm_quiesce(vm);
 		int error = vm_refresh(vm);
@@ -792,6 +890,11 @@ int vcpu_resume(struct vcpu *vcpu, bool step, u64 from, u64 to)
 	pthread_mutex_lock(&vm->lock);
 	struct held_fault held = vcpu->held;
 	vcpu->held.active = false;
+	if (vcpu->more_held) {
+		vcpu->held = vcpu->more[0];
+		vcpu->more_held--;
+		memmove(vcpu->more, vcpu->more + 1, (size_t)vcpu->more_held * sizeof(vcpu->more[0]));
+	}
 	pthread_mutex_unlock(&vm->lock);
 	if (held.active && !held.resolved)
 		uffd_resolve(vm, &held);

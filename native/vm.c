@@ -93,7 +93,7 @@ const char *vm_lacks(struct vm *vm, const char *name)
 }
 
 /* How KVM translates guest-physical addresses, as its modules say. */
-static const char *second_stage(void)
+static const char *second_stage(bool *emulates)
 {
 	static const struct {
 		const char *path;
@@ -102,11 +102,13 @@ static const char *second_stage(void)
 		{ "/sys/module/kvm_intel/parameters/ept", "ept" },
 		{ "/sys/module/kvm_amd/parameters/npt", "npt" },
 	};
+	*emulates = true;
 	for (size_t i = 0; i < 2; i++) {
 		char value = 0;
 		int fd = open(parameters[i].path, O_RDONLY | O_CLOEXEC);
 		if (fd < 0)
 			continue;
+		*emulates = false;
 		ssize_t got = read(fd, &value, 1);
 		close(fd);
 		if (got == 1 && (value == 'Y' || value == '1'))
@@ -482,7 +484,7 @@ int vm_create(struct vm *vm, const struct vm_options *options)
 		return fail(errno, "no memory for the guest: %s", strerror(errno));
 	vm->run_size = (size_t)ioctl(vm->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
 	read_cpu(vm);
-	vm->second_stage = second_stage();
+	vm->second_stage = second_stage(&vm->emulates);
 	if (options->dirty_ring) {
 		const char *lacks = vm_lacks(vm, "dirty-ring");
 		struct kvm_enable_cap enable = { .cap = KVM_CAP_DIRTY_LOG_RING,

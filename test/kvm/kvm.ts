@@ -33,7 +33,7 @@ export function withoutSanitizers(): string | undefined {
 
 /** A test that runs where KVM and the helper are, and else is skipped by name. */
 export function kvmTest(name: string, body: () => Promise<void>): void {
-  test(name, { skip: withoutKvm() ?? false, timeout: 600_000 }, body);
+  test(name, { skip: withoutKvm() ?? false, timeout: process.env.KVM_MMU_CONFORM_CASES ? 600_000 : 120_000 }, body);
 }
 
 /** A guest of the examples. */
