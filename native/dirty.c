@@ -6,9 +6,9 @@
 
 #include "helper.h"
 
-static const struct slot *logged_slot(struct vm *vm, u32 id)
+static struct slot *logged_slot(struct vm *vm, u32 id)
 {
-	const struct slot *slot = vm_slot(vm, id);
+	struct slot *slot = vm_slot(vm, id);
 	if (!slot)
 		fail(ENOENT, "there is no slot %u", id);
 	else if (!(slot->flags & KVM_MEM_LOG_DIRTY_PAGES)) {
@@ -18,21 +18,50 @@ static const struct slot *logged_slot(struct vm *vm, u32 id)
 	return slot;
 }
 
-int dirty_log(struct vm *vm, u32 id, struct text *json)
+/* What KVM has in a slot's log, and what was kept of it when KVM was made to forget the slot; NULL with errno. */
+static u64 *read_log(struct vm *vm, const struct slot *slot)
 {
-	const struct slot *slot = logged_slot(vm, id);
-	if (!slot)
-		return -ENOENT;
-	u64 pages = slot->size / PAGE;
-	u64 *bitmap = calloc((pages + 63) / 64, 8);
+	u64 words = (slot->size / PAGE + 63) / 64;
+	u64 *bitmap = calloc(words, 8);
 	if (!bitmap)
-		return fail(ENOMEM, "no memory for the dirty log of slot %u", id);
-	struct kvm_dirty_log log = { .slot = id, .dirty_bitmap = bitmap };
+		return NULL;
+	struct kvm_dirty_log log = { .slot = slot->id, .dirty_bitmap = bitmap };
 	if (ioctl(vm->fd, KVM_GET_DIRTY_LOG, &log)) {
 		int error = errno;
 		free(bitmap);
-		return fail(error, "slot %u: KVM_GET_DIRTY_LOG: %s%s", id, strerror(error),
+		errno = error;
+		return NULL;
+	}
+	for (u64 i = 0; slot->kept_log && i < words; i++)
+		bitmap[i] |= slot->kept_log[i];
+	return bitmap;
+}
+
+void dirty_keep(struct vm *vm, struct slot *slot)
+{
+	if (!(slot->flags & KVM_MEM_LOG_DIRTY_PAGES) || vm->dirty_ring)
+		return;
+	u64 *bitmap = read_log(vm, slot);
+	if (!bitmap)
+		return;
+	free(slot->kept_log);
+	slot->kept_log = bitmap;
+}
+
+int dirty_log(struct vm *vm, u32 id, struct text *json)
+{
+	struct slot *slot = logged_slot(vm, id);
+	if (!slot)
+		return -ENOENT;
+	u64 pages = slot->size / PAGE;
+	u64 *bitmap = read_log(vm, slot);
+	if (!bitmap)
+		return fail(errno, "slot %u: KVM_GET_DIRTY_LOG: %s%s", id, strerror(errno),
 			    vm->dirty_ring ? " (with a dirty ring there is no dirty log)" : "");
+	/* What is cleared by hand stays until it is. */
+	if (!vm->dirty_manual) {
+		free(slot->kept_log);
+		slot->kept_log = NULL;
 	}
 	const char *comma = "";
 	text_add(json, "[");
@@ -70,6 +99,8 @@ int dirty_clear(struct vm *vm, u32 id, u64 first, u64 count)
 	if (first % 64 || !count || first > pages || count > pages - first || (count % 64 && first + count != pages))
 		return fail(EINVAL, "slot %u: pages 0x%llx + 0x%llx: both must be multiples of 64 within its 0x%llx pages", id,
 			    (unsigned long long)first, (unsigned long long)count, (unsigned long long)pages);
+	for (u64 page = first; slot->kept_log && page < first + count; page++)
+		slot->kept_log[page / 64] &= ~(1ULL << (page % 64));
 	u64 *bitmap = malloc((count + 63) / 64 * 8);
 	if (!bitmap)
 		return fail(ENOMEM, "no memory for the dirty log of slot %u", id);

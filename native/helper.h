@@ -67,6 +67,8 @@ struct slot {
 	int private_fd;
 	/* What is armed in each page (uffd.c); NULL while nothing ever was. */
 	u8 *armed;
+	/* Pages that a log had which is gone (dirty.c); a bit each, or NULL. */
+	u64 *kept_log;
 };
 
 /* What may stop a vCPU, by QKvm.Stop. */
@@ -234,6 +236,8 @@ struct vcpu {
 	bool exit_pending;
 	/* What KVM_SET_GUEST_DEBUG was told last. */
 	struct kvm_guest_debug debug;
+	/* It stands in the middle of an instruction that reads a device: KVM finishes that one first. */
+	bool half_done;
 	/* When it was resumed, in milliseconds. */
 	u64 since;
 	/* KVM has put it back to its first state, because it shut down. */
@@ -264,12 +268,10 @@ void set_flat_segment(struct kvm_segment *segment, u16 selector, bool code);
 
 /* ---- what KVM honours here (probe.c) */
 
-/* At CPL3: single steps, debug registers, int3 as an exit; at CPL0: int3 as an exit. */
+/* At CPL3: single steps, and int3 as an exit. */
 struct host_debug {
 	bool user_step;
-	bool user_hardware;
 	bool user_int3;
-	bool kernel_int3;
 };
 const struct host_debug *host_debug(const struct vm *vm);
 
@@ -302,6 +304,7 @@ bool guest_frame(struct vm *vm, const struct kvm_regs *regs, const struct kvm_sr
 int uffd_open(bool *minor, bool *write_protect);
 int uffd_trap(struct vm *vm, u64 gpa, u64 size, bool write);
 int uffd_untrap(struct vm *vm, u64 gpa, u64 size);
+void uffd_untrap_all(struct vm *vm);
 /* Takes what the kernel has to say. */
 void uffd_read(struct vm *vm);
 /* Lets the access that holds a vCPU happen. */
@@ -315,6 +318,8 @@ extern int uffd_fd;
 /* Takes a vCPU's dirty ring into what `qKvm.DirtyRing` will tell; whether there was anything. */
 bool ring_harvest(struct vcpu *vcpu);
 int ring_take(struct vcpu *vcpu, struct text *json);
+/* Takes a slot's log before KVM is made to forget the slot. */
+void dirty_keep(struct vm *vm, struct slot *slot);
 int dirty_log(struct vm *vm, u32 id, struct text *json);
 int dirty_manual(struct vm *vm, bool on);
 int dirty_clear(struct vm *vm, u32 id, u64 first, u64 count);
@@ -337,7 +342,6 @@ void trace_sweep(void);
 extern const char target_description[];
 /* Bytes of all registers in a `g` packet. */
 size_t registers_size(void);
-int registers_count(void);
 int registers_read(struct vcpu *vcpu, u8 *bytes);
 int registers_write(struct vcpu *vcpu, const u8 *bytes);
 int register_place(int number, size_t *offset, size_t *size);

@@ -5,10 +5,8 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "helper.h"
@@ -37,8 +35,8 @@ static void close_probe(struct probe *probe)
 		munmap(probe->memory, PAGES * PAGE);
 }
 
-/* A guest with every page its user's, whose code is `nop` and a jump to itself, or what is given. */
-static bool open_probe(const struct vm *vm, struct probe *probe, const u8 *code, size_t length, int cpl)
+/* A guest with every page its user's, which runs code at CPL3. */
+static bool open_probe(const struct vm *vm, struct probe *probe, const u8 *code, size_t length)
 {
 	*probe = (struct probe){ .vm = -1, .vcpu = -1, .run_size = vm->run_size };
 	probe->memory = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -68,39 +66,19 @@ static bool open_probe(const struct vm *vm, struct probe *probe, const u8 *code,
 	for (u64 page = 0; page < PAGES; page++)
 		tables[512 * 3 + page] = page * PAGE | 7;
 	memcpy(probe->memory + CODE_AT, code, length);
-	return !set_long_mode(probe->vcpu, CODE_AT, (CODE + 2) * PAGE, TABLES, 0, cpl);
+	return !set_long_mode(probe->vcpu, CODE_AT, (CODE + 2) * PAGE, TABLES, 0, 3);
 }
 
-/* Runs for at most 20 ms. The exit reason, or −1 when time was up. */
-static int run_probe(struct probe *probe, const struct kvm_guest_debug *debug)
-{
-	if (ioctl(probe->vcpu, KVM_SET_GUEST_DEBUG, debug))
-		return -1;
-	sigset_t blocked, before;
-	sigemptyset(&blocked);
-	sigaddset(&blocked, SIGUSR1);
-	pthread_sigmask(SIG_UNBLOCK, &blocked, &before);
-	timer_t timer;
-	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGUSR1 };
-	event._sigev_un._tid = gettid();
-	int result = -1;
-	if (!timer_create(CLOCK_MONOTONIC, &event, &timer)) {
-		struct itimerspec after = { .it_value.tv_nsec = 20000000 };
-		timer_settime(timer, 0, &after, NULL);
-		if (!ioctl(probe->vcpu, KVM_RUN, 0))
-			result = (int)probe->run->exit_reason;
-		timer_delete(timer);
-	}
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	return result;
-}
-
-static int probe_once(const struct vm *vm, const u8 *code, size_t length, int cpl, const struct kvm_guest_debug *debug)
+/* The exit reason of the first run. Where nothing stops the code its `out` does. */
+static int probe_once(const struct vm *vm, const u8 *code, size_t length, const struct kvm_guest_debug *debug)
 {
 	struct probe probe;
 	int result = -1;
-	if (open_probe(vm, &probe, code, length, cpl))
-		result = run_probe(&probe, debug);
+	if (open_probe(vm, &probe, code, length) && !ioctl(probe.vcpu, KVM_SET_GUEST_DEBUG, debug)) {
+		do
+			result = ioctl(probe.vcpu, KVM_RUN, 0) ? -errno : (int)probe.run->exit_reason;
+		while (result == -EINTR);
+	}
 	close_probe(&probe);
 	return result;
 }
@@ -110,17 +88,12 @@ static const struct vm *asked;
 
 static void find_out(void)
 {
-	static const u8 loop[] = { 0x90, 0x90, 0xeb, 0xfe };
-	static const u8 int3[] = { 0xcc, 0xeb, 0xfe };
+	static const u8 nops[] = { 0x90, 0x90, 0xe6, 0x4b };
+	static const u8 int3[] = { 0xcc, 0xe6, 0x4b };
 	const struct kvm_guest_debug step = { .control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP };
 	const struct kvm_guest_debug software = { .control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP };
-	struct kvm_guest_debug hardware = { .control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP };
-	hardware.arch.debugreg[0] = CODE_AT + 1;
-	hardware.arch.debugreg[7] = 2;
-	found.user_step = probe_once(asked, loop, sizeof(loop), 3, &step) == KVM_EXIT_DEBUG;
-	found.user_hardware = probe_once(asked, loop, sizeof(loop), 3, &hardware) == KVM_EXIT_DEBUG;
-	found.user_int3 = probe_once(asked, int3, sizeof(int3), 3, &software) == KVM_EXIT_DEBUG;
-	found.kernel_int3 = probe_once(asked, int3, sizeof(int3), 0, &software) == KVM_EXIT_DEBUG;
+	found.user_step = probe_once(asked, nops, sizeof(nops), &step) == KVM_EXIT_DEBUG;
+	found.user_int3 = probe_once(asked, int3, sizeof(int3), &software) == KVM_EXIT_DEBUG;
 }
 
 const struct host_debug *host_debug(const struct vm *vm)

@@ -60,11 +60,6 @@ size_t registers_size(void)
 	return sizeof(struct layout);
 }
 
-int registers_count(void)
-{
-	return COUNT;
-}
-
 int register_place(int number, size_t *offset, size_t *size)
 {
 	static const struct {
@@ -181,6 +176,8 @@ int registers_write(struct vcpu *vcpu, const u8 *bytes)
 	if (ioctl(vcpu->fd, KVM_GET_REGS, &regs) || ioctl(vcpu->fd, KVM_GET_SREGS, &sregs))
 		return fail(errno, "the registers of vCPU %d cannot be read: %s", vcpu->id, strerror(errno));
 	before = sregs;
+	if (vcpu->half_done && layout.general[GENERAL - 1] != regs.rip)
+		return fail(EBUSY, "the instruction at 0x%llx reads a device and is half done: step it, then rip can be written", regs.rip);
 	general_places(&regs, general);
 	segment_places(&sregs, segments);
 	system_places(&sregs, system);

@@ -563,6 +563,8 @@ static void query_stop(struct server *server)
 		return;
 	}
 	if (!vm->non_stop) {
+		for (int i = 0; i < vm->vcpu_count; i++)
+			vm->vcpus[i]->reported = true;
 		stop_reply(server, selected(server), &server->reply);
 		return;
 	}
@@ -579,8 +581,15 @@ static void forget_client(struct server *server)
 	if (running)
 		vm_quiesce(vm);
 	vm->stops = 0;
+	vm->handler = 0;
 	trace_off();
+	uffd_untrap_all(vm);
 	breakpoint_remove_all(vm);
+	/* What is armed in the processors goes with the next entry. */
+	pthread_mutex_lock(&vm->lock);
+	for (int i = 0; i < vm->vcpu_count; i++)
+		vm->vcpus[i]->recheck = true;
+	pthread_mutex_unlock(&vm->lock);
 	if (running)
 		vm_unquiesce(vm);
 	vm->non_stop = false;

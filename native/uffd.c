@@ -122,6 +122,22 @@ int uffd_untrap(struct vm *vm, u64 gpa, u64 size)
 	return 0;
 }
 
+void uffd_untrap_all(struct vm *vm)
+{
+	for (int i = 0; i < MAX_SLOTS; i++) {
+		struct slot *slot = &vm->slots[i];
+		if (!slot->used || !slot->armed)
+			continue;
+		/* Whoever waits is woken, and finds plain memory. */
+		struct uffdio_range range = { .start = (u64)(uintptr_t)slot->host, .len = slot->size };
+		ioctl(uffd_fd, UFFDIO_UNREGISTER, &range);
+		pthread_mutex_lock(&vm->lock);
+		free(slot->armed);
+		slot->armed = NULL;
+		pthread_mutex_unlock(&vm->lock);
+	}
+}
+
 /* Makes a page there for whoever waits for it. `armed`: what still has to be reported about it. */
 static void let_through(const struct slot *slot, u64 page, bool write_protected, u8 armed)
 {

@@ -20,6 +20,9 @@
 #define PORT_STOP 0x4b
 #define PORT_EXIT 0xf4
 
+/* Bytes of the console that are kept until a client takes them. */
+#define MOST_CONSOLE (1 << 20)
+
 /* Signals of the remote protocol. */
 enum { SIGNAL_INT = 2, SIGNAL_ILL = 4, SIGNAL_TRAP = 5, SIGNAL_SEGV = 11 };
 
@@ -490,6 +493,9 @@ static void say(struct vm *vm, const void *bytes, size_t length)
 {
 	u64 one = 1;
 	pthread_mutex_lock(&vm->lock);
+	/* Nobody may be there to listen. */
+	if (vm->console.length > MOST_CONSOLE)
+		text_free(&vm->console);
 	text_bytes(&vm->console, bytes, length);
 	pthread_mutex_unlock(&vm->lock);
 	if (write(vm->event, &one, 8) < 0)
@@ -538,6 +544,7 @@ static enum outcome at_mmio(struct vcpu *vcpu)
 		memset(run->mmio.data, 0xff, sizeof(run->mmio.data));
 	if (!(vm->stops & (readonly ? STOP_READ_ONLY : STOP_MMIO)))
 		return GO_ON;
+	vcpu->half_done = !is_write;
 	if (!is_write)
 		return stop(vcpu, SIGNAL_TRAP, "reason=mmio,access=read,gpa=%llx,size=%x,completed=0,exact=access+gpa+size",
 			    (unsigned long long)gpa, length);
@@ -899,6 +906,7 @@ int vcpu_resume(struct vcpu *vcpu, bool step, u64 from, u64 to)
 	if (held.active && !held.resolved)
 		uffd_resolve(vm, &held);
 	pthread_mutex_lock(&vm->lock);
+	vcpu->half_done = false;
 	vcpu->stepping = step;
 	vcpu->step_from = from;
 	vcpu->step_to = to;

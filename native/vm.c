@@ -207,6 +207,7 @@ static void slot_forget(struct slot *slot)
 	if (slot->private_fd >= 0)
 		close(slot->private_fd);
 	free(slot->armed);
+	free(slot->kept_log);
 	*slot = (struct slot){ .private_fd = -1 };
 }
 
@@ -345,9 +346,10 @@ int vm_slot_flags(struct vm *vm, u32 id, u32 flags)
 int vm_refresh(struct vm *vm)
 {
 	for (int i = 0; i < MAX_SLOTS; i++) {
-		const struct slot *slot = &vm->slots[i];
+		struct slot *slot = &vm->slots[i];
 		if (!slot->used)
 			continue;
+		dirty_keep(vm, slot);
 		int error = slot_ioctl(vm, slot, 0);
 		if (!error)
 			error = slot_ioctl(vm, slot, slot->size);

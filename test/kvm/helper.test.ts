@@ -1,6 +1,11 @@
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
-import { guest, kvmTest } from './kvm.ts';
+import { execFileSync, spawn } from 'node:child_process';
+import { existsSync, mkdtempSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { RspClient } from '../../adapter/rsp/client.ts';
+import { connectSocket } from '../../adapter/rsp/node-stream.ts';
+import { guest, kvmTest, native } from './kvm.ts';
 import { TestMachine } from './machine.ts';
 
 /** Where the guest's user program begins, and memory of the kernel's that nothing uses. */
@@ -382,3 +387,168 @@ kvmTest('a triple fault, an instruction that KVM does not know, and a halt are s
     assert.equal(shutdown.gva, 0x7000_0000_0000n);
   }),
 );
+
+kvmTest('a step that faults ends where the guest’s #PF handler begins, as #PF if that is wanted', () =>
+  withMachine(USER, async (machine) => {
+    const handler = await symbol(guest('user.elf'), 'page_fault');
+    await machine.vendor('QKvm.Stop:guest-pf');
+    const fault = await machine.go();
+    assert.equal(fault.reason, 'guest-pf');
+    for (const [wanted, reason] of [
+      ['guest-pf', 'guest-pf'],
+      ['', 'step'],
+    ] as const) {
+      // A read of what nothing maps, at CPL0.
+      await machine.vendor(`QKvm.Stop:${wanted}`);
+      await machine.client.writePhysical(FREE, Uint8Array.of(0x8a, 0x07));
+      await machine.client.writeRegisters('1', { rip: FREE, rdi: 0x7000_0000_0000n });
+      const stop = await machine.go('step');
+      assert.equal(stop.reason, reason);
+      assert.equal((await machine.registers()).get('rip'), handler);
+    }
+  }),
+);
+
+kvmTest('steps over output and over writes to devices are one instruction', () =>
+  withMachine(USER, async (machine) => {
+    // out %al, $0x80; mov %al, (%rdi); nop; nop
+    await machine.client.writePhysical(FREE, Uint8Array.of(0xe6, 0x80, 0x88, 0x07, 0x90, 0x90));
+    await machine.client.writeRegisters('1', { rip: FREE, rdi: 0xe000_0000n });
+    for (const rip of [2n, 4n, 5n, 6n]) {
+      assert.equal((await machine.go('step')).reason, 'step');
+      assert.equal((await machine.registers()).get('rip'), FREE + rip);
+    }
+  }),
+);
+
+kvmTest('an instruction that faults twice on one page, or on two, is told, goes on, and can be paused', () =>
+  withMachine(USER, async (machine) => {
+    const { has } = await machine.client.info();
+    if (has['userfaultfd-wp'] !== '') return;
+    const [first, second] = [0x50_0000n, 0x50_1000n];
+    // 1: incq (%rdi); movsq; jmp 1b
+    await machine.client.writePhysical(FREE, Uint8Array.of(0x48, 0xff, 0x07, 0x48, 0xa5, 0xeb, 0xf9));
+    for (const page of [first, second]) await machine.client.writePhysical(page, Uint8Array.of(1));
+    await machine.client.writeRegisters('1', { rip: FREE, rdi: first, rsi: second });
+    await machine.vendor('QKvm.Stop:second-stage');
+    for (const how of ['touch', 'write']) await machine.vendor(`vKvm.Trap:${first.toString(16)},2000,${how}`);
+    const seen = new Set<string>();
+    for (let stops = 0; stops < 8; stops++) {
+      await machine.client.resume('1');
+      const timer = setTimeout(() => void machine.client.stop('1'), 300);
+      const stop = await machine.stopped();
+      clearTimeout(timer);
+      if (stop.reason === 'pause') break;
+      assert.equal(stop.reason, 'second-stage');
+      seen.add(`${stop.gpa! >> 12n}`);
+    }
+    assert.deepEqual([...seen].sort(), [`${first >> 12n}`, `${second >> 12n}`]);
+    await machine.client.resume('1');
+    await machine.client.stop('1');
+    assert.equal((await machine.stopped()).reason, 'pause');
+  }),
+);
+
+kvmTest('a stop at a second-stage fault within a step is followed by neither a false breakpoint nor a false step', () =>
+  withMachine(USER, async (machine) => {
+    const page = 0x50_0000n;
+    // mov (%rdi), %al; inc %rbx; inc %rbx; hlt
+    await machine.client.writePhysical(FREE, Uint8Array.of(0x8a, 0x07, 0x48, 0xff, 0xc3, 0x48, 0xff, 0xc3, 0xf4));
+    for (const [how, reason, rip] of [
+      ['continue', 'halt', 9n],
+      ['step', 'step', 5n],
+    ] as const) {
+      await machine.client.writeRegisters('1', { rip: FREE, rdi: page, rbx: 0n });
+      await machine.vendor('QKvm.Stop:second-stage');
+      await machine.vendor(`vKvm.Trap:${page.toString(16)},1000,touch`);
+      assert.equal((await machine.go('step')).reason, 'second-stage');
+      const next = await machine.go(how);
+      assert.equal(next.reason, reason);
+      const registers = await machine.registers();
+      assert.ok(
+        registers.get('rip') === FREE + rip || registers.get('rip') === FREE + rip - 1n,
+        `${how}: ${registers.get('rip')}`,
+      );
+    }
+  }),
+);
+
+kvmTest('the dirty log outlives what a breakpoint makes KVM forget', () =>
+  withMachine(USER, async (machine) => {
+    await machine.vendor('vKvm.Slot:flags,0,log');
+    // mov %al, (%rdi); nop; nop; hlt
+    await machine.client.writePhysical(FREE, Uint8Array.of(0x88, 0x07, 0x90, 0x90, 0xf4));
+    await machine.client.writeRegisters('1', { rip: FREE, rdi: 0x50_0000n });
+    await machine.vendor('qKvm.Dirty:0');
+    await machine.client.insertBreakpoint('software', FREE + 3n);
+    assert.equal((await machine.go()).reason, 'breakpoint');
+    await machine.client.removeBreakpoint('software', FREE + 3n);
+    assert.equal((await machine.go()).reason, 'halt');
+    assert.ok(JSON.parse(await machine.vendor('qKvm.Dirty:0')).includes(0x500), 'the page written before');
+  }),
+);
+
+kvmTest('an int3 stops the code in every address space that maps it', () =>
+  withMachine(FAULTS, async (machine) => {
+    // The user's page is mapped at its physical address too.
+    const physical = await symbol(guest('faults.elf'), 'kernel_end');
+    await machine.client.insertBreakpoint('software', physical);
+    const stop = await machine.go();
+    assert.equal(stop.reason, 'breakpoint');
+    assert.equal((await machine.registers()).get('rip'), USER_CODE);
+    // And it is passed.
+    await machine.client.removeBreakpoint('software', physical);
+    assert.deepEqual(await runOut(machine), []);
+  }),
+);
+
+kvmTest(
+  'whoever changes the machine while a vCPU steps over a breakpoint into a held page does not wait for ever',
+  () =>
+    withMachine(USER, async (machine) => {
+      const page = 0x50_0000n;
+      // 1: mov (%rdi), %al; jmp 1b
+      await machine.client.writePhysical(FREE, Uint8Array.of(0x8a, 0x07, 0xeb, 0xfc));
+      await machine.client.writeRegisters('1', { rip: FREE, rdi: page });
+      await machine.client.insertBreakpoint('software', FREE);
+      await machine.vendor('QKvm.Stop:second-stage');
+      for (let round = 0; round < 20; round++) {
+        await machine.vendor(`vKvm.Trap:${page.toString(16)},1000,touch`);
+        const resumed = machine.client.resume('1');
+        const told = machine.vendor('qKvm.Stats');
+        await resumed;
+        await told;
+        await machine.stopped();
+      }
+    }),
+);
+
+kvmTest('a machine that is left runs on: no trap, no breakpoint and no stop of the client’s holds it', async () => {
+  const socket = join(mkdtempSync(join(tmpdir(), 'kvm-mmu-')), 'helper.sock');
+  const helper = spawn(native('kvm-mmu-helper'), [...USER, '--listen', socket], { stdio: 'ignore' });
+  try {
+    while (!existsSync(socket)) await new Promise((resolve) => setTimeout(resolve, 10));
+    const cell = 0x50_0000n;
+    const count = async (client: RspClient): Promise<bigint> =>
+      new DataView((await client.readPhysical(cell, 8)).buffer).getBigUint64(0, true);
+    const first = new RspClient(connectSocket(socket));
+    await first.handshake();
+    // 1: incq (%rdi); mov (%rsi), %al; jmp 1b
+    await first.writePhysical(FREE, Uint8Array.of(0x48, 0xff, 0x07, 0x8a, 0x06, 0xeb, 0xf9));
+    await first.writeRegisters('1', { rip: FREE, rdi: cell, rsi: cell + 0x1000n });
+    await first.vendor('QKvm.Stop:guest-pf,second-stage');
+    await first.vendor(`QKvm.Handler:${FREE.toString(16)}`);
+    await first.insertBreakpoint('software', FREE + 5n);
+    await first.vendor(`vKvm.Trap:${(cell + 0x1000n).toString(16)},1000,touch`);
+    await first.detach();
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    const second = new RspClient(connectSocket(socket));
+    assert.deepEqual(await second.handshake(), [], 'it runs');
+    const before = await count(second);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    assert.ok(before > 1000n && (await count(second)) > before);
+    second.kill();
+  } finally {
+    helper.kill();
+  }
+});
