@@ -106,7 +106,10 @@ export function eventSentence({ vcpu, stop, fault, tableLevel }: KvmEvent, where
     case 'halt':
       return `${who} has halted at ${where}: no interrupt will come.`;
     case 'shutdown':
-      return `${who} has shut down at ${where}: a triple fault${stop.gva === undefined ? '' : `; CR2 is ${hex(stop.gva)}`}.`;
+      // Some hosts reset the vCPU at once, and where it stood is gone.
+      return stop.rip === undefined
+        ? `${who} has shut down: a triple fault. This KVM has reset it, so that where it was is not known.`
+        : `${who} has shut down at ${where}: a triple fault${stop.gva === undefined ? '' : `; CR2 is ${hex(stop.gva)}`}.`;
     case 'memory-fault':
       return `${who} ${did} ${gpa}: KVM_EXIT_MEMORY_FAULT, private and shared do not match${completionWords(stop)}`;
     case 'emulation':
