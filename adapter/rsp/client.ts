@@ -1,5 +1,16 @@
 import { type KvmInfo, parseInfo } from './info.ts';
-import { encodePacket, fromHex, fromLatin1, LONGEST, latin1, PacketReader, quote, RspError, toHex } from './packet.ts';
+import {
+  encodePacket,
+  fromHex,
+  fromLatin1,
+  LONGEST,
+  LostError,
+  latin1,
+  PacketReader,
+  quote,
+  RspError,
+  toHex,
+} from './packet.ts';
 import { parseTargetDescription, type RegisterPlace, readRegister, registerBytes } from './registers.ts';
 import { parseStop, type StopEvent } from './stop.ts';
 import type { ByteStream } from './stream.ts';
@@ -26,7 +37,7 @@ export type Resume = 'continue' | 'step' | { readonly from: bigint; readonly to:
 
 /**
  * A client of one GDB stub. Requests are sent one at a time and answered in their order; a promise rejects with an RspError
- * when the stub answers with an error or the connection is lost. Where the stub offers it, the client works in non-stop mode,
+ * when the stub answers with an error, with a LostError when the connection has ended. Where the stub offers it, the client works in non-stop mode,
  * in which requests are answered while vCPUs run; else only `stop` may be asked of a running machine.
  */
 export class RspClient {
@@ -34,7 +45,7 @@ export class RspClient {
   readonly #reader = new PacketReader();
   readonly #queue: Request[] = [];
   #current: Request | undefined;
-  #lost: RspError | undefined;
+  #lost: LostError | undefined;
   #acks = true;
   #nonStop = false;
   /** In all-stop mode: the next packet is a stop reply. */
@@ -234,6 +245,11 @@ export class RspClient {
   async detach(): Promise<void> {
     await this.#expectOk('D');
     this.#end('detached');
+  }
+
+  /** Ends the connection and says nothing: what that means is the stub's affair. */
+  close(): void {
+    this.#end('left');
   }
 
   #end(how: string): void {
@@ -474,7 +490,7 @@ export class RspClient {
 
   #lose(message: string): void {
     if (this.#lost) return;
-    this.#lost = new RspError(message);
+    this.#lost = new LostError(message);
     const pending = this.#current ? [this.#current, ...this.#queue] : [...this.#queue];
     this.#current = undefined;
     this.#queue.length = 0;

@@ -6,6 +6,9 @@
 /** What a peer sent or left out against the protocol, or an error that it answered. */
 export class RspError extends Error {}
 
+/** The connection has ended: nothing more can be asked. */
+export class LostError extends RspError {}
+
 /** What a stream of bytes holds, in its order. */
 export type RspEvent =
   | { readonly kind: 'packet' | 'notification'; readonly content: Uint8Array }
