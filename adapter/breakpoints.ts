@@ -2,6 +2,7 @@ import { type Expression, ExpressionError, evaluate, type Scope, truthy } from '
 import { isMemoryKind, Kind } from '../engine/history/log.ts';
 import type { Machine } from '../engine/machine.ts';
 import { hex } from '../engine/memory/words.ts';
+import { MissingFrames } from '../engine/mirror.ts';
 import type { Task } from '../engine/operation.ts';
 import { programScope } from '../engine/queries/scope.ts';
 import { type FaultInfo, RET_PF } from '../engine/tdp/fault.ts';
@@ -85,15 +86,19 @@ export class Condition {
     return undefined;
   }
 
-  /** @throws ExpressionError for a name that the scope does not know. */
-  holds(scope: Scope): boolean {
-    if (!this.#counted.every((part) => truthy(evaluate(part, scope)))) return false;
-    const hits = BigInt(++this.#count);
+  /**
+   * Whether it holds, and what counts that as a hit: apart, so that all can be asked again before anything is counted.
+   * @throws ExpressionError for a name that the scope does not know.
+   */
+  ask(scope: Scope): { readonly holds: boolean; count(): void } {
+    if (!this.#counted.every((part) => truthy(evaluate(part, scope)))) return { holds: false, count() {} };
+    const next = this.#count + 1;
     const counting: Scope = {
       ...scope,
-      name: (path) => (path.length === 1 && path[0] === 'hits' ? hits : scope.name(path)),
+      name: (path) => (path.length === 1 && path[0] === 'hits' ? BigInt(next) : scope.name(path)),
     };
-    return this.#hits.every((part) => truthy(evaluate(part, counting)));
+    const holds = this.#hits.every((part) => truthy(evaluate(part, counting)));
+    return { holds, count: () => (this.#count = next) };
   }
 }
 
@@ -236,13 +241,17 @@ export class Breakpoints implements Watcher {
   }
 
   hit(points: readonly PlacedBreakpoint[], scope: Scope): number[] {
-    const ids: number[] = [];
-    for (const point of points) {
-      if (!this.#holds(point.condition, scope)) continue;
-      if (point.logMessage === undefined) ids.push(point.id);
-      else this.#say(`${logText(point.logMessage, scope)}\n`);
+    // Memory may be lacking for any of them, and all are asked again: only then is counted and said.
+    const asked = points.map(({ id, condition, logMessage }) => {
+      const { holds, count } = this.#ask(condition, scope);
+      const said = holds && logMessage !== undefined ? logText(logMessage, scope) : undefined;
+      return { id, holds, count, said };
+    });
+    for (const { count, said } of asked) {
+      count();
+      if (said !== undefined) this.#say(`${said}\n`);
     }
-    return ids;
+    return asked.filter(({ holds, said }) => holds && said === undefined).map(({ id }) => id);
   }
 
   wants(filter: FilterName): boolean {
@@ -258,15 +267,20 @@ export class Breakpoints implements Watcher {
   }
 
   /** A condition that cannot be evaluated stops the machine, so that it is not silently never true. */
-  #holds(condition: Condition | undefined, scope: Scope): boolean {
-    if (!condition) return true;
+  #ask(condition: Condition | undefined, scope: Scope): { readonly holds: boolean; count(): void } {
+    if (!condition) return { holds: true, count() {} };
     try {
-      return condition.holds(scope);
+      return condition.ask(scope);
     } catch (error) {
       if (!(error instanceof ExpressionError)) throw error;
-      this.#say(`condition: ${error.message}\n`);
-      return true;
+      return { holds: true, count: () => this.#say(`condition: ${error.message}\n`) };
     }
+  }
+
+  #holds(condition: Condition | undefined, scope: Scope): boolean {
+    const { holds, count } = this.#ask(condition, scope);
+    count();
+    return holds;
   }
 }
 
@@ -371,6 +385,7 @@ function logText(message: string, scope: Scope): string {
       const value = evaluate(expression, scope);
       return typeof value === 'bigint' ? hex(value) : `${value}`;
     } catch (error) {
+      if (error instanceof MissingFrames) throw error;
       return `{${(error as Error).message}}`;
     }
   });
