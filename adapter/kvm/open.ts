@@ -11,23 +11,34 @@ import { built } from './built.ts';
 import type { KvmLaunch } from './launch.ts';
 import { LocalRam } from './local-ram.ts';
 import type { KvmPrinter } from './printer.ts';
+import { within } from './within.ts';
+
+/** How long a helper that is connected to has to answer. */
+const ANSWER_MS = 10_000;
 
 /** Starts or reaches a helper, and takes its machine over. @throws with a message for people */
 export async function openKvm(launch: KvmLaunch, printer: KvmPrinter): Promise<KvmTarget> {
   const program = launch.guest === undefined ? undefined : readProgram(launch.guest, printer);
   const client = new RspClient(streamTo(launch));
+  const { connect } = launch;
+  const owned = connect === undefined;
+  let local: LocalRam | undefined;
+  let ran = false;
   try {
-    const first = await client.handshake();
+    const where = typeof connect === 'string' ? connect : connect?.join(' ');
+    const first = owned
+      ? await client.handshake()
+      : await within(client.handshake(), ANSWER_MS, `nobody answers at ${where}: another client may be connected`);
     if (!client.isHelper)
       throw new Error(
         'the stub that answers is not kvm-mmu-helper: this target needs its packets (native/PROTOCOL.md)',
       );
     const info = await client.info();
+    ran = first.length < info.vcpus;
     if (launch.pageFaultHandler !== undefined)
       await client.vendor(`QKvm.Handler:${handlerAddress(launch.pageFaultHandler, program).toString(16)}`);
-    const owned = launch.connect === undefined;
     const { disassemble, memoryOperands } = await import('./disassembly.ts');
-    const local = LocalRam.open(info);
+    local = LocalRam.open(info);
     return await KvmTarget.open({
       client,
       info,
@@ -40,7 +51,11 @@ export async function openKvm(launch: KvmLaunch, printer: KvmPrinter): Promise<K
       ...printer,
     });
   } catch (error) {
-    client.kill();
+    local?.close();
+    // Somebody else's machine is left as it was: one that stood still goes on doing so where nothing is said.
+    if (owned) client.kill();
+    else if (ran) await within(client.detach(), ANSWER_MS, '').catch(() => client.close());
+    else client.close();
     throw error;
   }
 }
