@@ -18,6 +18,7 @@ import type { GuestMemory } from '../kvm/memory.ts';
 import { type GpaRange, Traps } from '../kvm/traps.ts';
 import type { RspClient } from '../rsp/client.ts';
 import type { KvmInfo } from '../rsp/info.ts';
+import { LostError } from '../rsp/packet.ts';
 import type { KvmStop, StopEvent } from '../rsp/stop.ts';
 import { withFrames } from '../with-frames.ts';
 import { COUNTED, untold } from './fit.ts';
@@ -179,6 +180,7 @@ export class ScenarioRun {
       try {
         await this.#withFrames(() => checkExpectation(this.machine, expectation));
       } catch (error) {
+        if (error instanceof LostError) throw error;
         this.machine.count('expects.failed');
         const { text, span } = expectation;
         this.machine.small.failures.push({ text: `expect ${text}`, line: span.line, actual: (error as Error).message });
@@ -224,6 +226,7 @@ export class ScenarioRun {
           return undefined;
       }
     } catch (error) {
+      if (error instanceof LostError) throw error;
       // What KVM refuses ends the task where it stands.
       this.machine.fail(task, (error as Error).message);
       return undefined;
