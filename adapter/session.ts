@@ -30,6 +30,7 @@ import { type LaunchArguments, parseAttach, parseLaunch } from './launch.ts';
 import { loadTarget, type Say, type SessionHost } from './load.ts';
 import { readMemory, writeMemory } from './memory-requests.ts';
 import { RequestError } from './request-error.ts';
+import { LostError } from './rsp/packet.ts';
 import { setRegister } from './set-register.ts';
 import { breakableLines, listingName, listingSource } from './sources.ts';
 import { describeStop, taskTitle } from './stops.ts';
@@ -84,6 +85,8 @@ export class KvmMmuSession extends DebugSession {
   /** Number of this stop: part of its frames' ids, so that a frame of an earlier stop is told apart. */
   #stops = 0;
   #target: Target | undefined;
+  /** Resolves when the last target has been let go of. */
+  #left: Promise<void> | undefined;
   #launch: LaunchArguments | undefined;
   #running = false;
   #stop: StopAnswer | undefined;
@@ -156,11 +159,17 @@ export class KvmMmuSession extends DebugSession {
       print: (text, category, line) => this.#print(text, category, line),
       console: (text) => this.sendEvent(new OutputEvent(text, 'stdout')),
     };
-    this.#start(await loadTarget(this.#launch!, this.#host, say));
-  }
-
-  #start(target: Target): void {
-    this.#target?.dispose();
+    // A helper serves one client: before a machine is attached to again it is left.
+    const isAttached = this.#launch!.kvm?.connect !== undefined;
+    if (isAttached) await this.#target?.dispose();
+    let target: Target;
+    try {
+      target = await loadTarget(this.#launch!, this.#host, say);
+    } catch (error) {
+      if (isAttached) this.#end();
+      throw error;
+    }
+    await this.#target?.dispose();
     this.#target = target;
     this.#since = 0;
     this.#here = 0;
@@ -197,9 +206,10 @@ export class KvmMmuSession extends DebugSession {
     this.#answer(response, () => this.#end());
   }
 
-  protected override disconnectRequest(response: DebugProtocol.DisconnectResponse): void {
+  /** The process ends soon after: what the target still has to say comes first. */
+  protected override async disconnectRequest(response: DebugProtocol.DisconnectResponse): Promise<void> {
     this.#generation++;
-    this.#target?.dispose();
+    await (this.#target?.dispose() ?? this.#left);
     this.sendResponse(response);
     this.shutdown();
   }
@@ -207,7 +217,7 @@ export class KvmMmuSession extends DebugSession {
   #end(exitCode?: number): void {
     if (!this.#target) return;
     this.#generation++;
-    this.#target.dispose();
+    this.#left = this.#target.dispose();
     this.#target = undefined;
     this.#running = false;
     this.#view({ type: 'ended' });
@@ -270,6 +280,10 @@ export class KvmMmuSession extends DebugSession {
     return { name: program.replace(/^.*[/\\]/, ''), path: program };
   }
 
+  get #watcher(): Watcher {
+    return this.#launch!.noDebug ? NOTHING : this.#breakpoints;
+  }
+
   #view(event: ViewEvent): void {
     this.sendEvent(new Event('mmu/changed', event));
   }
@@ -287,21 +301,16 @@ export class KvmMmuSession extends DebugSession {
     this.#variables.reset();
     this.#since = this.#here;
     this.#view({ type: 'running' });
-    target.move(motion, this.#launch!.noDebug ? NOTHING : this.#breakpoints).then(
+    target.move(motion, this.#watcher).then(
       (halt) => {
         if (generation === this.#generation) this.#halted(halt, motion);
       },
       (error: unknown) => {
         if (generation !== this.#generation) return;
         this.#running = false;
-        const { name, guest } = this.#need();
-        // A machine that is gone says why; what the emulator throws is an error of ours.
-        const words = !(error instanceof Error)
-          ? String(error)
-          : guest
-            ? error.message
-            : (error.stack ?? error.message);
-        this.#print(`${guest ? 'the machine is lost' : `the ${name} failed`}: ${words}\n`, 'stderr');
+        // A machine that is gone says why; everything else that is thrown is an error of ours.
+        if (error instanceof LostError) this.#print(`the machine is lost: ${error.message}\n`, 'stderr');
+        else this.#print(`the ${target.name} failed: ${(error as Error)?.stack ?? error}\n`, 'stderr');
         this.#end(70);
       },
     );
@@ -763,7 +772,7 @@ export class KvmMmuSession extends DebugSession {
       const vcpu = this.#focusedVcpu(args.frameId);
       const text = args.expression.trim();
       const isCommand = args.context === 'repl';
-      const changed = isCommand ? await guest?.command(text) : undefined;
+      const changed = isCommand ? await guest?.command(text, this.#watcher) : undefined;
       if (changed !== undefined) this.#refresh();
       const told = changed ?? (isCommand ? runCommand(machine, vcpu, this.#moment(), text) : undefined);
       response.body =

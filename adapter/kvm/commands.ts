@@ -1,4 +1,6 @@
+import type { FilterName } from '../breakpoints.ts';
 import type { RspClient } from '../rsp/client.ts';
+import { KVM_FILTERS } from './filters.ts';
 import type { ViolationsAfter } from './violations.ts';
 
 /** A command of the debug console could not be carried out; the message is for people. */
@@ -64,17 +66,24 @@ function slotPacket([what, id, ...rest]: readonly string[]): string {
   }
 }
 
-/** Carries out a command on the helper's machine. @returns its answer, and whether the machine was changed; undefined for other text */
+/**
+ * Carries out a command on the helper's machine. `wants`: whether a filter is on. @returns its answer, and whether the machine
+ * was changed; undefined for other text
+ */
 export async function runGuestCommand(
   client: RspClient,
   violations: ViolationsAfter,
+  wants: (filter: FilterName) => boolean,
   text: string,
 ): Promise<{ readonly answer: string; readonly changes: boolean } | undefined> {
   if (text.trim() === 'violations') return { answer: violations.listing(), changes: false };
   const packet = packetOf(text.trim().split(/\s+/));
   if (packet === undefined) return undefined;
   const reply = await client.vendor(packet);
-  return { answer: reply === 'OK' ? 'done' : readable(packet, reply), changes: packet.startsWith('v') };
+  const { label } = KVM_FILTERS.find(({ filter }) => filter === 'second-stage')!;
+  const idle = packet.startsWith('vKvm.Trap') && !wants('second-stage');
+  const done = idle ? `done; nothing stops there until the filter “${label}” is on` : 'done';
+  return { answer: reply === 'OK' ? done : readable(packet, reply), changes: packet.startsWith('v') };
 }
 
 function readable(packet: string, reply: string): string {

@@ -1,4 +1,4 @@
-import type { RspClient } from '../rsp/client.ts';
+import type { Resume, RspClient } from '../rsp/client.ts';
 import type { RspError } from '../rsp/packet.ts';
 import type { KvmStop, StopEvent, StoppedEvent } from '../rsp/stop.ts';
 
@@ -19,6 +19,9 @@ export class Control {
   #lost: RspError | undefined;
   /** vCPUs that are stopped only for the others' sake. */
   readonly #held = new Set<number>();
+  /** How each was let run last. */
+  readonly #how = new Map<number, Resume>();
+  #ended = false;
 
   /** `first`: what the stub said at the handshake of threads that stand still. The others run. */
   constructor(client: RspClient, vcpus: number, first: readonly StopEvent[]) {
@@ -39,8 +42,11 @@ export class Control {
   }
 
   #take(event: StopEvent): void {
-    if (event.kind === 'exited') this.#events.push({ kind: 'exited', status: event.status ?? event.signal ?? 0 });
-    else {
+    if (event.kind === 'exited') {
+      this.#ended = true;
+      this.#running.clear();
+      this.#events.push({ kind: 'exited', status: event.status ?? event.signal ?? 0 });
+    } else {
       const vcpu = numberOf(event);
       this.#running.delete(vcpu);
       const stop = event.kvm ?? { reason: 'pause', exact: [], derived: [] };
@@ -69,10 +75,26 @@ export class Control {
     if (this.#lost && this.#events.length === 0) throw this.#lost;
   }
 
-  async resume(vcpu: number, how: Parameters<RspClient['resume']>[1] = 'continue'): Promise<void> {
+  async resume(vcpu: number, how: Resume = 'continue'): Promise<void> {
     this.#held.delete(vcpu);
+    this.#how.set(vcpu, how);
     this.#running.add(vcpu);
-    await this.#client.resume((vcpu + 1).toString(16), how);
+    try {
+      await this.#client.resume((vcpu + 1).toString(16), how);
+    } catch (error) {
+      this.#running.delete(vcpu);
+      throw error;
+    }
+  }
+
+  /** Lets a vCPU go on as it was told last: what was a step stays one. */
+  again(vcpu: number): Promise<void> {
+    return this.resume(vcpu, this.#how.get(vcpu));
+  }
+
+  /** Lets those go on that `standStill` has stopped. One that has stopped by itself is for whoever gets its event. */
+  async release(vcpus: readonly number[]): Promise<void> {
+    for (const vcpu of vcpus) if (this.#held.has(vcpu) && !this.#ended) await this.again(vcpu);
   }
 
   /** Lets vCPUs go on, those whose stop has been looked at. */
@@ -92,16 +114,15 @@ export class Control {
   /** Resolves once no vCPU runs. @returns those that did */
   async standStill(): Promise<number[]> {
     const asked = [...this.#running];
-    for (const vcpu of asked) {
-      this.#held.add(vcpu);
-      await this.#client.stop((vcpu + 1).toString(16));
-    }
-    while (this.#running.size > 0 && !this.#events.some((event) => event.kind === 'exited')) await this.#change();
+    for (const vcpu of asked) this.#held.add(vcpu);
+    for (const vcpu of asked) if (this.#running.has(vcpu)) await this.#client.stop((vcpu + 1).toString(16));
+    while (this.#running.size > 0) await this.#change();
     return asked;
   }
 
-  get anyRuns(): boolean {
-    return this.#running.size > 0;
+  /** Whether the machine has come to its end. */
+  get ended(): boolean {
+    return this.#ended;
   }
 }
 

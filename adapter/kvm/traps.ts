@@ -16,8 +16,9 @@ interface Stretch {
 export class Traps {
   readonly #client: RspClient;
   readonly #print: (text: string) => void;
-  #armed: readonly Stretch[] = [];
-  #told = '';
+  #armed: Stretch[] = [];
+  /** What was carried out last; undefined: it was not. */
+  #told: string | undefined = '';
 
   constructor(client: RspClient, print: (text: string) => void) {
     this.#client = client;
@@ -29,21 +30,24 @@ export class Traps {
     const wanted = range ? stretches(slots, range) : [];
     const told = wanted.map(place).join(' ');
     if (told === this.#told) return;
-    this.#told = told;
+    this.#told = undefined;
     // A slot may be gone by now, and its traps with it.
     for (const stretch of this.#armed) await this.#client.vendor(`vKvm.Untrap:${place(stretch)}`).catch(() => {});
     this.#armed = [];
-    if (wanted.length === 0) return;
-    if (has.userfaultfd) {
+    if (wanted.length > 0 && has.userfaultfd)
       this.#print(`second-stage faults cannot be stopped at: ${has.userfaultfd}\n`);
-      return;
-    }
+    else await this.#armAll(has, wanted);
+    this.#told = told;
+  }
+
+  async #armAll(has: KvmInfo['has'], wanted: readonly Stretch[]): Promise<void> {
     for (const stretch of wanted) {
+      this.#armed.push(stretch);
       await this.#client.vendor(`vKvm.Trap:${place(stretch)},touch`);
       if (!has['userfaultfd-wp']) await this.#client.vendor(`vKvm.Trap:${place(stretch)},write`);
     }
-    this.#armed = wanted;
-    if (has['userfaultfd-wp']) this.#print(`first writes cannot be stopped at: ${has['userfaultfd-wp']}\n`);
+    if (wanted.length > 0 && has['userfaultfd-wp'])
+      this.#print(`first writes cannot be stopped at: ${has['userfaultfd-wp']}\n`);
   }
 }
 

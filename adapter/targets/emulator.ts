@@ -54,7 +54,7 @@ export class EmulatorTarget implements Target {
     this.run.edit(edit);
   }
 
-  dispose(): void {
+  async dispose(): Promise<void> {
     this.#disposed = true;
     this.#pauseWanted = true;
   }

@@ -4,7 +4,7 @@ import type { StopAnswer } from '../../engine/queries/answers.ts';
 import type { FaultInfo } from '../../engine/tdp/fault.ts';
 import type { Located } from '../addresses.ts';
 import type { ScopeNodes } from '../variables.ts';
-import type { Halt } from './target.ts';
+import type { Halt, Watcher } from './target.ts';
 
 /** A frame of guest code. */
 export interface GuestFrame {
@@ -36,6 +36,6 @@ export interface GuestSide {
   setLines(path: string, wanted: readonly DebugProtocol.SourceBreakpoint[]): Promise<DebugProtocol.Breakpoint[]>;
   setFunctions(wanted: readonly DebugProtocol.FunctionBreakpoint[]): Promise<DebugProtocol.Breakpoint[]>;
   setInstructions(wanted: readonly DebugProtocol.InstructionBreakpoint[]): Promise<DebugProtocol.Breakpoint[]>;
-  /** Runs a command of the debug console. @returns undefined when it is none */
-  command(text: string): Promise<string | undefined>;
+  /** Runs a command of the debug console; `watcher`: what is stopped at now. @returns undefined when it is none */
+  command(text: string, watcher: Watcher): Promise<string | undefined>;
 }

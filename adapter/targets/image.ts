@@ -49,7 +49,7 @@ export class ImageTarget implements Target {
     throw new Error(READ_ONLY);
   }
 
-  dispose(): void {
+  async dispose(): Promise<void> {
     this.#image.close();
   }
 }

@@ -5,9 +5,11 @@ import type { FaultInfo } from '../../engine/tdp/fault.ts';
 import { faultScope } from '../breakpoints.ts';
 import { guestFault } from '../kvm/event.ts';
 import { KVM_FILTERS } from '../kvm/filters.ts';
+import { LostError, RspError } from '../rsp/packet.ts';
 import type { KvmStop } from '../rsp/stop.ts';
 import type { OpenedScenario } from '../scenario-kvm/open.ts';
 import type { ScenarioRun } from '../scenario-kvm/run.ts';
+import { withFrames } from '../with-frames.ts';
 import type { Halt, Motion, Target, TargetCapabilities, Watcher } from './target.ts';
 
 const FORWARDS_ONLY = 'a real machine does not run backwards; the emulator does ("target": "emulator")';
@@ -48,12 +50,22 @@ export class KvmScenarioTarget implements Target {
     throw new Error(BY_STATEMENTS);
   }
 
-  dispose(): void {
+  async dispose(): Promise<void> {
     this.#pauseWanted = true;
     this.#close();
   }
 
   async move(motion: Motion, watcher: Watcher): Promise<Halt> {
+    try {
+      return await this.#untilHalt(motion, watcher);
+    } catch (error) {
+      if (!(error instanceof RspError) || error instanceof LostError) throw error;
+      // What the helper refuses is no loss.
+      return { kind: 'stuck', words: error.message };
+    }
+  }
+
+  async #untilHalt(motion: Motion, watcher: Watcher): Promise<Halt> {
     this.#pauseWanted = false;
     const run = this.#run;
     if (motion.kind === 'step-back' || motion.kind === 'reverse-continue' || motion.kind === 'release')
@@ -74,7 +86,10 @@ export class KvmScenarioTarget implements Target {
       if (motion.kind !== 'continue' && !run.canRun(task))
         return { kind: 'stuck', words: `${task.name} waits for a condition; continue lets the others run` };
       const result = await run.step(task);
-      const halt = result ? this.#judge(task, result.stop, watcher) : this.#matched(task, watcher);
+      const halt = await withFrames(
+        (frames) => run.fetch(frames),
+        () => (result ? this.#judge(task, result.stop, watcher) : this.#matched(task, watcher)),
+      );
       if (halt) return halt;
       // A stop that nobody wants is within the statement: the step goes on.
       if (motion.kind !== 'continue' && !result) return { kind: 'step', task: task.id };

@@ -16,6 +16,7 @@ import type { Disassemble, MemoryOperands } from '../kvm/disassembly.ts';
 import { eventSentence, eventWalk, guestFault, type KvmEvent, stopNodes } from '../kvm/event.ts';
 import { withAddress } from '../kvm/fault-address.ts';
 import { KVM_FILTERS } from '../kvm/filters.ts';
+import { InsertedBreakpoints } from '../kvm/inserted.ts';
 import { guestScope, viewMachine } from '../kvm/machine-view.ts';
 import { GuestMemory, type Ram } from '../kvm/memory.ts';
 import type { KvmPrinter } from '../kvm/printer.ts';
@@ -23,8 +24,10 @@ import { type RegisterValues, registerNodes } from '../kvm/registers.ts';
 import { Traps } from '../kvm/traps.ts';
 import { callers } from '../kvm/unwind.ts';
 import { ViolationsAfter } from '../kvm/violations.ts';
-import type { RspClient } from '../rsp/client.ts';
+import { within } from '../kvm/within.ts';
+import type { Resume, RspClient } from '../rsp/client.ts';
 import type { KvmInfo } from '../rsp/info.ts';
+import { LostError } from '../rsp/packet.ts';
 import type { KvmStop, StopEvent } from '../rsp/stop.ts';
 import type { ScopeNodes } from '../variables.ts';
 import { withFrames } from '../with-frames.ts';
@@ -39,6 +42,26 @@ const FILTER_OF: Readonly<Partial<Record<KvmStop['reason'], FilterName>>> = {
   mmio: 'mmio',
   'read-only': 'mmio',
 };
+
+/** How long a helper has to answer that it lets go of its machine. */
+const LEAVE_MS = 2000;
+
+/** One vCPU runs while the others stand still. */
+interface Alone {
+  readonly vcpu: number;
+  /** Whether it has come to where it was to, with a stop that nobody else wants. */
+  isThere(stop: KvmStop): boolean;
+}
+
+/**
+ * Whether a stop is the end of a step: the vCPU stands at another instruction, where there happens to be a breakpoint or the
+ * guest's #PF handler, or behind an access that is complete. Of other stops the instruction is still to be run.
+ */
+const endsStep = ({ reason, completed }: KvmStop): boolean =>
+  reason === 'breakpoint' || reason === 'guest-pf' || (FILTER_OF[reason] === 'mmio' && completed === true);
+
+/** A vCPU that was stopped for the others' sake. */
+const paused = (vcpu: number): KvmEvent => ({ vcpu, stop: { reason: 'pause', exact: [], derived: [] } });
 
 export interface KvmParts extends KvmPrinter {
   readonly client: RspClient;
@@ -70,18 +93,19 @@ export class KvmTarget implements Target {
   readonly #control: Control;
   readonly #memory: GuestMemory;
   readonly #code = new CodeBreakpoints();
-  /** Breakpoints that the helper has, by address. */
-  readonly #inserted = new Map<bigint, 'software' | 'hardware'>();
-  /** The bytes that software breakpoints replace, by guest-physical address. */
-  readonly #patches = new Map<bigint, number>();
+  readonly #inserted: InsertedBreakpoints;
+  /** Where a call that is stepped over, or a function that is left, comes back to. */
+  #returnsTo: bigint | undefined;
   #info: KvmInfo;
   #machine: Machine;
   #registers: readonly RegisterValues[] = [];
   /** What each vCPU stopped for last. */
   readonly #events: KvmEvent[];
   #turn: Promise<unknown> = Promise.resolve();
+  /** A motion is under way, though every vCPU may stand still for a moment. */
+  #moving = false;
   #pauseWanted = false;
-  #disposed = false;
+  #left: Promise<void> | undefined;
   #stops = 0;
   readonly #traps: Traps;
   readonly #violations: ViolationsAfter;
@@ -97,13 +121,11 @@ export class KvmTarget implements Target {
       fetch: (gpa, length) => parts.client.readPhysical(gpa, length),
     };
     this.#memory = new GuestMemory(ram);
-    this.#memory.renew(this.#info.memory.slots, this.#patches);
+    this.#inserted = new InsertedBreakpoints(parts.client, (address) => this.#gpaOf(address), parts.print);
+    this.#memory.renew(this.#info.memory.slots, this.#inserted.patches);
     this.#machine = viewMachine(this.#info, this.#memory, []);
     this.#control = new Control(parts.client, parts.info.vcpus, parts.first);
-    this.#events = Array.from({ length: parts.info.vcpus }, (_, vcpu) => ({
-      vcpu,
-      stop: { reason: 'start', exact: [], derived: [] } as KvmStop,
-    }));
+    this.#events = Array.from({ length: parts.info.vcpus }, (_, vcpu) => paused(vcpu));
     this.#traps = new Traps(parts.client, parts.print);
     this.#violations = new ViolationsAfter(parts.client, parts.print);
     this.#code.useProgram(parts.program);
@@ -118,6 +140,11 @@ export class KvmTarget implements Target {
     const target = new KvmTarget(parts);
     await target.#control.standStill();
     await target.#refresh();
+    // One that stood still has its reasons from before.
+    for (const event of parts.first) {
+      const vcpu = Number.parseInt((event.kind === 'stopped' && event.thread) || '1', 16) - 1;
+      if (event.kind === 'stopped' && event.kvm && vcpu < parts.info.vcpus) await target.#explain(vcpu, event.kvm);
+    }
     return target;
   }
 
@@ -139,41 +166,70 @@ export class KvmTarget implements Target {
     throw new Error('a real machine is changed through its guest side');
   }
 
-  dispose(): void {
-    if (this.#disposed) return;
-    this.#disposed = true;
+  dispose(): Promise<void> {
+    this.#left ??= this.#leave();
+    return this.#left;
+  }
+
+  async #leave(): Promise<void> {
     this.#parts.local?.close();
-    if (this.#parts.owned) this.#client.kill();
-    else this.#client.detach().catch(() => {});
+    if (this.#parts.owned) {
+      this.#client.kill();
+      return;
+    }
+    try {
+      await within(this.#client.detach(), LEAVE_MS, 'the helper does not answer');
+    } catch {
+      this.#client.close();
+    }
   }
 
   // ---- moving
 
   async move(motion: Motion, watcher: Watcher): Promise<Halt> {
     this.#pauseWanted = false;
-    let halt: Halt;
+    this.#moving = true;
+    try {
+      const halt = await this.#untilHalt(motion, watcher);
+      if (halt.kind !== 'ended') await this.#settle(watcher);
+      return halt;
+    } catch (error) {
+      if (error instanceof LostError) throw error;
+      // What the helper refuses is no loss: the machine stands where it is.
+      await this.#settle(watcher);
+      return { kind: 'stuck', words: (error as Error).message };
+    } finally {
+      this.#moving = false;
+    }
+  }
+
+  /** Nothing runs any more, and everything is read anew. */
+  #settle(watcher: Watcher): Promise<void> {
+    return this.#inTurn(async () => {
+      this.#moving = false;
+      for (const vcpu of await this.#control.standStill()) this.#events[vcpu] = paused(vcpu);
+      await this.#violations.tell(watcher);
+      await this.#refresh();
+    });
+  }
+
+  async #untilHalt(motion: Motion, watcher: Watcher): Promise<Halt> {
     switch (motion.kind) {
       case 'continue':
         await this.#inTurn(async () => {
           await this.#tellHelper(watcher);
           await this.#control.resumeAll(Array.from({ length: this.#info.vcpus }, (_, vcpu) => vcpu));
+          await this.#heedPause();
         });
-        await this.#heedPause();
-        halt = await this.#untilWanted(watcher, undefined);
-        break;
+        return this.#untilWanted(watcher, undefined);
       case 'step-in':
       case 'step-over':
       case 'step-out':
         await this.#inTurn(() => this.#tellHelper(watcher));
-        halt = await this.#step(motion, watcher);
-        break;
+        return this.#step(motion, watcher);
       default:
         throw new Error(FORWARDS_ONLY);
     }
-    if (halt.kind !== 'ended') await this.#control.standStill();
-    await this.#violations.tell(watcher);
-    if (halt.kind !== 'ended') await this.#refresh();
-    return halt;
   }
 
   /** Somebody may have asked for a pause before anything ran. */
@@ -181,15 +237,23 @@ export class KvmTarget implements Target {
     if (this.#pauseWanted) await this.#control.interrupt();
   }
 
-  /** Waits until something happens that is to stop the session. `alone`: only this vCPU runs. */
-  async #untilWanted(watcher: Watcher, alone: number | undefined): Promise<Halt> {
+  /** Waits until something happens that is to stop the session. `alone`: only this vCPU runs, and where to. */
+  async #untilWanted(watcher: Watcher, alone: Alone | undefined): Promise<Halt> {
     for (;;) {
       const event = await this.#control.next();
       if (event.kind === 'exited') return { kind: 'ended', status: event.status };
-      const halt = await this.#judge(event.vcpu, event.stop, watcher);
+      const { vcpu, stop } = event;
+      // In turn: it must not go on while it is judged, nor while breakpoints are changed.
+      const halt = await this.#inTurn(async () => {
+        const wanted = await this.#judge(vcpu, stop, watcher);
+        if (wanted) return wanted;
+        if (alone && alone.vcpu !== vcpu) return undefined;
+        if (alone?.isThere(stop)) return { kind: 'step', task: vcpu } as const;
+        await this.#control.again(vcpu);
+        await this.#heedPause();
+        return undefined;
+      });
       if (halt) return halt;
-      if (alone === undefined || alone === event.vcpu) await this.#control.resume(event.vcpu);
-      await this.#heedPause();
     }
   }
 
@@ -199,15 +263,16 @@ export class KvmTarget implements Target {
     const filter = FILTER_OF[stop.reason];
     if (filter) {
       const event = this.#events[vcpu]!;
-      return watcher.admits(filter, this.#scope(vcpu))
+      return (await this.#withFrames(() => watcher.admits(filter, this.#scope(vcpu))))
         ? { kind: 'matched', match: { kind: 'exception', task: vcpu, ids: [], filter, object: event } }
         : this.#halfway();
     }
     if (stop.reason === 'breakpoint') {
-      const ids = watcher.hit(this.#code.at(this.#registers[vcpu]!.get('rip')!), this.#scope(vcpu));
+      const points = this.#code.at(this.#rip(vcpu));
+      const ids = await this.#withFrames(() => watcher.hit(points, this.#scope(vcpu)));
       return ids.length > 0 ? { kind: 'matched', match: { kind: 'breakpoint', task: vcpu, ids } } : this.#halfway();
     }
-    if (stop.reason === 'pause') return this.#pauseWanted ? { kind: 'pause' } : undefined;
+    if (stop.reason === 'pause') return this.#halfway();
     if (stop.reason === 'step') return { kind: 'step', task: vcpu };
     return { kind: 'event', task: vcpu };
   }
@@ -222,22 +287,20 @@ export class KvmTarget implements Target {
   ): Promise<Halt> {
     const vcpu = motion.task;
     if (motion.kind === 'step-out') {
-      const caller = this.guest.frames(vcpu)[1];
-      if (!caller) return this.#runTo(vcpu, undefined, watcher);
-      return this.#runTo(vcpu, caller.address, watcher);
+      const caller = (await this.#withFrames(() => this.#frames(vcpu)))[1];
+      return this.#runTo(vcpu, caller?.address, watcher);
     }
     const start = this.#lineHere(vcpu);
     for (;;) {
       const line = this.#lineHere(vcpu);
-      const rip = this.#rip(vcpu);
-      const call = motion.kind === 'step-over' ? this.#callAt(vcpu, rip) : undefined;
+      const call = motion.kind === 'step-over' ? await this.#withFrames(() => this.#callAt(vcpu)) : undefined;
       let halt: Halt | undefined;
       if (call !== undefined) halt = await this.#runTo(vcpu, call, watcher);
       else {
         // A whole line at once, unless calls must be looked out for.
         const whole = !motion.byInstruction && line && motion.kind === 'step-in';
-        await this.#control.resume(vcpu, whole ? { from: line.from, to: line.to } : 'step');
-        halt = await this.#untilWanted(watcher, vcpu);
+        await this.#inTurn(() => this.#letRun(vcpu, whole ? { from: line.from, to: line.to } : 'step'));
+        halt = await this.#untilWanted(watcher, { vcpu, isThere: endsStep });
       }
       if (halt.kind !== 'step' || this.#pauseWanted)
         return this.#pauseWanted && halt.kind === 'step' ? { kind: 'pause' } : halt;
@@ -249,6 +312,11 @@ export class KvmTarget implements Target {
     }
   }
 
+  async #letRun(vcpu: number, how: Resume): Promise<void> {
+    await this.#control.resume(vcpu, how);
+    await this.#heedPause();
+  }
+
   #rip(vcpu: number): bigint {
     return this.#registers[vcpu]!.get('rip') ?? 0n;
   }
@@ -257,30 +325,30 @@ export class KvmTarget implements Target {
     return this.#parts.program?.lineAt(this.#rip(vcpu));
   }
 
-  /** Where a call at an address returns to; undefined when no call is there. */
-  #callAt(vcpu: number, rip: bigint): bigint | undefined {
+  /** Where a call that is next returns to; undefined when no call is. */
+  #callAt(vcpu: number): bigint | undefined {
+    const rip = this.#rip(vcpu);
     const [instruction] = instructionsAt(this.#parts.disassemble, this.#machine, vcpu, rip, 1);
     return instruction?.isCall ? rip + BigInt(instruction.bytes.length) : undefined;
   }
 
   /** Runs one vCPU to an address at this depth of its stack or above; without one, until something else stops it. */
   async #runTo(vcpu: number, address: bigint | undefined, watcher: Watcher): Promise<Halt> {
-    const depth = this.#registers[vcpu]!.get('rsp') ?? 0n;
-    const own = address !== undefined && !this.#inserted.has(address);
-    if (own) await this.#insert(address);
+    const stack = (): bigint => this.#registers[vcpu]!.get('rsp') ?? 0n;
+    const depth = stack();
     try {
-      for (;;) {
-        await this.#control.resume(vcpu);
-        await this.#heedPause();
-        const event = await this.#control.next();
-        if (event.kind === 'exited') return { kind: 'ended', status: event.status };
-        const halt = await this.#judge(event.vcpu, event.stop, watcher);
-        if (halt) return halt;
-        const arrived = event.stop.reason === 'breakpoint' && this.#rip(vcpu) === address;
-        if (arrived && (this.#registers[vcpu]!.get('rsp') ?? 0n) >= depth) return { kind: 'step', task: vcpu };
-      }
+      await this.#inTurn(async () => {
+        this.#returnsTo = address;
+        if (address !== undefined) await this.#inserted.insert(address);
+        await this.#letRun(vcpu, 'continue');
+      });
+      const isThere = ({ reason }: KvmStop): boolean =>
+        reason === 'breakpoint' && this.#rip(vcpu) === address && stack() >= depth;
+      return await this.#untilWanted(watcher, { vcpu, isThere });
     } finally {
-      if (own) await this.#remove(address).catch(() => {});
+      this.#returnsTo = undefined;
+      if (address !== undefined && !this.#code.addresses.has(address) && !this.#control.ended)
+        await this.#inTurn(() => this.#inserted.remove(address));
     }
   }
 
@@ -299,47 +367,17 @@ export class KvmTarget implements Target {
     await this.#syncBreakpoints();
   }
 
-  async #syncBreakpoints(): Promise<void> {
+  #syncBreakpoints(): Promise<void> {
     const wanted = this.#code.addresses;
-    for (const address of [...this.#inserted.keys()]) if (!wanted.has(address)) await this.#remove(address);
-    for (const address of wanted) {
-      if (this.#inserted.has(address)) continue;
-      try {
-        await this.#insert(address);
-      } catch (error) {
-        this.#parts.print(`no breakpoint at ${hex(address)}: ${(error as Error).message}\n`);
-      }
-    }
+    if (this.#returnsTo !== undefined) wanted.add(this.#returnsTo);
+    return this.#inserted.sync(wanted);
   }
 
-  /** In memory where it is mapped, else in a debug register. */
-  async #insert(address: bigint): Promise<void> {
-    const host = toHost(this.#machine, { space: 'gva', vcpu: 0, address });
-    if (!host) {
-      await this.#client.insertBreakpoint('hardware', address);
-      this.#inserted.set(address, 'hardware');
-      return;
-    }
-    const original = new Uint8Array(this.#machine.pageBytes(host.pfn))[host.offset]!;
-    await this.#client.insertBreakpoint('software', address);
-    this.#inserted.set(address, 'software');
-    this.#patches.set(BigInt(host.pfn) * 4096n + BigInt(host.offset), original);
-  }
-
-  async #remove(address: bigint): Promise<void> {
-    const kind = this.#inserted.get(address);
-    if (!kind) return;
-    await this.#client.removeBreakpoint(kind, address);
-    this.#inserted.delete(address);
-    this.#patches.clear();
-    for (const [other, how] of this.#inserted) {
-      const host = how === 'software' ? toHost(this.#machine, { space: 'gva', vcpu: 0, address: other }) : undefined;
-      if (host)
-        this.#patches.set(
-          BigInt(host.pfn) * 4096n + BigInt(host.offset),
-          new Uint8Array(this.#machine.pageBytes(host.pfn))[host.offset]!,
-        );
-    }
+  #gpaOf(address: bigint): Promise<bigint | undefined> {
+    return this.#withFrames(() => {
+      const host = toHost(this.#machine, { space: 'gva', vcpu: 0, address });
+      return host && BigInt(host.pfn) * 4096n + BigInt(host.offset);
+    });
   }
 
   // ---- looking
@@ -355,7 +393,7 @@ export class KvmTarget implements Target {
   }
 
   #renew(): void {
-    this.#memory.renew(this.#info.memory.slots, this.#patches);
+    this.#memory.renew(this.#info.memory.slots, this.#inserted.patches);
     this.#machine = viewMachine(this.#info, this.#memory, this.#registers);
   }
 
@@ -364,15 +402,22 @@ export class KvmTarget implements Target {
     const values = await this.#client.readRegisters((vcpu + 1).toString(16));
     this.#registers = this.#registers.map((old, number) => (number === vcpu ? values : old));
     this.#renew();
+    await this.#explain(vcpu, stop);
+  }
+
+  /** What a vCPU stopped for, and what its tables and its instruction say of that. */
+  async #explain(vcpu: number, stop: KvmStop): Promise<void> {
     const event = { vcpu, stop };
     this.#events[vcpu] = event;
-    this.#events[vcpu] = await withFrames(
-      (frames) => this.#memory.fetch(frames),
-      () => {
-        const fault = guestFault(this.#machine.mirror!, vcpu, stop);
-        return fault ? { ...event, fault } : withAddress(event, this.#machine, values, this.#parts.memoryOperands);
-      },
-    );
+    this.#events[vcpu] = await this.#withFrames(() => {
+      const fault = guestFault(this.#machine.mirror!, vcpu, stop);
+      if (fault) return { ...event, fault };
+      return withAddress(event, this.#machine, this.#registers[vcpu]!, this.#parts.memoryOperands);
+    });
+  }
+
+  #withFrames<T>(ask: () => T): Promise<T> {
+    return withFrames((frames) => this.#memory.fetch(frames), ask);
   }
 
   #scope(vcpu: number): Scope {
@@ -398,6 +443,8 @@ export class KvmTarget implements Target {
         await this.#refresh();
       },
       write: async (at, bytes) => {
+        // What is written is the guest's own, also where a breakpoint stood: they are put back when the machine goes on.
+        await this.#inserted.sync(new Set());
         await this.#write(at, bytes);
         await this.#refresh();
       },
@@ -411,7 +458,7 @@ export class KvmTarget implements Target {
       setLines: (path, wanted) => this.#whileStill(() => this.#code.setLines(path, wanted)),
       setFunctions: (wanted) => this.#whileStill(() => this.#code.setFunctions(wanted)),
       setInstructions: (wanted) => this.#whileStill(() => this.#code.setInstructions(wanted)),
-      command: (text) => this.#command(text),
+      command: (text, watcher) => this.#command(text, watcher),
     };
   }
 
@@ -419,11 +466,17 @@ export class KvmTarget implements Target {
   #whileStill(change: () => DebugProtocol.Breakpoint[]): Promise<DebugProtocol.Breakpoint[]> {
     return this.#inTurn(async () => {
       const answers = change();
-      if (!this.#control.anyRuns) return answers;
+      if (!this.#moving || this.#control.ended) return answers;
       const ran = await this.#control.standStill();
-      await this.#refresh();
-      await this.#syncBreakpoints();
-      await this.#control.resumeAll(ran);
+      try {
+        if (this.#control.ended) return answers;
+        await this.#refresh();
+        await this.#syncBreakpoints();
+      } finally {
+        await this.#control.release(ran);
+        // It may have been asked for while nothing ran.
+        await this.#heedPause();
+      }
       return answers;
     });
   }
@@ -458,7 +511,7 @@ export class KvmTarget implements Target {
   #words(halt: Halt | { readonly kind: 'entry' }, event: KvmEvent, where: string): [StopAnswer['reason'], string] {
     switch (halt.kind) {
       case 'entry':
-        return ['entry', `vCPU ${event.vcpu} has not begun: ${where} is next.`];
+        return ['entry', eventSentence(event, where)];
       case 'matched':
         return [halt.match.kind === 'breakpoint' ? 'breakpoint' : 'exception', eventSentence(event, where)];
       case 'step':
@@ -467,6 +520,8 @@ export class KvmTarget implements Target {
         return ['pause', `vCPU ${event.vcpu} is paused at ${where}.`];
       case 'ended':
         return ['end', `The guest has ended with status ${halt.status ?? 0}.`];
+      case 'stuck':
+        return ['stuck', `vCPU ${event.vcpu} stands at ${where}: ${halt.words}`];
       default:
         return ['stuck', eventSentence(event, where)];
     }
@@ -517,9 +572,9 @@ export class KvmTarget implements Target {
     else await this.#client.writePhysical(address, bytes);
   }
 
-  async #command(text: string): Promise<string | undefined> {
+  async #command(text: string, watcher: Watcher): Promise<string | undefined> {
     if (text === 'help') return GUEST_HELP;
-    const done = await runGuestCommand(this.#client, this.#violations, text);
+    const done = await runGuestCommand(this.#client, this.#violations, (filter) => watcher.wants(filter), text);
     if (done?.changes) {
       this.#info = await this.#client.info();
       await this.#refresh();

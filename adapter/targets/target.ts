@@ -79,12 +79,13 @@ export interface Target {
   /** Where vCPUs run real code: that code. */
   readonly guest?: GuestSide;
   readonly capabilities: TargetCapabilities;
-  /** Moves until something halts it. Control returns to the event loop every few milliseconds. */
+  /** Moves until something halts it. Control returns to the event loop every few milliseconds. @throws LostError when the machine is gone */
   move(motion: Motion, watcher: Watcher): Promise<Halt>;
   /** Ends the current motion soon. */
   pause(): void;
   /** Brings frames of a machine's memory here that a question lacked. */
   fetch?(frames: readonly number[]): Promise<void>;
   edit(edit: Edit): void;
-  dispose(): void;
+  /** Lets go of it, once; what is told of its last moments has been told when this resolves. */
+  dispose(): Promise<void>;
 }
