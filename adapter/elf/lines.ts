@@ -1,4 +1,4 @@
-import { ElfError, Reader } from './reader.ts';
+import { ElfError, NameBudget, Reader } from './reader.ts';
 
 /** Instructions from `from` to before `to` come from a line. */
 export interface LineRow {
@@ -8,6 +8,11 @@ export interface LineRow {
   readonly line: number;
   /** A good place for a breakpoint. */
   readonly isStatement: boolean;
+}
+
+interface Names {
+  readonly sections: LineSections;
+  readonly budget: NameBudget;
 }
 
 export interface LineSections {
@@ -29,6 +34,7 @@ const DW_LNCT_directory_index = 2;
  */
 export function readLines(sections: LineSections): LineRow[] {
   const rows: LineRow[] = [];
+  const names = { sections, budget: new NameBudget() };
   for (let at = 0; at < sections.line.length; ) {
     const header = new Reader(sections.line, '.debug_line', at);
     const short = header.u32();
@@ -36,13 +42,13 @@ export function readLines(sections: LineSections): LineRow[] {
     const length = offsetSize === 8 ? header.word(8) : short;
     const end = header.at + length;
     if (end > sections.line.length) throw new ElfError(`.debug_line: the unit at ${at} goes beyond the section`);
-    readUnit(sections, new Reader(sections.line, '.debug_line', header.at, end), offsetSize, rows);
+    readUnit(names, new Reader(sections.line, '.debug_line', header.at, end), offsetSize, rows);
     at = end;
   }
   return rows;
 }
 
-function readUnit(sections: LineSections, reader: Reader, offsetSize: 4 | 8, rows: LineRow[]): void {
+function readUnit(names: Names, reader: Reader, offsetSize: 4 | 8, rows: LineRow[]): void {
   const version = reader.u16();
   if (version < 2 || version > 5) throw new ElfError(`.debug_line: version ${version}; 2 to 5 are understood`);
   if (version === 5) {
@@ -60,7 +66,7 @@ function readUnit(sections: LineSections, reader: Reader, offsetSize: 4 | 8, row
   const opcodeBase = reader.u8();
   if (lineRange === 0) throw new ElfError('.debug_line: line_range is 0');
   const lengths = Array.from({ length: Math.max(0, opcodeBase - 1) }, () => reader.u8());
-  const files = version === 5 ? filesOf5(sections, reader, offsetSize) : filesOf4(reader);
+  const files = version === 5 ? filesOf5(names, reader, offsetSize) : filesOf4(names, reader);
   reader.at = program;
 
   let address = 0n;
@@ -136,17 +142,20 @@ function readUnit(sections: LineSections, reader: Reader, offsetSize: 4 | 8, row
   }
 }
 
-function join(directory: string | undefined, name: string): string {
-  return name.startsWith('/') || !directory ? name : `${directory}/${name}`;
+function join({ budget }: Names, directory: string | undefined, name: string): string {
+  if (name.startsWith('/') || !directory) return name;
+  budget.take(directory.length);
+  return `${directory}/${name}`;
 }
 
 /** Up to DWARF 4: lists that an empty name ends; files are numbered from 1. */
-function filesOf4(reader: Reader): string[] {
+function filesOf4(names: Names, reader: Reader): string[] {
+  const text = (): string => reader.text(names.budget);
   const directories: string[] = [''];
-  for (let name = reader.text(); name !== ''; name = reader.text()) directories.push(name);
+  for (let name = text(); name !== ''; name = text()) directories.push(name);
   const files: string[] = [''];
-  for (let name = reader.text(); name !== ''; name = reader.text()) {
-    files.push(join(directories[reader.uleb()], name));
+  for (let name = text(); name !== ''; name = text()) {
+    files.push(join(names, directories[reader.uleb()], name));
     reader.uleb();
     reader.uleb();
   }
@@ -154,21 +163,24 @@ function filesOf4(reader: Reader): string[] {
 }
 
 /** DWARF 5: lists whose form is described; directory 0 is the compilation's, which the others are relative to. */
-function filesOf5(sections: LineSections, reader: Reader, offsetSize: 4 | 8): string[] {
-  const directories = entries(sections, reader, offsetSize).map(({ path }) => path);
-  const absolute = directories.map((path) => join(directories[0], path));
-  return entries(sections, reader, offsetSize).map(({ path, directory }) => join(absolute[directory], path));
+function filesOf5(names: Names, reader: Reader, offsetSize: 4 | 8): string[] {
+  const directories = entries(names, reader, offsetSize).map(({ path }) => path);
+  const absolute = directories.map((path) => join(names, directories[0], path));
+  return entries(names, reader, offsetSize).map(({ path, directory }) => join(names, absolute[directory], path));
 }
 
-function entries(sections: LineSections, reader: Reader, offsetSize: 4 | 8): { path: string; directory: number }[] {
+function entries(names: Names, reader: Reader, offsetSize: 4 | 8): { path: string; directory: number }[] {
   const formats = Array.from({ length: reader.u8() }, () => ({ content: reader.uleb(), form: reader.uleb() }));
   const count = reader.uleb();
-  if (count > reader.end) throw new ElfError(`.debug_line claims ${count} files`);
+  // Each form takes a byte at least.
+  const left = reader.end - reader.at;
+  if (count * formats.length > left || (count > 0 && formats.length === 0))
+    throw new ElfError(`.debug_line claims ${count} files in ${left} bytes`);
   return Array.from({ length: count }, () => {
     let path = '';
     let directory = 0;
     for (const { content, form } of formats) {
-      const value = formValue(sections, reader, form, offsetSize);
+      const value = formValue(names, reader, form, offsetSize);
       if (content === DW_LNCT_path) path = `${value}`;
       else if (content === DW_LNCT_directory_index) directory = Number(value);
     }
@@ -176,14 +188,15 @@ function entries(sections: LineSections, reader: Reader, offsetSize: 4 | 8): { p
   });
 }
 
-function formValue(sections: LineSections, reader: Reader, form: number, offsetSize: 4 | 8): string | number {
+function formValue(names: Names, reader: Reader, form: number, offsetSize: 4 | 8): string | number {
+  const { sections, budget } = names;
   switch (form) {
     case 0x08:
-      return reader.text();
+      return reader.text(budget);
     case 0x1f:
-      return new Reader(sections.lineStrings, '.debug_line_str', reader.word(offsetSize)).text();
+      return new Reader(sections.lineStrings, '.debug_line_str', reader.word(offsetSize)).text(budget);
     case 0x0e:
-      return new Reader(sections.strings, '.debug_str', reader.word(offsetSize)).text();
+      return new Reader(sections.strings, '.debug_str', reader.word(offsetSize)).text(budget);
     case 0x0b:
       return reader.u8();
     case 0x05:

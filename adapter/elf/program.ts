@@ -1,5 +1,5 @@
 import { type LineRow, readLines } from './lines.ts';
-import { ElfError, Reader } from './reader.ts';
+import { ElfError, NameBudget, Reader } from './reader.ts';
 
 export interface ElfSymbol {
   readonly name: string;
@@ -34,6 +34,9 @@ export class ElfProgram {
   readonly problem: string | undefined;
   readonly #byName: ReadonlyMap<string, ElfSymbol>;
   readonly #places: readonly Section[];
+  readonly files: readonly string[];
+  /** Good places for breakpoints, by file and line. */
+  readonly #statements: ReadonlyMap<string, ReadonlyMap<number, readonly LineRow[]>>;
 
   /** @throws ElfError for what is no ELF64 file or is cut off */
   constructor(file: Uint8Array) {
@@ -54,6 +57,8 @@ export class ElfProgram {
       this.problem = `no source lines: ${error.message}`;
     }
     this.lines = lines.sort((a, b) => (a.from < b.from ? -1 : a.from > b.from ? 1 : 0));
+    this.files = [...new Set(this.lines.map((row) => row.file))].filter((file) => file !== '').sort();
+    this.#statements = statementsOf(this.lines);
   }
 
   /** @returns undefined when there is no such symbol */
@@ -84,19 +89,28 @@ export class ElfProgram {
 
   /** Lines of a file on which a breakpoint can stand, ascending. */
   breakableLines(file: string): number[] {
-    const found = new Set(this.lines.filter((row) => row.isStatement && row.file === file).map((row) => row.line));
-    return [...found].sort((a, b) => a - b);
+    return [...(this.#statements.get(file)?.keys() ?? [])].sort((a, b) => a - b);
   }
 
   /** Where the code of a line begins: once for each stretch of it. */
   addressesOf(file: string, line: number): bigint[] {
-    const rows = this.lines.filter((row) => row.file === file && row.line === line && row.isStatement);
-    return rows.filter((row) => !rows.some((other) => other.to === row.from)).map((row) => row.from);
+    const rows = this.#statements.get(file)?.get(line) ?? [];
+    const ends = new Set(rows.map((row) => row.to));
+    return rows.filter((row) => !ends.has(row.from)).map((row) => row.from);
   }
+}
 
-  get files(): string[] {
-    return [...new Set(this.lines.map((row) => row.file))].filter((file) => file !== '').sort();
+function statementsOf(lines: readonly LineRow[]): Map<string, Map<number, LineRow[]>> {
+  const files = new Map<string, Map<number, LineRow[]>>();
+  for (const row of lines) {
+    if (!row.isStatement) continue;
+    const rows = files.get(row.file) ?? new Map<number, LineRow[]>();
+    files.set(row.file, rows);
+    const there = rows.get(row.line);
+    if (there) there.push(row);
+    else rows.set(row.line, [row]);
   }
+  return files;
 }
 
 function lastNotAbove<T>(sorted: readonly T[], value: bigint, key: (item: T) => bigint): number {
@@ -141,9 +155,10 @@ function readSections(file: Uint8Array): Section[] {
     };
   });
   const strings = raw[names]?.bytes ?? new Uint8Array();
+  const budget = new NameBudget();
   return raw.map((section) => ({
     ...section,
-    name: section.name < strings.length ? new Reader(strings, 'the section names', section.name).text() : '',
+    name: section.name < strings.length ? new Reader(strings, 'the section names', section.name).cutText(budget) : '',
   }));
 }
 
@@ -152,6 +167,7 @@ function readSymbols(sections: readonly Section[]): ElfSymbol[] {
   const strings = table && sections[table.link]?.bytes;
   if (!table || !strings) return [];
   const symbols: ElfSymbol[] = [];
+  const budget = new NameBudget();
   for (let at = 24; at + 24 <= table.bytes.length; at += 24) {
     const reader = new Reader(table.bytes, '.symtab', at);
     const name = reader.u32();
@@ -160,7 +176,7 @@ function readSymbols(sections: readonly Section[]): ElfSymbol[] {
     const section = reader.u16();
     const address = reader.u64();
     if (section === 0 || name === 0 || (type !== STT_FUNC && type !== STT_OBJECT && type !== STT_NOTYPE)) continue;
-    symbols.push({ name: new Reader(strings, '.strtab', name).text(), address, size: reader.u64() });
+    symbols.push({ name: new Reader(strings, '.strtab', name).cutText(budget), address, size: reader.u64() });
   }
   return symbols;
 }

@@ -1,6 +1,22 @@
 /** A file that is not what it should be; the message says where. */
 export class ElfError extends Error {}
 
+/** The longest name: as long as paths may be. Symbols of more, which a compiler may make, are cut. */
+const LONGEST_NAME = 4096;
+/** Letters of all names of a file. Names may share their bytes, so that a small file could ask for any amount. */
+const MOST_LETTERS = 1 << 26;
+
+/** How much the names of a file may still take. */
+export class NameBudget {
+  #left = MOST_LETTERS;
+
+  /** @throws ElfError */
+  take(letters: number): void {
+    this.#left -= letters;
+    if (this.#left < 0) throw new ElfError(`its names have more than ${MOST_LETTERS} letters`);
+  }
+}
+
 /** Little-endian fields, one after the other. */
 export class Reader {
   readonly #view: DataView;
@@ -80,12 +96,24 @@ export class Reader {
     }
   }
 
-  /** Text that a zero ends. */
-  text(): string {
+  /** Text that a zero ends. @throws ElfError where it is longer than names are */
+  text(budget: NameBudget): string {
+    const text = this.#upToZero(budget);
+    if (this.#view.getUint8(this.at - 1) !== 0)
+      throw new ElfError(`${this.#what} has a name of more than ${LONGEST_NAME} letters before ${this.at}`);
+    return text;
+  }
+
+  /** The same, cut where it is longer; what follows cannot be read then. */
+  cutText(budget: NameBudget): string {
+    return this.#upToZero(budget);
+  }
+
+  #upToZero(budget: NameBudget): string {
     const start = this.at;
-    while (this.u8() !== 0);
-    return new TextDecoder().decode(
-      new Uint8Array(this.#view.buffer, this.#view.byteOffset + start, this.at - 1 - start),
-    );
+    let length = 0;
+    while (this.u8() !== 0 && length < LONGEST_NAME) length++;
+    budget.take(length);
+    return new TextDecoder().decode(new Uint8Array(this.#view.buffer, this.#view.byteOffset + start, length));
   }
 }
