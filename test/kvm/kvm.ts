@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { accessSync, constants, existsSync } from 'node:fs';
 import { join } from 'node:path';
@@ -38,3 +39,11 @@ export function kvmTest(name: string, body: () => Promise<void>): void {
 
 /** A guest of the examples. */
 export const guest = (name: string): string => join('examples', 'guests', 'build', name);
+
+/** The helper that an adapter has started. */
+export function helperOf(adapter: number): number {
+  const { stdout } = spawnSync('ps', ['-o', 'pid=', '--ppid', `${adapter}`], { encoding: 'utf8' });
+  const pid = Number(stdout.trim().split('\n')[0]);
+  assert.ok(pid > 0, 'the adapter has no helper');
+  return pid;
+}

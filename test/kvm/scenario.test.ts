@@ -2,10 +2,10 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { after } from 'node:test';
 import { Client, errorText, spawnAdapter } from '../adapter/client.ts';
-import { kvmTest } from './kvm.ts';
+import { helperOf, kvmTest, native } from './kvm.ts';
 
 // The same scenarios on the emulator and on real KVM.
 
@@ -199,3 +199,45 @@ kvmTest(
     }
   },
 );
+
+/** A scenario that would take minutes. */
+const LONG = `machine x86-64 {
+  memory 0 +32M
+}
+guest kernel {
+  map 0x400000 -> 0x200000 +4K rwx
+}
+vcpu 0 in kernel {
+  repeat 1000000 {
+    write 0x400000 = 1
+  }
+}
+vcpu 1 in kernel {
+  write 0x400000 = 2
+}
+`;
+
+kvmTest('a helper that dies is a lost machine, not a scenario that has failed', async () => {
+  const helper = join(folder, 'mortal');
+  const start = `${resolve(native('kvm-mmu-helper'))} "$@" <&3 & sleep 1; kill -9 $!; wait`;
+  writeFileSync(helper, `#!/bin/sh\nexec 3<&0\n${start}\n`, { mode: 0o755 });
+  const { status, stdout, stderr } = run(scenario('long', LONG), '--target', 'kvm', '--helper', helper);
+  assert.match(stderr, /long\.mmu: the machine is lost: .*mortal has ended/);
+  assert.equal(status, 3, stdout);
+});
+
+kvmTest('a session on a scenario whose helper dies ends with words', async () => {
+  const transport = spawnAdapter();
+  const client = new Client(transport);
+  try {
+    await client.start(scenario('long', LONG), { launch: { target: 'kvm', stopOnEntry: true }, filters: [] });
+    const ended = client.stop();
+    await client.request('continue', { threadId: 1 });
+    process.kill(helperOf(transport.process.pid!), 'SIGKILL');
+    assert.equal((await ended).event, 'terminated');
+    const said = client.events.filter(({ event }) => event === 'output').map(({ body }) => body.output);
+    assert.match(said.join(''), /^the machine is lost: .*signal SIGKILL$/m);
+  } finally {
+    await client.close();
+  }
+});

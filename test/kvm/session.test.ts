@@ -1,12 +1,14 @@
 import assert from 'node:assert/strict';
-import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { after } from 'node:test';
 import type { DebugProtocol } from '@vscode/debugprotocol';
+import { RspClient } from '../../adapter/rsp/client.ts';
+import { connectSocket } from '../../adapter/rsp/node-stream.ts';
 import { Client, errorText, spawnAdapter } from '../adapter/client.ts';
-import { guest, kvmTest, native } from './kvm.ts';
+import { guest, helperOf, kvmTest, native } from './kvm.ts';
 
 // Sessions on guests under KVM, through the adapter's process.
 
@@ -43,14 +45,6 @@ async function frames(client: Client): Promise<string[]> {
 async function evaluate(client: Client, expression: string, context = 'repl'): Promise<string> {
   const response = await client.raw('evaluate', { expression, context });
   return response.success ? response.body.result : errorText(response);
-}
-
-/** The helper that an adapter has started. */
-function helperOf(adapter: number): number {
-  const { stdout } = spawnSync('ps', ['-o', 'pid=', '--ppid', `${adapter}`], { encoding: 'utf8' });
-  const pid = Number(stdout.trim().split('\n')[0]);
-  assert.ok(pid > 0, 'the adapter has no helper');
-  return pid;
 }
 
 /** Also where a process is dead and nobody has asked how it died, it does not run. */
@@ -345,6 +339,41 @@ kvmTest('a helper that listens is attached to, left, and attached to again, by a
     helper.kill();
   }
 });
+
+kvmTest(
+  'a machine that is attached to is left before the session attaches anew, and before the adapter ends',
+  async () => {
+    const socket = join(folder, 'again.sock');
+    const args = ['--memory', '16M', '--image', guest('user.elf'), '--listen', socket];
+    const helper = spawn(native('kvm-mmu-helper'), args, { stdio: 'ignore' });
+    const client = new Client(spawnAdapter());
+    try {
+      await until('the helper listens', () => existsSync(socket));
+      await client.initialize();
+      // Slow, as a network is: what is on its way when the adapter ends is lost.
+      const slow =
+        "const s=require('net').connect(process.argv[1]);process.stdin.on('data',(d)=>setTimeout(()=>s.write(d),150));s.pipe(process.stdout);setInterval(()=>{},1e3)";
+      const connect = [process.execPath, '-e', slow, socket];
+      await client.request('attach', { type: 'kvm-mmu', request: 'attach', name: 'a', connect, guest: USER.guest });
+      let stop = client.stop();
+      await client.request('configurationDone');
+      await stop;
+      // jmp to itself, so that it runs when nobody looks.
+      const data = Buffer.from([0xeb, 0xfe]).toString('base64');
+      await client.request('writeMemory', { memoryReference: '0x100000', data });
+      stop = client.stop();
+      await client.request('restart');
+      assert.match(text(await stop), /^vCPU 0 is paused at _start \(0x100000\)\.$/);
+      await client.close();
+      const next = new RspClient(connectSocket(socket));
+      assert.deepEqual(await next.handshake(), [], 'it runs');
+      await next.detach();
+    } finally {
+      helper.kill('SIGKILL');
+      await client.close();
+    }
+  },
+);
 
 for (const [name, launch, words] of [
   [
