@@ -21,11 +21,11 @@ import { parseRequest, type ViewEvent } from '../engine/queries/protocol.ts';
 import type { FaultInfo } from '../engine/tdp/fault.ts';
 import { parseExpression } from '../scenario/index.ts';
 import { describeAddress, parseAddress, toHost } from './addresses.ts';
-import { Breakpoints, currentFault, type Filter, faultScope } from './breakpoints.ts';
+import { Breakpoints, currentFault, faultScope } from './breakpoints.ts';
 import { runCommand } from './console.ts';
 import { evaluateText } from './evaluate.ts';
 import { stackFrames } from './frames.ts';
-import { filtersOf } from './kvm/filters.ts';
+import { announcedFilters } from './kvm/filters.ts';
 import { type LaunchArguments, parseAttach, parseLaunch } from './launch.ts';
 import { loadTarget, type Say, type SessionHost } from './load.ts';
 import { readMemory, writeMemory } from './memory-requests.ts';
@@ -124,7 +124,7 @@ export class KvmMmuSession extends DebugSession {
       supportsBreakpointLocationsRequest: true,
       supportsDataBreakpoints: true,
       supportsCompletionsRequest: false,
-      exceptionBreakpointFilters: filtersOf(this.#host.onKvm).map(announced),
+      exceptionBreakpointFilters: announcedFilters(this.#host.onKvm),
     };
     this.sendResponse(response);
   }
@@ -148,7 +148,7 @@ export class KvmMmuSession extends DebugSession {
     this.#launch = launch;
     await this.#load();
     const { capabilities, guest } = this.#need();
-    const ofGuests = { ...OF_GUESTS, exceptionBreakpointFilters: filtersOf('guest').map(announced) };
+    const ofGuests = { ...OF_GUESTS, exceptionBreakpointFilters: announcedFilters('guest') };
     const known = { supportsStepBack: capabilities.stepBack, ...(guest ? ofGuests : {}) };
     this.sendEvent(new Event('capabilities', { capabilities: known }));
     this.sendEvent(new InitializedEvent());
@@ -868,22 +868,6 @@ export class KvmMmuSession extends DebugSession {
       this.#go({ kind: 'release', lock, task: owner.id });
     });
   }
-}
-
-function announced({
-  filter,
-  label,
-  description,
-  default: isDefault,
-}: Filter): DebugProtocol.ExceptionBreakpointsFilter {
-  return {
-    filter,
-    label,
-    description,
-    default: isDefault,
-    supportsCondition: true,
-    conditionDescription: 'e.g. gpa in 0x100000..0x200000 && write && level == 1 && hits >= 3',
-  };
 }
 
 function secondStageFault({ mirror, config }: Machine): string {

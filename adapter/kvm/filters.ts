@@ -1,3 +1,4 @@
+import type { DebugProtocol } from '@vscode/debugprotocol';
 import { FILTERS, type Filter } from '../breakpoints.ts';
 
 /** What a real machine can be stopped at, and the stops of the helper that this needs. */
@@ -35,9 +36,21 @@ export const KVM_FILTERS: readonly (Filter & { readonly stops: readonly string[]
 ];
 
 /** Filters of a session: those of a real machine, and what a scenario can be stopped at besides; else the emulator's. */
-export function filtersOf(onKvm: 'guest' | 'scenario' | undefined): readonly Filter[] {
+function filtersOf(onKvm: 'guest' | 'scenario' | undefined): readonly Filter[] {
   if (onKvm === undefined) return FILTERS;
   const ofScenarios = FILTERS.filter(({ filter }) => filter === 'warning' || filter === 'expect');
   if (onKvm === 'guest') return KVM_FILTERS;
   return [...KVM_FILTERS.filter(({ stops }) => stops.length > 0), ...ofScenarios];
+}
+
+/** The same, as a client is told of them. */
+export function announcedFilters(onKvm: Parameters<typeof filtersOf>[0]): DebugProtocol.ExceptionBreakpointsFilter[] {
+  return filtersOf(onKvm).map(({ filter, label, description, default: isDefault }) => ({
+    filter,
+    label,
+    description,
+    default: isDefault,
+    supportsCondition: true,
+    conditionDescription: 'e.g. gpa in 0x100000..0x200000 && write && level == 1 && hits >= 3',
+  }));
 }

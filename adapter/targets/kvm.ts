@@ -191,7 +191,7 @@ export class KvmTarget implements Target {
     this.#moving = true;
     try {
       const halt = await this.#untilHalt(motion, watcher);
-      if (halt.kind !== 'ended') await this.#settle(watcher);
+      await this.#settle(watcher);
       return halt;
     } catch (error) {
       if (error instanceof LostError) throw error;
@@ -203,13 +203,13 @@ export class KvmTarget implements Target {
     }
   }
 
-  /** Nothing runs any more, and everything is read anew. */
+  /** Nothing runs any more, and everything is read anew where there is a machine. */
   #settle(watcher: Watcher): Promise<void> {
     return this.#inTurn(async () => {
       this.#moving = false;
       for (const vcpu of await this.#control.standStill()) this.#events[vcpu] = paused(vcpu);
       await this.#violations.tell(watcher);
-      await this.#refresh();
+      if (!this.#control.ended) await this.#refresh();
     });
   }
 
