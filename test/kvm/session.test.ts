@@ -370,7 +370,6 @@ kvmTest(
       await next.detach();
     } finally {
       helper.kill('SIGKILL');
-      await client.close();
     }
   },
 );
