@@ -88,6 +88,18 @@ int breakpoint_remove(struct vm *vm, bool hardware, u64 address)
 	return 0;
 }
 
+void breakpoint_keep_all(struct vm *vm)
+{
+	for (int i = 0; i < MAX_BREAKPOINTS; i++) {
+		struct breakpoint *point = &vm->breakpoints[i];
+		u8 now, int3 = INT3;
+		if (!point->used || point->hardware || memory_read(vm, point->gpa, &now, 1) != 1 || now == INT3)
+			continue;
+		point->original = now;
+		memory_write(vm, point->gpa, &int3, 1);
+	}
+}
+
 void breakpoint_remove_all(struct vm *vm)
 {
 	for (int i = 0; i < MAX_BREAKPOINTS; i++) {

@@ -279,6 +279,8 @@ const struct host_debug *host_debug(const struct vm *vm);
 
 int breakpoint_insert(struct vm *vm, struct vcpu *vcpu, bool hardware, u64 address);
 int breakpoint_remove(struct vm *vm, bool hardware, u64 address);
+/* Memory was written from outside: an int3 that is gone stands for what is there now. */
+void breakpoint_keep_all(struct vm *vm);
 void breakpoint_remove_all(struct vm *vm);
 struct breakpoint *breakpoint_at(struct vm *vm, u64 address);
 /* The one that stops code at a virtual address: an int3 is the same in every address space that maps it. */

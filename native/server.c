@@ -410,6 +410,7 @@ static void write_memory(struct server *server, const char *text, size_t length_
 	else {
 		size_t done = server->physical ? memory_write(server->vm, address, bytes, length) :
 						 memory_write_virtual(server->vm, &sregs, address, bytes, length);
+		breakpoint_keep_all(server->vm);
 		if (done < length)
 			send_error(server, fail(EFAULT, "nothing is mapped at 0x%llx", (unsigned long long)(address + done)));
 		else

@@ -289,6 +289,7 @@ int vendor_packet(struct vm *vm, const char *packet, struct text *reply)
 		error = numbers(at, values, 2, NULL);
 		if (!error)
 			error = vm_discard(vm, values[0], values[1]);
+		breakpoint_keep_all(vm);
 	} else if ((at = after(packet, "vKvm.Unmap:"))) {
 		error = numbers(at, values, 2, NULL);
 		if (!error)

@@ -552,3 +552,18 @@ kvmTest('a machine that is left runs on: no trap, no breakpoint and no stop of t
     helper.kill();
   }
 });
+
+kvmTest('code that is written over a breakpoint is what runs, after the stop', () =>
+  withMachine(USER, async (machine) => {
+    // nop; hlt
+    await machine.client.writePhysical(FREE, Uint8Array.of(0x90, 0xf4));
+    await machine.client.writeRegisters('1', { rip: FREE, rbx: 0n });
+    await machine.client.insertBreakpoint('software', FREE + 1n);
+    // inc %rbx; hlt, over both.
+    await machine.client.writePhysical(FREE + 1n, Uint8Array.of(0x48, 0xff, 0xc3, 0xf4));
+    assert.equal((await machine.go()).reason, 'breakpoint');
+    assert.deepEqual([...(await machine.client.readPhysical(FREE + 1n, 3))], [0x48, 0xff, 0xc3]);
+    assert.equal((await machine.go()).reason, 'halt');
+    assert.equal((await machine.registers()).get('rbx'), 1n);
+  }),
+);
