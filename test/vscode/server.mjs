@@ -9,6 +9,7 @@ import { serverFolder } from './install.mjs';
 export const quietSettings = {
   'workbench.startupEditor': 'none',
   'git.enabled': false,
+  'breadcrumbs.enabled': false,
   'security.workspace.trust.enabled': false,
   'telemetry.telemetryLevel': 'off',
   'extensions.autoUpdate': false,
