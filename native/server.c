@@ -749,7 +749,6 @@ static void verb(struct server *server, const char *packet)
 
 static void handle(struct server *server, const char *packet, size_t length)
 {
-	struct vm *vm = server->vm;
 	const char *at = packet + 1;
 	u64 number;
 	int id;
@@ -816,7 +815,6 @@ static void handle(struct server *server, const char *packet, size_t length)
 		verb(server, packet);
 		break;
 	default:
-		(void)vm;
 		send_text(server, "");
 	}
 	if (server->reply.length)

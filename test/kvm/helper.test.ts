@@ -424,7 +424,8 @@ kvmTest('steps over output and over writes to devices are one instruction', () =
 kvmTest('an instruction that faults twice on one page, or on two, is told, goes on, and can be paused', () =>
   withMachine(USER, async (machine) => {
     const { has } = await machine.client.info();
-    if (has['userfaultfd-wp'] !== '') return;
+    if (has['userfaultfd-wp'] !== '')
+      return assert.rejects(machine.vendor('vKvm.Trap:500000,1000,write'), /userfaultfd/);
     const [first, second] = [0x50_0000n, 0x50_1000n];
     // 1: incq (%rdi); movsq; jmp 1b
     await machine.client.writePhysical(FREE, Uint8Array.of(0x48, 0xff, 0x07, 0x48, 0xa5, 0xeb, 0xf9));
