@@ -23,6 +23,16 @@ const USAGE = `usage:
       makes random accesses through random tables, in the engine and on this machine’s KVM, and compares;
       exits 1 for a mismatch, 3 where it cannot run; --case: that one alone
 
+  kvm-mmu lab run FILE --kernel KERNEL [--kernel KERNEL]... [LAB] [--json] [--max-steps N]
+  kvm-mmu lab conform --kernel KERNEL [LAB] [--seed N] [--cases N | --case N] [--json]
+  kvm-mmu lab helper --kernel KERNEL [LAB] [-- HELPER-OPTION...]
+      does the same on upstream KVM in a kernel of your choice, which QEMU runs in software emulation; with several
+      kernels a scenario runs on each, side by side; helper: its standard input and output lead to the helper (for gdb,
+      and for "connect"); exits 3 where the lab cannot be had
+      KERNEL is a bzImage, a Debian package (its file or its name), a kernel tree that was built, or a folder with boot/
+      and lib/modules/; LAB: --modules PATH (a folder, or a .ko in place of the kernel’s), --param NAME=VALUE (of a
+      module, such as npt=0), --console (shows the kernel’s console), each any number of times
+
   IMAGE is raw memory from address 0 (or as --map GPA[+SIZE]@OFFSET says, any number of times), or an ELF core.
   REGISTERS: QEMU’s cores keep those of x86, and kdump’s say where the kernel’s tables are; else
       --cr3 X [--paging 32-bit|pae|4-level|5-level] [--cr0 X] [--cr4 X] [--efer X] [--cpu N]
@@ -36,6 +46,7 @@ const COMMANDS: Readonly<Record<string, (args: string[]) => number | Promise<num
   // The scenario language is large: whoever does not run one need not load it.
   run: async (args) => (await import('./commands/run.ts')).run(args),
   // And what talks to KVM.
+  lab: async (args) => (await import('./commands/lab.ts')).lab(args),
   conform: async (args) => (await import('./commands/conform.ts')).conform(args),
   decode,
   walk,

@@ -1,6 +1,7 @@
 import { PAGING, type PagingName } from '../engine/guest/registers.ts';
 import { IMAGE_REGISTERS, type ImageRegister } from './image/machine.ts';
 import { type KvmLaunch, OF_KVM_GUESTS, parseKvm } from './kvm/launch.ts';
+import { type LabLaunch, parseLab } from './lab/launch.ts';
 
 /** An image of memory to look at, and what is known of its machine. */
 export interface ImageLaunch {
@@ -20,6 +21,8 @@ export interface LaunchArguments {
   readonly kvm?: KvmLaunch;
   /** What runs a scenario. */
   readonly target?: 'emulator' | 'kvm';
+  /** In which lab a scenario runs on KVM; without it on this machine. */
+  readonly lab?: LabLaunch;
   readonly stopOnEntry: boolean;
   /** Stops once more when everything has ended, instead of ending the session. */
   readonly stopAtEnd: boolean;
@@ -66,11 +69,11 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
   if (given.image !== undefined) return parseImage(given);
   const alone = OF_IMAGES.find((name) => given[name] !== undefined);
   if (alone !== undefined) return { error: `"${alone}" is for images: "image" is missing` };
-  const ofKvm = OF_KVM_GUESTS.find((name) => given[name] !== undefined);
+  const ofKvm = OF_KVM_GUESTS.find((name) => given[name] !== undefined && name !== 'lab');
   if (ofKvm !== undefined) return { error: `"${ofKvm}" is for a guest under KVM: "guest" is missing` };
   const {
     program,
-    target = 'emulator',
+    target = given.lab === undefined ? 'emulator' : 'kvm',
     stopOnEntry = false,
     stopAtEnd = false,
     history = DEFAULT_HISTORY,
@@ -80,6 +83,10 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
     return { error: `"program" must be the path of a .mmu file, not ${shown(program)}` };
   if (target !== 'emulator' && target !== 'kvm')
     return { error: `"target" must be "emulator" or "kvm", not ${shown(target)}` };
+  if (target === 'emulator' && given.lab !== undefined)
+    return { error: '"lab" is a machine with KVM, and "target" says that the emulator is to run the scenario' };
+  const lab = given.lab === undefined ? undefined : parseLab(given.lab);
+  if (lab && 'error' in lab) return lab;
   if (typeof stopOnEntry !== 'boolean')
     return { error: `"stopOnEntry" must be true or false, not ${shown(stopOnEntry)}` };
   if (typeof stopAtEnd !== 'boolean') return { error: `"stopAtEnd" must be true or false, not ${shown(stopAtEnd)}` };
@@ -91,7 +98,16 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
     return {
       error: `"policies" must be an object of names and values, such as {"page-split": "lazy"}, not ${shown(policies)}`,
     };
-  return { target, policies, program, stopOnEntry, stopAtEnd, history, noDebug: given.noDebug === true };
+  return {
+    target,
+    ...(lab ? { lab } : {}),
+    policies,
+    program,
+    stopOnEntry,
+    stopAtEnd,
+    history,
+    noDebug: given.noDebug === true,
+  };
 }
 
 /** The same for an attach request: to a machine that a helper has. */

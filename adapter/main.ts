@@ -1,5 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { openKvm } from './kvm/open.ts';
+import { thisMachine } from './kvm/place.ts';
+import { Lab } from './lab/boot.ts';
 import { openScenario } from './scenario-kvm/open.ts';
 import { KvmMmuSession } from './session.ts';
 import { ImageTarget } from './targets/image.ts';
@@ -21,7 +23,8 @@ const session = new KvmMmuSession({
   yieldToLoop: () => new Promise((resolve) => setImmediate(resolve)),
   openImage: (launch) => new ImageTarget(launch),
   openKvm,
-  openScenario: async (program, print) => new KvmScenarioTarget(await openScenario(program, print, undefined)),
+  openScenario: async (program, say, lab) =>
+    new KvmScenarioTarget(await openScenario(program, say.print, lab ? await Lab.boot(lab, say) : thisMachine())),
   ...(onKvm ? { onKvm } : {}),
 });
 process.on('SIGTERM', () => session.shutdown());

@@ -6,6 +6,9 @@ import {
   Handles,
   InitializedEvent,
   OutputEvent,
+  ProgressEndEvent,
+  ProgressStartEvent,
+  ProgressUpdateEvent,
   StoppedEvent,
   TerminatedEvent,
   Thread,
@@ -95,6 +98,8 @@ export class KvmMmuSession extends DebugSession {
   #since = 0;
   #here = 0;
   #generation = 0;
+  #showsProgress = false;
+  #boots = 0;
 
   constructor(host: SessionHost) {
     super();
@@ -105,7 +110,11 @@ export class KvmMmuSession extends DebugSession {
 
   // ---- beginning and end
 
-  protected override initializeRequest(response: DebugProtocol.InitializeResponse): void {
+  protected override initializeRequest(
+    response: DebugProtocol.InitializeResponse,
+    args: DebugProtocol.InitializeRequestArguments,
+  ): void {
+    this.#showsProgress = args.supportsProgressReporting === true;
     response.body = {
       supportsConfigurationDoneRequest: true,
       supportsConditionalBreakpoints: true,
@@ -158,7 +167,14 @@ export class KvmMmuSession extends DebugSession {
     const say: Say = {
       print: (text, category, line) => this.#print(text, category, line),
       console: (text) => this.sendEvent(new OutputEvent(text, 'stdout')),
+      progress: (words) => {
+        this.#print(`lab: ${words}\n`);
+        if (booting) this.sendEvent(new ProgressUpdateEvent(booting, words));
+      },
+      problem: (words) => this.#print(`lab: ${words}\n`, 'stderr'),
+      labConsole: (text) => this.sendEvent(new Event('mmu/labConsole', { text })),
     };
+    const booting = this.#beginProgress();
     // A helper serves one client: before a machine is attached to again it is left.
     const isAttached = this.#launch!.kvm?.connect !== undefined;
     if (isAttached) await this.#target?.dispose();
@@ -168,6 +184,8 @@ export class KvmMmuSession extends DebugSession {
     } catch (error) {
       if (isAttached) this.#end();
       throw error;
+    } finally {
+      if (booting) this.sendEvent(new ProgressEndEvent(booting));
     }
     await this.#target?.dispose();
     this.#target = target;
@@ -175,6 +193,15 @@ export class KvmMmuSession extends DebugSession {
     this.#here = 0;
     this.#stop = undefined;
     this.#stopFault = undefined;
+  }
+
+  /** A lab takes seconds to boot: clients that show progress are told. @returns the progress's id, if there is one */
+  #beginProgress(): string | undefined {
+    const lab = this.#launch!.lab ?? this.#launch!.kvm?.lab;
+    if (!lab || !this.#showsProgress) return undefined;
+    const id = `lab-${++this.#boots}`;
+    this.sendEvent(new ProgressStartEvent(id, 'KVM lab'));
+    return id;
   }
 
   protected override configurationDoneRequest(response: DebugProtocol.ConfigurationDoneResponse): void {

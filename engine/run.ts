@@ -3,7 +3,7 @@ import type { RegisterName } from './guest/registers.ts';
 import { guestFormat, PAGING } from './guest/registers.ts';
 import { applyMapping, guestTableStore, guestTables } from './guest/tables.ts';
 import { type CounterName, Machine, MachineError, type SmallState, USER_TASK } from './machine.ts';
-import type { Mirror } from './mirror.ts';
+import { type Mirror, MissingFrames } from './mirror.ts';
 import { runTopStep, type Task } from './operation.ts';
 import { PgtableError } from './pgtable/tables.ts';
 import type { Program } from './program.ts';
@@ -30,6 +30,7 @@ export function createMachine(program: Program, logLimit?: number, mirror?: Mirr
       try {
         applyMapping(tables, mapping);
       } catch (error) {
+        if (error instanceof MissingFrames) throw error;
         throw new MachineError(`guest ${guest.name}, line ${mapping.span.line}: ${(error as Error).message}`);
       }
     }

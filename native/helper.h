@@ -327,6 +327,12 @@ int dirty_manual(struct vm *vm, bool on);
 int dirty_clear(struct vm *vm, u32 id, u64 first, u64 count);
 int stats_json(struct vm *vm, struct text *json);
 
+/* ---- what KVM has built (tables.c) */
+
+/* Why it cannot be read here; "" when it can. */
+const char *tables_lacks(void);
+int tables_json(struct vm *vm, struct text *json);
+
 /* ---- violations that tracepoints tell of (trace.c) */
 
 /* What the host lacks, or "". */

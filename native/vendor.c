@@ -2,6 +2,7 @@
 /* Packets beyond the standard protocol: KVM's own matters. PROTOCOL.md lists them. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -58,11 +59,24 @@ static void flag_words(struct text *json, u32 flags)
 	text_add(json, "\"");
 }
 
+/* The kernel's own number of its boot: a client with the same one is on this machine. */
+static const char *boot_id(void)
+{
+	static char id[64];
+	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? 0 : read(fd, id, sizeof(id) - 1);
+	if (fd >= 0)
+		close(fd);
+	id[got > 0 ? got : 0] = 0;
+	id[strcspn(id, "\n")] = 0;
+	return id;
+}
+
 static int info(struct vm *vm, struct text *json)
 {
 	const char *comma = "";
 	struct stat status;
-	text_add(json, "{\"version\":1,\"pid\":%d,\"secondStage\":\"%s\",\"memory\":{\"fd\":%d,\"inode\":%llu,\"slots\":[", getpid(),
+	text_add(json, "{\"version\":1,\"pid\":%d,\"boot\":\"%s\",\"secondStage\":\"%s\",\"memory\":{\"fd\":%d,\"inode\":%llu,\"slots\":[", getpid(), boot_id(),
 		 vm->second_stage, vm->memfd, (unsigned long long)(fstat(vm->memfd, &status) ? 0 : status.st_ino));
 	for (int i = 0; i < MAX_SLOTS; i++) {
 		const struct slot *slot = &vm->slots[i];
@@ -271,6 +285,9 @@ int vendor_packet(struct vm *vm, const char *packet, struct text *reply)
 	} else if (!strcmp(packet, "qKvm.Stats")) {
 		answers = true;
 		error = stats_json(vm, reply);
+	} else if (!strcmp(packet, "qKvm.Tables")) {
+		answers = true;
+		error = tables_json(vm, reply);
 	} else if ((at = after(packet, "QKvm.Stop:")))
 		error = set_stops(vm, at);
 	else if ((at = after(packet, "QKvm.Handler:"))) {

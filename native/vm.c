@@ -36,7 +36,7 @@ static int check(struct vm *vm, int capability)
 
 const char *const capability_names[] = {
 	"userfaultfd", "userfaultfd-minor", "userfaultfd-wp", "read-only",	   "dirty-manual", "dirty-ring",
-	"statistics",  "guest-memfd",	    "memory-attributes", "pre-fault", "memory-fault", "violations", NULL,
+	"statistics",  "guest-memfd",	    "memory-attributes", "pre-fault", "memory-fault", "violations", "tables", NULL,
 };
 
 static const char *uffd_words(int error)
@@ -79,6 +79,8 @@ const char *vm_lacks(struct vm *vm, const char *name)
 	/* Asked anew each time: tracefs may have been mounted since. */
 	if (!strcmp(name, "violations"))
 		return trace_lacks();
+	if (!strcmp(name, "tables"))
+		return tables_lacks();
 	static bool minor, write_protect;
 	static int error = 1;
 	if (error == 1)

@@ -31,7 +31,7 @@ const doors = {
 const nodeFiles = [
   'adapter/main.ts',
   'adapter/cli.ts',
-  'adapter/commands/run.ts',
+  'adapter/commands/scenario-file.ts',
   'adapter/commands/output.ts',
   'adapter/commands/usage.ts',
   'adapter/image/file.ts',
@@ -40,6 +40,9 @@ const nodeFiles = [
   'adapter/kvm/local-ram.ts',
   'adapter/kvm/open.ts',
   'adapter/kvm/built.ts',
+  'adapter/kvm/place.ts',
+  'adapter/lab/boot.ts',
+  'adapter/lab/kernel.ts',
   'adapter/scenario-kvm/open.ts',
   'adapter/commands/conform.ts',
 ];

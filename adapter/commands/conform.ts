@@ -1,5 +1,4 @@
-import { accessSync, constants, existsSync, realpathSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { accessSync, constants, existsSync } from 'node:fs';
 import { hex, highWord, lowWord } from '../../engine/memory/words.ts';
 import { type ConformCase, indexAt, LEVELS } from '../conform/cases.ts';
 import { differenceWords, ENTRY_NAMES, outcomeWords } from '../conform/compare.ts';
@@ -8,8 +7,9 @@ import { ConformGuest } from '../conform/guest.ts';
 import { MEMORY_SIZE, PROGRAM } from '../conform/layout.ts';
 import { type NotTested, probe } from '../conform/probe.ts';
 import { type Agreement, conform as compare, type Difference, type Mismatch } from '../conform/run.ts';
+import { built } from '../kvm/built.ts';
+import { type HelperPlace, thisMachine } from '../kvm/place.ts';
 import { RspClient } from '../rsp/client.ts';
-import { spawnHelper } from '../rsp/node-stream.ts';
 import { RspError } from '../rsp/packet.ts';
 import { entryWords } from './entry-words.ts';
 import { readNumber, readOptions, UsageError } from './usage.ts';
@@ -37,19 +37,44 @@ export async function conform(args: string[]): Promise<number> {
     },
   });
   if (positionals.length > 0) throw new UsageError(`conform takes no ${positionals[0]}`);
+  const helper = values.helper ?? built('kvm-mmu-helper');
+  const wanted = readConform(values);
+  const why = cannotRun(helper);
+  if (why !== undefined) return tellCannotRun(why);
+  return conformAt(thisMachine(helper), wanted, values.json === true);
+}
+
+/** Which cases are wanted. */
+interface ConformWanted {
+  readonly seed: number;
+  readonly first: number;
+  readonly cases: number;
+  /** The guest program, where it is not the one that was built here. */
+  readonly guest: string | undefined;
+}
+
+/** @throws UsageError */
+export function readConform(
+  values: {
+    readonly [name in 'seed' | 'cases' | 'case' | 'guest']?: string | undefined;
+  },
+): ConformWanted {
   if (values.case !== undefined && values.cases !== undefined)
     throw new UsageError('--case runs one case, --cases says how many: give one of them');
   const seed = whole(values.seed, '--seed') ?? Math.floor(Math.random() * 2 ** 32);
   const only = whole(values.case, '--case');
-  const wanted = { seed, first: only ?? 0, cases: only === undefined ? (whole(values.cases, '--cases') ?? CASES) : 1 };
-  const native = join(dirname(realpathSync(process.argv[1]!)), '..', 'native', 'build');
-  const helper = values.helper ?? join(native, 'kvm-mmu-helper');
-  const program = values.guest ?? join(native, 'conform.bin');
-  const why = cannotRun(helper, program);
-  if (why !== undefined) return tellCannotRun(why);
-  const client = new RspClient(
-    spawnHelper(helper, ['--memory', `${MEMORY_SIZE >> 20}M`, '--image', `${program}@${hex(PROGRAM)}`]),
-  );
+  const cases = only === undefined ? (whole(values.cases, '--cases') ?? CASES) : 1;
+  return { seed, first: only ?? 0, cases, guest: values.guest };
+}
+
+/** Compares engine and KVM there, and tells. The exit status. */
+export async function conformAt(
+  place: HelperPlace,
+  { guest: program, ...wanted }: ConformWanted,
+  json: boolean,
+): Promise<number> {
+  const image = { path: program ?? built('conform.bin'), at: hex(PROGRAM) };
+  const client = new RspClient(await place.start(['--memory', `${MEMORY_SIZE >> 20}M`], image));
   try {
     await client.handshake();
     const { maxphyaddr } = await client.info();
@@ -63,9 +88,9 @@ export async function conform(args: string[]): Promise<number> {
     if (process.stderr.isTTY) process.stderr.write('\r\x1b[K');
     const engine = new EngineVerdict(host);
     console.log(
-      values.json
-        ? JSON.stringify({ seed, host, ...agreementJson(result, engine), notTested })
-        : agreementText(seed, result, engine, notTested),
+      json
+        ? JSON.stringify({ seed: wanted.seed, host, ...agreementJson(result, engine), notTested })
+        : agreementText(wanted.seed, result, engine, notTested),
     );
     return result.differing === 0 ? AGREEMENT : MISMATCH;
   } catch (error) {
@@ -89,19 +114,14 @@ function whole(written: string | undefined, what: string): number | undefined {
 }
 
 /** What is missing, and what to do about it. */
-export function cannotRun(helper: string, program: string): string | undefined {
+function cannotRun(helper: string): string | undefined {
   if (!existsSync('/dev/kvm')) return 'there is no /dev/kvm: this needs Linux with KVM (modprobe kvm_intel or kvm_amd)';
   try {
     accessSync('/dev/kvm', constants.R_OK | constants.W_OK);
   } catch {
     return '/dev/kvm may not be opened: join the group that owns it (usually kvm), or ask for access';
   }
-  for (const [what, path] of [
-    ['helper', helper],
-    ['guest program', program],
-  ] as const)
-    if (!existsSync(path)) return `the ${what} ${path} is not built: make -C native`;
-  return undefined;
+  return existsSync(helper) ? undefined : `the helper ${helper} is not built: make -C native`;
 }
 
 function agreementText(

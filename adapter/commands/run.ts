@@ -1,12 +1,12 @@
-import { readFileSync } from 'node:fs';
 import { project } from '../../engine/history/project.ts';
 import type { Machine } from '../../engine/machine.ts';
 import { hex } from '../../engine/memory/words.ts';
 import { hashTables } from '../../engine/pgtable/hash.ts';
 import { PgtableError } from '../../engine/pgtable/tables.ts';
 import { Run } from '../../engine/run.ts';
-import { parseScenario } from '../../scenario/index.ts';
-import { runOnKvm } from './run-kvm.ts';
+import { thisMachine } from '../kvm/place.ts';
+import { runAndTell } from './run-kvm.ts';
+import { readScenario, stepLimit } from './scenario-file.ts';
 import { readOptions, UsageError } from './usage.ts';
 
 /** `kvm-mmu run`: a scenario in the emulator, or on KVM. The exit status. */
@@ -24,18 +24,8 @@ export function run(args: string[]): number | Promise<number> {
   });
   const [path] = positionals;
   if (path === undefined || positionals.length > 1) throw new UsageError('run takes one file');
-  const limit = values['max-steps'] === undefined ? 100_000_000 : Number(values['max-steps']);
-  if (!Number.isInteger(limit) || limit < 1)
-    throw new UsageError(`--max-steps must be a whole number above 0, not ${values['max-steps']}`);
-  let text: string;
-  try {
-    text = readFileSync(path, 'utf8');
-  } catch (error) {
-    throw new UsageError(`cannot read ${path}: ${(error as Error).message}`);
-  }
-  const { program, diagnostics } = parseScenario(text);
-  for (const { severity, message, span } of diagnostics)
-    console.error(`${path}:${span.line}:${span.column}: ${severity}: ${message}`);
+  const limit = stepLimit(values['max-steps']);
+  const program = readScenario(path);
   const target = values.target ?? 'emulator';
   if (target !== 'emulator' && target !== 'kvm')
     throw new UsageError(`--target must be emulator or kvm, not ${target}`);
@@ -43,7 +33,8 @@ export function run(args: string[]): number | Promise<number> {
   if (target === 'kvm' && values.trace)
     throw new UsageError('--trace is the emulator’s: KVM’s own tracepoints are the host’s');
   if (!program) return 2;
-  if (target === 'kvm') return runOnKvm({ path, program, limit, json: values.json === true, helper: values.helper });
+  if (target === 'kvm')
+    return runAndTell({ path, program, limit, json: values.json === true }, thisMachine(values.helper));
   const session = new Run(program);
   if (!session.runToEnd(limit)) {
     console.error(`${path}: still running after ${limit} steps: give --max-steps, or end its loops`);

@@ -8,7 +8,7 @@ export interface ElfSymbol {
   readonly size: bigint;
 }
 
-interface Section {
+export interface Section {
   readonly name: string;
   readonly type: number;
   readonly bytes: Uint8Array;
@@ -124,7 +124,8 @@ function lastNotAbove<T>(sorted: readonly T[], value: bigint, key: (item: T) => 
   return low - 1;
 }
 
-function readSections(file: Uint8Array): Section[] {
+/** @throws ElfError for what is no ELF64 file or is cut off */
+export function readSections(file: Uint8Array): Section[] {
   if (file.length < 64 || file[0] !== 0x7f || file[1] !== 0x45 || file[2] !== 0x4c || file[3] !== 0x46)
     throw new ElfError('it is no ELF file');
   if (file[4] !== 2 || file[5] !== 1) throw new ElfError('it is no 64-bit little-endian ELF file');

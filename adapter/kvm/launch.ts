@@ -1,11 +1,15 @@
+import { type LabLaunch, parseLab } from '../lab/launch.ts';
+
 /** A virtual machine under KVM: one that is to be made, or one that a helper has already. */
 export interface KvmLaunch {
   /** An ELF64 or flat image; of a machine that is connected to, the file whose symbols and lines count. */
   readonly guest?: string;
-  /** Arguments of the helper that is to be started. */
+  /** Arguments of the helper that is to be started, without the image. */
   readonly args: readonly string[];
   /** The helper's executable, where it is not the one that was built here. */
   readonly helper?: string;
+  /** Where the helper is to be started, when not on this machine. */
+  readonly lab?: LabLaunch;
   /** A Unix socket, or a command whose standard input and output lead to a helper. */
   readonly connect?: string | readonly string[];
   /** Address or symbol of the guest's #PF handler. */
@@ -19,10 +23,11 @@ export const OF_KVM_GUESTS = [
   'vcpus',
   'dirtyRing',
   'helper',
+  'lab',
   'connect',
   'pageFaultHandler',
 ];
-const OF_NEW_MACHINES = ['memory', 'slots', 'vcpus', 'dirtyRing', 'helper'];
+const OF_NEW_MACHINES = ['memory', 'slots', 'vcpus', 'dirtyRing', 'helper', 'lab'];
 
 const SIZE = /^(0x[0-9a-f]+|\d+)[KMG]?$/i;
 const SLOT = /^(0x[0-9a-f]+|\d+):(0x[0-9a-f]+|\d+)[KMG]?:(0x[0-9a-f]+|\d+)[KMG]?(:ro)?$/i;
@@ -70,14 +75,18 @@ export function parseKvm(
     return {
       error: `"pageFaultHandler" must be a symbol or an address such as "0x100120", not ${shown(pageFaultHandler)}`,
     };
+  if (helper !== undefined && given.lab !== undefined)
+    return { error: '"helper" is for this machine: a lab has the helper that was built here' };
+  const lab = given.lab === undefined ? undefined : parseLab(given.lab);
+  if (lab && 'error' in lab) return lab;
   const args = ['--memory', isText(memory) ? memory : '64M', '--vcpus', `${vcpus}`];
   if (isTexts(slots)) args.push(...slots.flatMap((slot) => ['--slot', slot]));
   if (dirtyRing !== undefined) args.push('--dirty-ring', `${dirtyRing}`);
-  if (isText(guest)) args.push('--image', guest);
   return {
     args,
     ...(isText(guest) ? { guest } : {}),
     ...(isText(helper) ? { helper } : {}),
+    ...(lab ? { lab } : {}),
     ...(isText(connect) || isTexts(connect) ? { connect } : {}),
     ...(isText(pageFaultHandler) ? { pageFaultHandler } : {}),
   };

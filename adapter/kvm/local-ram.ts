@@ -1,4 +1,4 @@
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readFileSync, readSync } from 'node:fs';
 import type { KvmInfo } from '../rsp/info.ts';
 
 /** A guest's memory in a helper of this machine: its memfd, opened through /proc. */
@@ -10,14 +10,15 @@ export class LocalRam {
   }
 
   /** @returns undefined when the helper is on another machine, or its files may not be opened */
-  static open({ pid, memory }: KvmInfo): LocalRam | undefined {
+  static open({ pid, boot, memory }: KvmInfo): LocalRam | undefined {
     let fd: number;
     try {
+      if (boot !== readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()) return undefined;
       fd = openSync(`/proc/${pid}/fd/${memory.fd}`, 'r');
     } catch {
       return undefined;
     }
-    // The same process number may be another machine's.
+    // The same process number may be another container's.
     if (fstatSync(fd).ino === memory.inode) return new LocalRam(fd);
     closeSync(fd);
     return undefined;

@@ -3,13 +3,15 @@ import { isAbsolute } from 'node:path';
 import { hex } from '../../engine/memory/words.ts';
 import { ElfProgram } from '../elf/program.ts';
 import { ElfError } from '../elf/reader.ts';
+import { Lab } from '../lab/boot.ts';
+import type { LabPrinter } from '../lab/printer.ts';
 import { RspClient } from '../rsp/client.ts';
-import { connectSocket, spawnCommand, spawnHelper } from '../rsp/node-stream.ts';
+import { connectSocket, spawnCommand } from '../rsp/node-stream.ts';
 import type { ByteStream } from '../rsp/stream.ts';
 import { KvmTarget } from '../targets/kvm.ts';
-import { built } from './built.ts';
 import type { KvmLaunch } from './launch.ts';
 import { LocalRam } from './local-ram.ts';
+import { type HelperPlace, thisMachine } from './place.ts';
 import type { KvmPrinter } from './printer.ts';
 import { within } from './within.ts';
 
@@ -17,9 +19,24 @@ import { within } from './within.ts';
 const ANSWER_MS = 10_000;
 
 /** Starts or reaches a helper, and takes its machine over. @throws with a message for people */
-export async function openKvm(launch: KvmLaunch, printer: KvmPrinter): Promise<KvmTarget> {
+export async function openKvm(launch: KvmLaunch, printer: KvmPrinter & LabPrinter): Promise<KvmTarget> {
+  const { guest, lab } = launch;
+  if (launch.connect === undefined && guest !== undefined && !existsSync(guest))
+    throw new Error(
+      `cannot read "guest" ${guest}: there is no such file${isAbsolute(guest) ? '' : ' (the path is relative)'}`,
+    );
+  const place = lab ? await Lab.boot(lab, printer) : thisMachine(launch.helper);
+  try {
+    return await openAt(place, launch, printer);
+  } catch (error) {
+    place.close();
+    throw error;
+  }
+}
+
+async function openAt(place: HelperPlace, launch: KvmLaunch, printer: KvmPrinter): Promise<KvmTarget> {
   const program = launch.guest === undefined ? undefined : readProgram(launch.guest, printer);
-  const client = new RspClient(streamTo(launch));
+  const client = new RspClient(await streamTo(place, launch));
   const { connect } = launch;
   const owned = connect === undefined;
   let local: LocalRam | undefined;
@@ -47,6 +64,7 @@ export async function openKvm(launch: KvmLaunch, printer: KvmPrinter): Promise<K
       disassemble,
       memoryOperands,
       owned,
+      place,
       local,
       ...printer,
     });
@@ -60,16 +78,10 @@ export async function openKvm(launch: KvmLaunch, printer: KvmPrinter): Promise<K
   }
 }
 
-function streamTo({ connect, helper, args, guest }: KvmLaunch): ByteStream {
+function streamTo(place: HelperPlace, { connect, args, guest }: KvmLaunch): ByteStream | Promise<ByteStream> {
   if (typeof connect === 'string') return connectSocket(connect);
   if (connect !== undefined) return spawnCommand(connect);
-  if (process.platform !== 'linux') throw new Error('KVM is there on Linux only; "connect" reaches a helper elsewhere');
-  if (helper !== undefined && !existsSync(helper)) throw new Error(`there is no helper at ${helper}`);
-  if (guest !== undefined && !existsSync(guest))
-    throw new Error(
-      `cannot read "guest" ${guest}: there is no such file${isAbsolute(guest) ? '' : ' (the path is relative)'}`,
-    );
-  return spawnHelper(helper ?? built('kvm-mmu-helper'), args);
+  return place.start(args, guest === undefined ? undefined : { path: guest });
 }
 
 /** Symbols and lines. A flat image has none, and a guest without them can be debugged all the same. */

@@ -17,9 +17,11 @@ const SECOND_STAGES = ['ept', 'npt', 'shadow'] as const;
 export interface KvmInfo {
   readonly version: number;
   readonly pid: number;
+  /** The kernel's own number of its boot, by which a client knows that it is on the same machine; empty if it was not told. */
+  readonly boot: string;
   /** What KVM translates guest-physical addresses with: the processor's tables of Intel or AMD, or shadow tables. */
   readonly secondStage: (typeof SECOND_STAGES)[number];
-  /** The memfd in the helper's process, and its inode, by which a client knows that it is on the same machine. */
+  /** The memfd in the helper's process, and its inode. */
   readonly memory: { readonly fd: number; readonly inode: number; readonly slots: readonly KvmSlot[] };
   readonly vcpus: number;
   /** Bits of a physical address. */
@@ -47,6 +49,7 @@ export function parseInfo(text: string): KvmInfo {
   return {
     version,
     pid: count(info, 'pid'),
+    boot: typeof info.boot === 'string' ? info.boot : '',
     secondStage,
     memory: { fd: count(memory, 'fd'), inode: count(memory, 'inode'), slots: list(memory, 'slots').map(parseSlot) },
     vcpus: count(info, 'vcpus'),

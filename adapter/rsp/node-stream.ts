@@ -11,7 +11,8 @@ const LONGEST_LINE = 1000;
 const children = new Set<ChildProcess>();
 let watching = false;
 
-function dieWithUs(child: ChildProcess): void {
+/** Ends a child when this process ends by itself. */
+export function dieWithUs(child: ChildProcess): void {
   if (!watching) {
     watching = true;
     process.on('exit', () => {

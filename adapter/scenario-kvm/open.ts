@@ -3,8 +3,8 @@ import type { Program } from '../../engine/program.ts';
 import { built } from '../kvm/built.ts';
 import { LocalRam } from '../kvm/local-ram.ts';
 import { GuestMemory } from '../kvm/memory.ts';
+import type { HelperPlace } from '../kvm/place.ts';
 import { RspClient } from '../rsp/client.ts';
-import { spawnHelper } from '../rsp/node-stream.ts';
 import { ScenarioRun } from './run.ts';
 import { helperArguments, planStubs } from './stubs.ts';
 
@@ -15,21 +15,22 @@ export interface OpenedScenario {
   close(): void;
 }
 
-/** Makes a machine for a scenario. @throws with a message for people */
+/** Makes a machine for a scenario, and takes the place over with it. @throws with a message for people */
 export async function openScenario(
   program: Program,
   print: (text: string) => void,
-  helper: string | undefined,
+  place: HelperPlace,
 ): Promise<OpenedScenario> {
   const vcpus = program.tasks.filter(({ kind }) => kind === 'vcpu').length;
   const stubs = planStubs(program, vcpus);
   const code = new Uint8Array(readFileSync(built('scenario.bin')));
-  const client = new RspClient(spawnHelper(helper ?? built('kvm-mmu-helper'), helperArguments(program, stubs, vcpus)));
+  const client = new RspClient(await place.start(helperArguments(program, stubs, vcpus)));
   let local: LocalRam | undefined;
   const close = (): void => {
     local?.close();
     local = undefined;
     client.kill();
+    place.close();
   };
   try {
     const first = await client.handshake();

@@ -73,7 +73,11 @@ export class ScenarioRun {
 
   /** Puts tables and stubs into memory, and every vCPU to where it waits. @throws with words when KVM does not take them */
   static async begin(parts: ScenarioParts): Promise<ScenarioRun> {
-    const run = new ScenarioRun(parts);
+    // The engine lays out the guest's tables over memory that may be far away.
+    const run = await withFrames(
+      (frames) => parts.memory.fetch(frames),
+      () => new ScenarioRun(parts),
+    );
     await run.#fillMemory();
     run.#renew();
     for (const vcpu of run.#vcpus) await vcpu.begin(run.machine.vcpu(vcpu.number).registers.cr3);

@@ -73,6 +73,8 @@ export interface KvmParts extends KvmPrinter {
   readonly program: ElfProgram | undefined;
   readonly disassemble: Disassemble;
   readonly memoryOperands: MemoryOperands;
+  /** Where the helper runs. */
+  readonly place: { close(): void };
   /** Whether the machine is to end with the session. */
   readonly owned: boolean;
 }
@@ -175,6 +177,7 @@ export class KvmTarget implements Target {
     this.#parts.local?.close();
     if (this.#parts.owned) {
       this.#client.kill();
+      this.#parts.place.close();
       return;
     }
     try {

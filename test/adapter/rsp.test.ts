@@ -586,6 +586,7 @@ test('no text of a stop, of the machine or of a target throws anything but an er
 const INFO = {
   version: 1,
   pid: 4242,
+  boot: '',
   secondStage: 'shadow',
   memory: { fd: 5, inode: 77, slots: [{ id: 0, gpa: '0x0', size: '0x4000000', flags: 'ro+log', offset: '0x1000' }] },
   vcpus: 2,
@@ -599,6 +600,7 @@ test('what the helper says of its machine is read', () => {
   const expected: KvmInfo = {
     version: 1,
     pid: 4242,
+    boot: '',
     secondStage: 'shadow',
     memory: { fd: 5, inode: 77, slots: [{ id: 0, gpa: 0n, size: 0x4000000n, flags: ['ro', 'log'], offset: 0x1000n }] },
     vcpus: 2,

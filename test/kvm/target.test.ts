@@ -10,13 +10,14 @@ import type { ElfProgram } from '../../adapter/elf/program.ts';
 import { disassemble, memoryOperands } from '../../adapter/kvm/disassembly.ts';
 import { LocalRam } from '../../adapter/kvm/local-ram.ts';
 import { openKvm } from '../../adapter/kvm/open.ts';
+import { thisMachine } from '../../adapter/kvm/place.ts';
 import { RspClient } from '../../adapter/rsp/client.ts';
 import type { KvmInfo } from '../../adapter/rsp/info.ts';
 import { spawnHelper } from '../../adapter/rsp/node-stream.ts';
 import { LostError } from '../../adapter/rsp/packet.ts';
 import { KvmTarget } from '../../adapter/targets/kvm.ts';
 import type { Halt, Motion, Watcher } from '../../adapter/targets/target.ts';
-import { kvmTest, native } from './kvm.ts';
+import { kvmTest, native, SILENT } from './kvm.ts';
 
 // What a session drives, without the session: moments that a client cannot hit on purpose, and guests of a few instructions.
 
@@ -90,8 +91,8 @@ async function withTarget(path: string, work: (opened: Opened) => Promise<void>,
     disassemble,
     memoryOperands,
     owned: true,
-    print: () => {},
-    console: () => {},
+    place: thisMachine(),
+    ...SILENT,
   });
   try {
     await work({ target, client, info });
@@ -406,8 +407,7 @@ kvmTest('beside a breakpoint that is removed the bytes of another are the guestâ
 
 kvmTest('a machine is left as it was when it cannot be taken over', () =>
   withListener(LOOP, async (socket, helper) => {
-    const printer = { print: () => {}, console: () => {} };
-    const open = (more: object = {}): Promise<KvmTarget> => openKvm({ connect: socket, args: [], ...more }, printer);
+    const open = (more: object = {}): Promise<KvmTarget> => openKvm({ connect: socket, args: [], ...more }, SILENT);
     await assert.rejects(open({ pageFaultHandler: 'nobody' }), /no symbol nobody/);
     const target = await open();
     assert.equal(offset(target), 0, 'it has not begun');
@@ -429,11 +429,10 @@ kvmTest('a machine is left as it was when it cannot be taken over', () =>
 
 kvmTest('what a vCPU stands at is said when it is attached to', () =>
   withListener(SHUTDOWN, async (socket) => {
-    const printer = { print: () => {}, console: () => {} };
-    const first = await openKvm({ connect: socket, args: [] }, printer);
+    const first = await openKvm({ connect: socket, args: [] }, SILENT);
     await first.dispose();
     await sleep(200);
-    const target = await openKvm({ connect: socket, args: [] }, printer);
+    const target = await openKvm({ connect: socket, args: [] }, SILENT);
     assert.match(
       target.guest.describe({ kind: 'entry' }, 0).stop.sentence,
       /^vCPU 0 has shut down at 0x10000a: a triple fault; CR2 is 0x7000000000\.$/,
@@ -444,10 +443,9 @@ kvmTest('what a vCPU stands at is said when it is attached to', () =>
 
 kvmTest('nobody answers where another client is connected already', () =>
   withListener(LOOP, async (socket) => {
-    const printer = { print: () => {}, console: () => {} };
-    const target = await openKvm({ connect: socket, args: [] }, printer);
+    const target = await openKvm({ connect: socket, args: [] }, SILENT);
     await assert.rejects(
-      openKvm({ connect: socket, args: [] }, printer),
+      openKvm({ connect: socket, args: [] }, SILENT),
       /nobody answers at .*socket: another client may be connected/,
     );
     await target.dispose();
@@ -468,10 +466,7 @@ kvmTest('a stub that is no helper is left alone', async () => {
     });
   }).listen(path);
   try {
-    await assert.rejects(
-      openKvm({ connect: path, args: [] }, { print: () => {}, console: () => {} }),
-      /the stub that answers is not kvm-mmu-helper/,
-    );
+    await assert.rejects(openKvm({ connect: path, args: [] }, SILENT), /the stub that answers is not kvm-mmu-helper/);
     await sleep(50);
     assert.deepEqual(
       heard.map((packet) => packet.slice(0, 10)),

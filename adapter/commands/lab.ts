@@ -1,0 +1,186 @@
+import { Lab } from '../lab/boot.ts';
+import { type LabLaunch, parseLab } from '../lab/launch.ts';
+import type { LabPrinter } from '../lab/printer.ts';
+import { conformAt, readConform } from './conform.ts';
+import { fitsKvm, type RanOnKvm, runAndTell, runOnKvm } from './run-kvm.ts';
+import { readScenario, stepLimit } from './scenario-file.ts';
+import { readOptions, UsageError } from './usage.ts';
+
+/** Exit status when a lab cannot be had. */
+const CANNOT_RUN = 3;
+
+const OPTIONS = {
+  kernel: { type: 'string', multiple: true },
+  modules: { type: 'string', multiple: true },
+  param: { type: 'string', multiple: true },
+  console: { type: 'boolean' },
+  json: { type: 'boolean' },
+  'max-steps': { type: 'string' },
+  seed: { type: 'string' },
+  cases: { type: 'string' },
+  case: { type: 'string' },
+} as const;
+
+/** `kvm-mmu lab run|conform|helper`: on a kernel of one's choice, in software emulation. The exit status. */
+export async function lab(args: string[]): Promise<number> {
+  const [verb, ...rest] = args;
+  const separator = rest.indexOf('--');
+  const behind = separator < 0 ? [] : rest.slice(separator + 1);
+  const { values, positionals } = readOptions({
+    args: separator < 0 ? rest : rest.slice(0, separator),
+    allowPositionals: true,
+    options: OPTIONS,
+  });
+  const labs = labsOf(values);
+  if (verb !== 'helper' && behind.length > 0) throw new UsageError('what follows -- is for lab helper');
+  const limit = verb === 'run' ? stepLimit(values['max-steps']) : 0;
+  if (verb !== 'run' && labs.length > 1) throw new UsageError(`lab ${verb} takes one --kernel`);
+  if (verb !== 'run' && positionals.length > 0) throw new UsageError(`lab ${verb} takes no ${positionals[0]}`);
+  const printer = printerOf(values.console === true);
+  switch (verb) {
+    case 'run': {
+      const [path] = positionals;
+      if (path === undefined || positionals.length > 1) throw new UsageError('lab run takes one file');
+      const program = readScenario(path);
+      if (!program) return 2;
+      const wanted = { path, program, limit };
+      if (labs.length > 1) return sideBySide(wanted, labs, values.console === true, values.json === true);
+      return withLab(labs[0]!, printer, (place) => runAndTell({ ...wanted, json: values.json === true }, place));
+    }
+    case 'conform':
+      return withLab(withoutNpt(labs[0]!), printer, (place) =>
+        conformAt(place, readConform(values), values.json === true),
+      );
+    case 'helper':
+      return withLab(labs[0]!, printer, (place) => connectHelper(place, behind));
+    default:
+      throw new UsageError(`lab takes run, conform or helper, not ${verb ?? 'nothing'}`);
+  }
+}
+
+function labsOf({
+  kernel = [],
+  modules = [],
+  param = [],
+}: {
+  readonly [name in 'kernel' | 'modules' | 'param']?: string[] | undefined;
+}): LabLaunch[] {
+  if (kernel.length === 0) throw new UsageError('--kernel is missing: an image, a Debian package or a kernel tree');
+  const params: Record<string, string> = {};
+  for (const each of param) {
+    const equals = each.indexOf('=');
+    if (equals < 1) throw new UsageError(`--param ${each}: NAME=VALUE is wanted, such as npt=0`);
+    params[each.slice(0, equals)] = each.slice(equals + 1);
+  }
+  return kernel.map((path) => {
+    const parsed = parseLab({ kernel: path, modules, params });
+    if ('error' in parsed) throw new UsageError(parsed.error);
+    return parsed;
+  });
+}
+
+/**
+ * With nested page tables the guest's addresses are translated by the processor, which in a lab is QEMU's: shadow paging makes
+ * it KVM's own walk.
+ */
+function withoutNpt(launch: LabLaunch): LabLaunch {
+  return { ...launch, params: { npt: '0', ...launch.params } };
+}
+
+/** Words about a lab, on standard error: its standard output may be a helper's. */
+function printerOf(withConsole: boolean, name = 'lab'): LabPrinter {
+  const say = (words: string): void => void process.stderr.write(`${name}: ${words}\n`);
+  return {
+    progress: say,
+    problem: say,
+    labConsole: (text) => {
+      if (withConsole) process.stderr.write(text);
+    },
+  };
+}
+
+async function withLab(launch: LabLaunch, printer: LabPrinter, work: (place: Lab) => Promise<number>): Promise<number> {
+  let place: Lab;
+  try {
+    place = await Lab.boot(launch, printer);
+  } catch (error) {
+    console.error(`kvm-mmu: ${(error as Error).message}`);
+    return CANNOT_RUN;
+  }
+  try {
+    return await work(place);
+  } finally {
+    place.close();
+  }
+}
+
+/** The helper's standard input and output become ours. Ends with it, or when our input ends. */
+function connectHelper(place: Lab, args: readonly string[]): Promise<number> {
+  const at = args.indexOf('--image');
+  const image = at < 0 ? undefined : args[at + 1];
+  const others = at < 0 ? args : [...args.slice(0, at), ...args.slice(at + 2)];
+  const [, path, address] = /^(.*?)(?:@(\w+))?$/.exec(image ?? '') ?? [];
+  return place
+    .start(others, image === undefined ? undefined : { path: path!, ...(address === undefined ? {} : { at: address }) })
+    .then(
+      (stream) =>
+        new Promise<number>((resolve) => {
+          stream.onData((chunk) => void process.stdout.write(chunk));
+          stream.onClose((reason) => {
+            if (reason !== 'exit status 0') console.error(`the helper has ended: ${reason}`);
+            resolve(reason === 'exit status 0' ? 0 : 1);
+          });
+          process.stdin.on('data', (chunk: Uint8Array) => stream.write(chunk));
+          process.stdin.on('end', () => stream.close());
+        }),
+    );
+}
+
+/** One scenario in several labs at once, and what they differ in. */
+async function sideBySide(
+  wanted: Parameters<typeof runOnKvm>[0],
+  labs: readonly LabLaunch[],
+  withConsole: boolean,
+  json: boolean,
+): Promise<number> {
+  if (!fitsKvm(wanted.path, wanted.program)) return 2;
+  const results = await Promise.all(
+    labs.map(async (launch, index): Promise<{ name: string; ran?: RanOnKvm; error?: string }> => {
+      let name = launch.kernel;
+      try {
+        const place = await Lab.boot(launch, printerOf(withConsole, `lab ${index + 1}`));
+        name = place.release;
+        return { name, ran: await runOnKvm(wanted, place) };
+      } catch (error) {
+        return { name, error: (error as Error).message };
+      }
+    }),
+  );
+  if (json) console.log(JSON.stringify(results.map(({ name, ran, error }) => ({ kernel: name, ...ran, error }))));
+  else console.log(comparison(results).join('\n'));
+  for (const { name, error } of results) if (error !== undefined) console.error(`${name}: ${error}`);
+  if (results.some(({ error }) => error !== undefined)) return CANNOT_RUN;
+  return results.every(({ ran }) => ran?.ok) ? 0 : 1;
+}
+
+function comparison(results: readonly { name: string; ran?: RanOnKvm }[]): string[] {
+  const names = [...new Set(results.flatMap(({ ran }) => Object.keys(ran?.counters ?? {})))];
+  const rows: (readonly [string, readonly string[]])[] = [
+    ['', results.map(({ name }) => name)],
+    ['outcome', results.map(({ ran }) => (ran === undefined ? 'did not run' : ran.ok ? 'ok' : 'failed'))],
+    ['steps', results.map(({ ran }) => `${ran?.steps ?? '–'}`)],
+    ...names
+      .map((name) => [name, results.map(({ ran }) => `${ran?.counters[name] ?? '–'}`)] as const)
+      .filter(([, values]) => values.some((value) => value !== '0')),
+  ];
+  const widths = results.map((_, column) => Math.max(...rows.map(([, values]) => values[column]!.length)));
+  const first = Math.max(...rows.map(([name]) => name.length));
+  const lines = rows.map(([name, values]) => {
+    const differ = name !== '' && new Set(values).size > 1;
+    const cells = values.map((value, column) => value.padStart(widths[column]!)).join('  ');
+    return `${name.padEnd(first)}  ${cells}${differ ? '  ← differ' : ''}`;
+  });
+  for (const { name, ran } of results)
+    for (const { line, text, actual } of ran?.failures ?? []) lines.push(`${name}: line ${line}: ${text}: ${actual}`);
+  return lines;
+}

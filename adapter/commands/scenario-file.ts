@@ -1,0 +1,26 @@
+import { readFileSync } from 'node:fs';
+import type { Program } from '../../engine/program.ts';
+import { parseScenario } from '../../scenario/index.ts';
+import { UsageError } from './usage.ts';
+
+/** A scenario from its file, with what is wrong with it told on standard error. @throws UsageError when it cannot be read */
+export function readScenario(path: string): Program | undefined {
+  let text: string;
+  try {
+    text = readFileSync(path, 'utf8');
+  } catch (error) {
+    throw new UsageError(`cannot read ${path}: ${(error as Error).message}`);
+  }
+  const { program, diagnostics } = parseScenario(text);
+  for (const { severity, message, span } of diagnostics)
+    console.error(`${path}:${span.line}:${span.column}: ${severity}: ${message}`);
+  return program;
+}
+
+/** `--max-steps`. @throws UsageError */
+export function stepLimit(written: string | undefined): number {
+  const limit = written === undefined ? 100_000_000 : Number(written);
+  if (!Number.isInteger(limit) || limit < 1)
+    throw new UsageError(`--max-steps must be a whole number above 0, not ${written}`);
+  return limit;
+}
