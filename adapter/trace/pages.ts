@@ -316,7 +316,7 @@ export class PageCursor {
 }
 
 /**
- * Stores the records of all CPUs in order of their times; of those of one time, a CPU's stay in their order.
+ * Stores the records of all CPUs in order of their times; of those of one time, those of the CPU that is listed first.
  * @param until records from this time on stay in their cursors
  * @returns the cursors that have records left
  */
@@ -329,19 +329,24 @@ export function merge(
   const waiting: PageCursor[] = [];
   while (left.length > 0) {
     let first = 0;
-    let second = Number.POSITIVE_INFINITY;
+    let second = -1;
     for (let i = 1; i < left.length; i++) {
       const { time } = left[i]!;
       if (time < left[first]!.time) {
-        second = left[first]!.time;
+        second = first;
         first = i;
-      } else if (time < second) second = time;
+      } else if (second < 0 || time < left[second]!.time) second = i;
     }
     const cursor = left[first]!;
     // Records of a CPU come in bursts, through which the others need not be looked at.
-    const limit = Math.min(second, until);
+    const limit = second < 0 ? Number.POSITIVE_INFINITY : left[second]!.time;
+    const beforeEqual = first < second;
     let more = true;
-    while (more && cursor.time <= limit && cursor.time < until) {
+    while (
+      more &&
+      cursor.time < until &&
+      (cursor.time < limit || (beforeEqual && cursor.time === limit) || second < 0)
+    ) {
       store(cursor);
       more = cursor.advance();
     }
