@@ -67,7 +67,8 @@ export function attempt(contents: Contents, run: () => void): void {
     run();
   } catch (error) {
     if (!(error instanceof TraceError)) throw error;
-    contents.problems.push(error.message);
+    // One cause may show at several places.
+    if (!contents.problems.includes(error.message)) contents.problems.push(error.message);
   }
 }
 

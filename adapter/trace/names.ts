@@ -22,7 +22,8 @@ export class Names<T> {
       for (let i = 0; i < entry.bytes.length; i++) if (entry.bytes[i] !== bytes[from + i]) continue next;
       return entry.item;
     }
-    const own = bytes.slice(from, to);
+    // A copy, which slice() of Node's Buffer is not.
+    const own = new Uint8Array(bytes.subarray(from, to));
     const item = this.#make(this.#decoder.decode(own));
     bucket.push({ bytes: own, item });
     return item;

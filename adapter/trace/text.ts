@@ -109,7 +109,7 @@ class TextReader {
         this.#readLine(bytes, from, end);
         from = end + 1;
       }
-      carry = bytes.slice(from);
+      carry = new Uint8Array(bytes.subarray(from));
       if (carry.length <= LINE_MOST) continue;
       this.#line++;
       this.#notEvents.add(this.#line, carry, 0, carry.length);
