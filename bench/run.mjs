@@ -1,7 +1,7 @@
-// npm run bench: the engine beside C, the way to KVM beside bare KVM, measured in one run; and the time from launch to the
-// first stop.
+// npm run bench: the engine beside C, the way to KVM beside bare KVM, recordings beside trace-cmd, measured in one run; and
+// the time from launch to the first stop.
 import { execFileSync, spawnSync } from 'node:child_process';
-import { accessSync, constants, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { accessSync, closeSync, constants, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -48,6 +48,42 @@ async function measureKvm(bundle, measure) {
   ]) {
     const args = [join(folder, 'kvm.mjs'), work, amount, ...(work === 'conform' ? [] : [loop])];
     row(`${work}, ${words}`, amount, measure(process.execPath, args) / perUnit, measure(c, reference) / perUnit);
+  }
+}
+
+/** Recordings as the debugger reads them, beside trace-cmd, which prints them; the text is what it prints. */
+async function measureTraces(bundle) {
+  const version = spawnSync('trace-cmd', ['--version'], { encoding: 'utf8' });
+  if (version.error) {
+    console.log('recordings: skipped, trace-cmd is not installed (Debian: trace-cmd)');
+    return;
+  }
+  await bundle('bench/trace.ts', 'trace.mjs');
+  const script = join(folder, 'trace.mjs');
+  const events = 1_000_000;
+  const dat = join(folder, 'trace.dat');
+  const text = join(folder, 'trace.txt');
+  execFileSync(process.execPath, [script, 'make', String(events), dat], { stdio: 'inherit' });
+  const report = (to) => {
+    const out = openSync(to, 'w');
+    const begin = performance.now();
+    const { status } = spawnSync('trace-cmd', ['report', dat], { stdio: ['ignore', out, 'ignore'] });
+    closeSync(out);
+    if (status !== 0) throw new Error(`trace-cmd report ended with ${status}`);
+    return ((performance.now() - begin) * 1e6) / events;
+  };
+  report(text);
+  const reference = Math.min(report('/dev/null'), report('/dev/null'), report('/dev/null'));
+  console.log('recordings                         events     ns each  trace-cmd ns       ratio');
+  for (const [words, file] of [
+    ['trace.dat', dat],
+    ['text of trace-cmd report', text],
+  ]) {
+    const [count, nanoseconds, bytes] = execFileSync(process.execPath, [script, 'read', file], { encoding: 'utf8' })
+      .split(' ')
+      .map(Number);
+    row(words, count, nanoseconds, reference);
+    console.log(`  ${((bytes * 1e6) / 2 ** 20).toFixed(1)} MiB of memory per million events`);
   }
 }
 
@@ -105,6 +141,7 @@ try {
   const why = withoutKvm();
   if (why !== undefined) console.log(`on KVM: skipped, ${why}`);
   else await measureKvm(bundle, measure);
+  await measureTraces(bundle);
   console.log(execFileSync(process.execPath, [join(folder, 'first-stop.mjs')], { encoding: 'utf8' }).trim());
 } finally {
   rmSync(folder, { recursive: true, force: true });

@@ -112,7 +112,7 @@ export const SPACE = 0x20;
 
 /** Tracefs puts a NUL behind a page's text (KVM_MMU_PAGE_PRINTK ends in one), which some tools keep. */
 export function isSpace(byte: number): boolean {
-  return byte === SPACE || byte === 9 || byte === 0;
+  return byte <= SPACE && (byte === SPACE || byte === 9 || byte === 0);
 }
 
 function hexDigit(byte: number): number {

@@ -101,7 +101,8 @@ class TextReader {
       const block = source.read(offset, BLOCK);
       if (block.length === 0) break;
       offset += block.length;
-      const bytes = carry.length > 0 ? joined(carry, block) : block;
+      // Always the same class: what reads single bytes is compiled for one, and a Buffer is another.
+      const bytes = joined(carry, block);
       let from = 0;
       for (;;) {
         const end = bytes.indexOf(LINE_END, from);
@@ -399,6 +400,7 @@ function behindPrefix(bytes: Uint8Array, from: number, end: number): number {
 }
 
 function joined(left: Uint8Array, right: Uint8Array): Uint8Array {
+  if (left.length === 0) return new Uint8Array(right.buffer, right.byteOffset, right.length);
   const both = new Uint8Array(left.length + right.length);
   both.set(left);
   both.set(right, left.length);
