@@ -84,7 +84,7 @@ test('time extends, absolute times, records taken back and long records', () => 
   const cpu = new PageBuilder();
   const base = (0x55n << 56n) + 1000n;
   cpu.record(base, requested(1));
-  cpu.record(base + (5n << 30n), requested(2)); // a time extend
+  cpu.record(base + (5n << 30n) + 12_345n, requested(2)); // a time extend
   const absolute = base + (6n << 30n);
   const low = absolute & ((1n << 59n) - 1n);
   cpu.raw(Number((low & 0x7ffffffn) << 5n) | 31, Number(low >> 27n));
@@ -99,7 +99,7 @@ test('time extends, absolute times, records taken back and long records', () => 
   const six = Number(6n << 30n);
   assert.deepEqual(rows(recording), [
     [0, 0, 1],
-    [Number(5n << 30n), 0, 2],
+    [Number(5n << 30n) + 12_345, 0, 2],
     [six + 10, 0, 3],
     [six + 15, 0, 4],
   ]);
@@ -272,4 +272,18 @@ test('live: what is held back comes with the next batch, in order', () => {
     rows(live.recording).map(([time]) => time),
     [0, 100, 110, 150, 200, 250, 300],
   );
+});
+
+test('a role of a kernel up to 5.17 becomes one of today', () => {
+  const page = (print: string): ReturnType<typeof parseFormat> =>
+    parseFormat(
+      `name: kvm_mmu_sync_page\nID: 9\n${common}\tfield:__u32 role;\toffset:8;\tsize:4;\tsigned:0;\n\nprint fmt: "%s", ({ role.${print} ? 8 : 4; })\n`,
+    );
+  const cpu = new PageBuilder();
+  const format = page('gpte_is_8_bytes');
+  cpu.record(1n, buildRecord(format, { role: 0x3794 }));
+  const role = 2;
+  assert.equal(read([cpu], [format]).value(0, role), 0x3784n);
+  assert.equal(read([cpu], [page('has_4_byte_gpte')]).value(0, role), 0x3794n);
+  assert.equal(read([cpu], [format]).shape(0).roleKnown, 0xffffffff);
 });

@@ -203,6 +203,25 @@ test('which bits of a role are known depends on who printed it', () => {
   assert.equal(known('[FAILED TO PARSE] gfn=1 role=2'), 0xffffffef);
 });
 
+test('flags become bits again', () => {
+  for (const [flags, bits] of Object.entries({
+    P: 1,
+    W: 2,
+    U: 4,
+    RSVD: 8,
+    F: 16,
+    PK: 32,
+    SS: 64,
+    SGX: 32768,
+    'P|W|U|F': 23,
+    0: 0,
+  })) {
+    const text = `vcpu 0 gva 1 error_code ${flags} sptep 1 old 0x1 new 2 spurious 1 fixed 0`;
+    const recording = read(` a-1 [000] 1.0: fast_page_fault: ${text}\n`);
+    assert.equal(recording.lo(0, 2), bits, flags);
+  }
+});
+
 test('the heads of a line, of each tool', () => {
   const rest = 'kvm_mmu_set_accessed_bit: gpa 1';
   for (const [line, source, cpu, pid, comm] of [

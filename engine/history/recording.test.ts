@@ -79,8 +79,11 @@ test('what is appended late is put in order, and events of one time stay as they
     [-1, 0, 15, 16, 41].map((time) => recording.at(time)),
     [0, 0, 2, 4, 8],
   );
+  append(recording, 20, 10);
+  assert.deepEqual(recording.settle(), { from: 6, late: 1 });
+  assert.deepEqual(gfns(recording), [1, 2, 5, 8, 3, 6, 10, 4, 7]);
   append(recording, 50, 9);
-  assert.deepEqual(recording.settle(), { from: 8, late: 0 });
+  assert.deepEqual(recording.settle(), { from: 9, late: 0 });
 });
 
 test('columns go on behind their first chunks, and no event is cut in two', () => {

@@ -320,7 +320,8 @@ export class Recording {
     const count = this.#length - from;
     const times = Float64Array.from({ length: count }, (_, i) => this.time(from + i));
     const order = Uint32Array.from({ length: count }, (_, i) => i);
-    order.sort((left, right) => times[left]! - times[right]! || left - right);
+    // A stable sort: what has one time stays as it was appended.
+    order.sort((left, right) => times[left]! - times[right]!);
     for (const name of ['time', 'offset', 'pid', 'cpu', 'shape'] as const) {
       const column = Float64Array.from(
         order,

@@ -4,9 +4,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { inflateSync } from 'node:zlib';
+import { buildRecord, PageBuilder } from '../../adapter/trace/build-pages.ts';
 import { writeTraceDat } from '../../adapter/trace/dat-write.ts';
 import { TraceError } from '../../adapter/trace/errors.ts';
 import { decompress, readRecordingFile } from '../../adapter/trace/file.ts';
+import { parseFormat } from '../../adapter/trace/format.ts';
 import { openRecording } from '../../adapter/trace/open.ts';
 import type { Recording } from '../../engine/history/recording.ts';
 import { traceDat7 } from './trace-dat7.ts';
@@ -45,6 +47,26 @@ test('what is written is read back', () => {
   assert.deepEqual(Buffer.concat([...writeTraceDat({ ...parts, cpus: short })]).length, written.length);
   same(openRecording(Buffer.concat([...writeTraceDat({ ...parts, cpus: short })])), recording);
   assert.throws(() => [...writeTraceDat({ ...parts, cpus: [[new Uint8Array(5000)]] })], TraceError);
+});
+
+test('a writer’s file: pages of 8192 bytes, and the clock behind the table of CPUs', () => {
+  const format = parts.formats.find(({ text }) => text.startsWith('name: kvm_mmu_spte_requested\n'))!;
+  const parsed = parseFormat(format.text, format.system);
+  const builder = new PageBuilder({ pageSize: 8192, data: 16 });
+  for (let gfn = 0; gfn < 1000; gfn++) builder.record(BigInt(gfn), buildRecord(parsed, { gfn }));
+  assert.ok(builder.pages.length > 2);
+  const headerPage = parts.headerPage.replace('4080', '8176');
+  const file = Buffer.concat([
+    ...writeTraceDat({ ...parts, headerPage, formats: [format], cpus: [[], builder.pages] }),
+  ]);
+  const recording = openRecording(file);
+  assert.deepEqual(
+    [recording.problems, recording.length, recording.cpu(999), recording.lo(999, 0)],
+    [[], 1000, 1, 999],
+  );
+  const behind = file.indexOf('flyrecord\0') + 10 + 2 * 16;
+  assert.equal(file.readBigUInt64LE(behind), 6n);
+  assert.equal(file.toString('latin1', behind + 8, behind + 14), '[mono]');
 });
 
 test('version 7, with sections, options in two parts, and zlib', () => {
