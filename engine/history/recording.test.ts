@@ -110,3 +110,11 @@ test('a cycle counter’s times become nanoseconds', () => {
   assert.equal(recording.time(1), 1000);
   assert.equal(recording.base, 1_000_000_000n);
 });
+
+test('a recording that is full says how many events it has not', () => {
+  const recording = new Recording('pages', 9);
+  for (let i = 0; i < 5; i++) append(recording, i, i);
+  recording.settle();
+  assert.deepEqual(gfns(recording), [0, 1, 2]);
+  assert.match(recording.problems.join(), /^2 events were left out/);
+});

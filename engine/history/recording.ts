@@ -96,8 +96,13 @@ export class Recording {
   #lateCount = 0;
   #nextWord = 0;
 
-  constructor(source: RecordingSource) {
+  #leftOut = 0;
+  readonly #wordsMost: number;
+
+  /** @param wordsMost words of fields that are stored: what comes behind is counted and left out. 4 bytes each; by default 12 GiB */
+  constructor(source: RecordingSource, wordsMost = 3 * 2 ** 30) {
     this.source = source;
+    this.#wordsMost = wordsMost;
   }
 
   // ---------------------------------------------------------------------------------------------------------- reading
@@ -234,6 +239,10 @@ export class Recording {
    * @param time since {@link base}
    */
   append(time: number, cpu: number, pid: number, shape: Shape): void {
+    if (this.#nextWord >= this.#wordsMost) {
+      this.#leaveOut();
+      return;
+    }
     const index = this.#length++;
     const chunkNumber = index >>> CHUNK_BITS;
     if (chunkNumber === this.#chunks.length) this.#chunks.push(newChunk());
@@ -256,6 +265,13 @@ export class Recording {
       this.#lateCount++;
       if (time < this.#late) this.#late = time;
     }
+  }
+
+  /** Behind the last word that an offset can name, events are counted and their words go nowhere. */
+  #leaveOut(): void {
+    this.words = new Uint32Array(64);
+    this.wordAt = 0;
+    this.#leftOut++;
   }
 
   /** Names a thread; the first name stays, unless it stood for an unknown one. */
@@ -283,6 +299,10 @@ export class Recording {
     if (late > 0) {
       from = Math.min(from, this.#bound(this.#late, this.#settled, true));
       this.#sort(from);
+    }
+    if (this.#leftOut > 0) {
+      this.problems.push(`${this.#leftOut} events were left out: the recording is larger than fits into memory here`);
+      this.#leftOut = 0;
     }
     this.#settled = this.#length;
     this.#late = Number.POSITIVE_INFINITY;

@@ -53,7 +53,8 @@ test('a writer’s file: pages of 8192 bytes, and the clock behind the table of 
   const format = parts.formats.find(({ text }) => text.startsWith('name: kvm_mmu_spte_requested\n'))!;
   const parsed = parseFormat(format.text, format.system);
   const builder = new PageBuilder({ pageSize: 8192, data: 16 });
-  for (let gfn = 0; gfn < 1000; gfn++) builder.record(BigInt(gfn), buildRecord(parsed, { gfn }));
+  for (let gfn = 0; gfn < 1000; gfn++)
+    builder.record(BigInt(gfn), buildRecord(parsed, { gfn, pfn: 64n << 32n, level: 1 }));
   assert.ok(builder.pages.length > 2);
   const headerPage = parts.headerPage.replace('4080', '8176');
   const file = Buffer.concat([
@@ -104,6 +105,17 @@ test('what cannot be undone, or is not what it says, is said', () => {
   refuse(Buffer.from('PERFILE2'), /perf script/);
   refuse(Buffer.from([1, 2, 3, 4]), /begins with 01 02 03 04/);
   refuse(Buffer.from('Dear all,\nthere is no trace here.\n'), /begins with "Dear all,.*2 lines are no events; line 1/s);
+});
+
+test('a trace.dat with text in place of pages', () => {
+  const at = shadow.indexOf('flyrecord\0');
+  const text = readFileSync('test/trace/shadow.tracefs.txt');
+  const recording = openRecording(Buffer.concat([shadow.subarray(0, at), Buffer.from('latency  \0'), text]));
+  assert.deepEqual(
+    [recording.source, recording.kernel, recording.problems],
+    ['tracefs text', 'Linux host 6.18.44 x86_64', []],
+  );
+  assert.deepEqual(differences(recording, openRecording(shadow), 1000).found, []);
 });
 
 test('a file’s errors name it', () => {
