@@ -44,7 +44,7 @@ export class FilePages implements PageSource {
 }
 
 /** Of a chunk, uncompressed: trace-cmd makes them of 10 pages. */
-const CHUNK_MOST = 1 << 26;
+const CHUNK_MOST = 1 << 24;
 
 /** A CPU's pages in compressed chunks. */
 export class ChunkedPages implements PageSource {
@@ -53,18 +53,17 @@ export class ChunkedPages implements PageSource {
   readonly #pageSize: number;
   readonly #undo: Undo;
   readonly #problems: string[];
-  readonly #offset: number;
   #left = 0;
   #chunk: Uint8Array = new Uint8Array(0);
   #next = 0;
 
   constructor(source: ByteSource, pages: CpuPages, pageSize: number, undo: Undo, problems: string[]) {
-    this.#reader = new SourceReader(partOf(source, pages.offset, pages.size), 0, `what CPU ${pages.cpu} has`);
+    // The size that trace-cmd writes leaves out the number of chunks: that number alone says where they end.
+    this.#reader = new SourceReader(source, pages.offset);
     this.#cpu = pages.cpu;
     this.#pageSize = pageSize;
     this.#undo = undo;
     this.#problems = problems;
-    this.#offset = pages.offset;
     this.#try(() => {
       this.#left = this.#reader.number(4, 'the number of chunks');
     });
@@ -90,7 +89,7 @@ export class ChunkedPages implements PageSource {
   }
 
   place(): string {
-    return `byte ${Math.max(0, this.#next - this.#pageSize)} of the chunk before ${hexOffset(this.#offset + this.#reader.at)} of the file`;
+    return `byte ${Math.max(0, this.#next - this.#pageSize)} of the chunk before ${hexOffset(this.#reader.at)} of the file`;
   }
 
   /** Where a chunk cannot be read, the CPU's pages end. */

@@ -15,6 +15,7 @@ import {
 } from './dat-contents.ts';
 import { TraceError } from './errors.ts';
 import { type ByteSource, bytesSource, type Decompress, hexOffset, partOf, SourceReader } from './source.ts';
+import { unzstd } from './zstd.ts';
 
 /** Undoes the file's compression. @throws TraceError when that cannot be, or when it is damaged */
 export type Undo = (bytes: Uint8Array, size: number) => Uint8Array;
@@ -25,6 +26,8 @@ function undoing(algorithm: string, decompress: Decompress | undefined): Undo {
     let result: Uint8Array | undefined;
     try {
       result = decompress?.(algorithm, bytes, size);
+      // What trace-cmd takes unless told otherwise, and older hosts have not.
+      if (!result && algorithm === 'zstd') result = unzstd(bytes, size);
     } catch (error) {
       throw new TraceError(`what is compressed with ${algorithm} is damaged: ${(error as Error).message}`);
     }

@@ -70,7 +70,7 @@ export function traceDat7(parts: Parts, compression: 'none' | 'zlib', pagesPerCh
     for (let at = 0; at < pages.length; at += pagesPerChunk)
       groups.push(Buffer.concat(pages.slice(at, at + pagesPerChunk)));
     const bytes = packed ? Buffer.concat([u(4, groups.length), ...groups.map(pack)]) : Buffer.concat(groups);
-    return Buffer.concat([u(4, cpu), u(8, put(bytes)), u(8, bytes.length)]);
+    return Buffer.concat([u(4, cpu), u(8, put(bytes)), u(8, packed ? bytes.length - 4 : bytes.length)]);
   });
   options.push(
     option(3, Buffer.concat([u(8, buffer), string(''), string(parts.clock), u(4, 4096), u(4, cpus.length), ...cpus])),

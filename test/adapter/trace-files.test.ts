@@ -80,6 +80,12 @@ test('version 7, with sections, options in two parts, and zlib', () => {
   }
 });
 
+test('version 7 with zstd, as trace-cmd writes it, where the host has no zstd', () => {
+  const recording = openRecording(readFileSync('test/trace/shadow-zstd.dat'));
+  assert.deepEqual(recording.problems, []);
+  same(recording, openRecording(shadow));
+});
+
 test('what cannot be undone, or is not what it says, is said', () => {
   const zlib = traceDat7(parts, 'zlib');
   const refuse = (bytes: Uint8Array, message: RegExp, undo = decompress): void => {
@@ -169,6 +175,7 @@ test('damaged files of every kind: nothing but TraceError, and an end', () => {
     ['dat 6', shadow],
     ['dat 7', traceDat7(parts, 'none')],
     ['dat 7 zlib', traceDat7(parts, 'zlib')],
+    ['dat 7 zstd', readFileSync('test/trace/shadow-zstd.dat')],
     ...['report', 'tracefs', 'perf'].map((form): [string, Uint8Array] => [
       form,
       readFileSync(`test/trace/shadow.${form}.txt`),
@@ -188,7 +195,7 @@ test('damaged files of every kind: nothing but TraceError, and an end', () => {
       }
       const started = performance.now();
       try {
-        const recording = openRecording(copy, decompress);
+        const recording = openRecording(copy, name.endsWith('zstd') ? undefined : decompress);
         for (let i = 0; i < recording.length; i++) recording.value(i, 0);
         assert.ok(recording.losses.every(({ beforeIndex }) => beforeIndex >= 0 && beforeIndex <= recording.length));
         assert.ok(recording.bytes < 64 << 20);
