@@ -101,9 +101,20 @@ function describeMirrored(machine: Machine, { space, address, vcpu }: Located): 
   const { gpa, hpa, status, reason } = walk.outcome;
   const to = [...(space === 'gva' && gpa !== undefined ? [`gpa ${groups(BigInt(gpa))}`] : [])];
   if (hpa !== undefined && walk.second !== 'none') to.push(`hpa ${groups(BigInt(hpa))}`);
-  const end = status !== 'done' ? `: ${reason}` : to.length > 0 ? ` → ${to.join(' → ')}` : `: ${reason}`;
+  const unbuilt = walk.second !== 'none' && hpa === undefined ? ', which KVM has not mapped' : '';
+  const end =
+    status !== 'done'
+      ? `: ${reason}`
+      : to.length > 0
+        ? ` → ${to.join(' → ')}${unbuilt}`
+        : `: ${unbuilt === '' ? reason : 'KVM has not mapped it'}`;
   const title = `${space} ${groups(address)}${space === 'gva' ? ` (CPU ${vcpu})` : ''}`;
-  const lines = walk.references.map(({ entry, index }) => entryLine(entry, index));
+  // Of a walk in two dimensions, the second is told for the address itself alone.
+  const told = walk.references.filter(({ stage, forLevel }) => stage === 'guest' || forLevel === 0);
+  const lines = told.map(({ stage, entry, index, note, certainty }) => {
+    const doubt = certainty === undefined ? '' : ` (${certainty})`;
+    return `${stage === 'second' && machine.mirror!.built ? 'KVM ' : ''}${entryLine(entry, index, note)}${doubt}`;
+  });
   const place =
     machine.mirror!.places === 'memslots' && gpa !== undefined && status === 'done'
       ? [slotWords(machine, BigInt(gpa))]

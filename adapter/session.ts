@@ -280,7 +280,7 @@ export class KvmMmuSession extends DebugSession {
 
   #withFrames<T>(work: () => T | Promise<T>): Promise<T> {
     return withFrames(
-      (frames) => this.#target?.fetch?.(frames) ?? Promise.reject(new Error('the machine is gone')),
+      (missing) => this.#target?.fetch?.(missing) ?? Promise.reject(new Error('the machine is gone')),
       work,
     );
   }

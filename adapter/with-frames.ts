@@ -2,7 +2,7 @@ import { MissingFrames } from '../engine/mirror.ts';
 
 /** Asks a question again for as long as it lacks memory that is far away. It must not change anything before it has all. */
 export async function withFrames<T>(
-  fetch: (frames: readonly number[]) => Promise<void>,
+  fetch: (missing: MissingFrames) => Promise<void>,
   ask: () => T | Promise<T>,
 ): Promise<T> {
   for (;;) {
@@ -10,7 +10,7 @@ export async function withFrames<T>(
       return await ask();
     } catch (error) {
       if (!(error instanceof MissingFrames)) throw error;
-      await fetch(error.frames);
+      await fetch(error);
     }
   }
 }

@@ -1,4 +1,5 @@
 import type { Regime } from './guest/regime.ts';
+import type { KvmTables } from './kernel/tables.ts';
 import { Machine } from './machine.ts';
 import { type Memslot, newBacking } from './memory/memslots.ts';
 import { addressToFrame } from './memory/words.ts';
@@ -16,6 +17,11 @@ export interface Mirror {
   resolve(gfn: number): number;
   /** What its stretches of memory are: those of an image, or a virtual machine's memslots. */
   readonly places: 'ranges' | 'memslots';
+  /**
+   * What KVM has built for the machine; undefined where nobody tells. The host's physical bits say how entries are read.
+   * @throws MissingFrames while it is not here yet
+   */
+  built?(): { readonly tables: KvmTables; readonly maxPhyAddr: number } | undefined;
   /** Counters that can be told of the machine; without it none. */
   readonly counted?: ReadonlySet<string>;
 }
@@ -28,13 +34,16 @@ export interface MirrorRange {
   readonly flags?: readonly string[];
 }
 
-/** Frames of a machine far away that are not here yet: they are to be fetched, and the question asked again. */
+/** What is not here yet of a machine far away: it is to be fetched, and the question asked again. */
 export class MissingFrames extends Error {
   readonly frames: readonly number[];
+  /** KVM's own tables are missing too. */
+  readonly built: boolean;
 
-  constructor(frames: readonly number[]) {
-    super(`frames ${frames.join(', ')} are not here yet`);
+  constructor(frames: readonly number[], built = false) {
+    super(built ? 'what KVM has built is not here yet' : `frames ${frames.join(', ')} are not here yet`);
     this.frames = frames;
+    this.built = built;
   }
 }
 

@@ -5,7 +5,7 @@ import { type GuestCpu, UNPAGED } from '../../engine/guest/registers.ts';
 import { x86Regime } from '../../engine/guest/x86-regime.ts';
 import type { Machine } from '../../engine/machine.ts';
 import { addressToFrame, hex, pageOffset, toBigint } from '../../engine/memory/words.ts';
-import { makeMirror, mirrorMachine } from '../../engine/mirror.ts';
+import { type Mirror, makeMirror, mirrorMachine } from '../../engine/mirror.ts';
 import { toHost } from '../addresses.ts';
 import type { ElfProgram } from '../elf/program.ts';
 import type { KvmInfo } from '../rsp/info.ts';
@@ -22,7 +22,12 @@ export function guestCpu(info: KvmInfo): GuestCpu {
 }
 
 /** The machine as the views see it: the guest's memory, and what each vCPU's registers make of it. */
-export function viewMachine(info: KvmInfo, memory: GuestMemory, registers: readonly RegisterValues[]): Machine {
+export function viewMachine(
+  info: KvmInfo,
+  memory: GuestMemory,
+  registers: readonly RegisterValues[],
+  built: NonNullable<Mirror['built']>,
+): Machine {
   const cpu = guestCpu(info);
   const regimes = registers.map((values): Regime => {
     const wanted = translationRegisters(values);
@@ -36,7 +41,7 @@ export function viewMachine(info: KvmInfo, memory: GuestMemory, registers: reado
       return { ...unpaged, walk: () => ({ references: [], end: 'untranslatable', reason: words }) };
     }
   });
-  return mirrorMachine(makeMirror(memory, regimes, 'memslots'), info.memory.slots);
+  return mirrorMachine({ ...makeMirror(memory, regimes, 'memslots'), built }, info.memory.slots);
 }
 
 const SIZES: Readonly<Record<string, number>> = { u8: 1, u16: 2, u32: 4, u64: 8 };

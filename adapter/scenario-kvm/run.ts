@@ -6,13 +6,14 @@ import { x86Regime } from '../../engine/guest/x86-regime.ts';
 import { isMemoryKind } from '../../engine/history/log.ts';
 import type { Machine } from '../../engine/machine.ts';
 import { addressToFrame, frameToAddress, hex, toBigint } from '../../engine/memory/words.ts';
-import { type Mirror, makeMirror } from '../../engine/mirror.ts';
+import { type Mirror, type MissingFrames, makeMirror } from '../../engine/mirror.ts';
 import { runTopStep, type Task } from '../../engine/operation.ts';
 import type { Program, Statement } from '../../engine/program.ts';
 import { programScope } from '../../engine/queries/scope.ts';
 import { createMachine } from '../../engine/run.ts';
 import { checkExpectation, runInstruction } from '../../engine/statements.ts';
 import { Control } from '../kvm/control.ts';
+import { KvmBuilt } from '../kvm/kvm-built.ts';
 import { guestCpu } from '../kvm/machine-view.ts';
 import type { GuestMemory } from '../kvm/memory.ts';
 import { type GpaRange, Traps } from '../kvm/traps.ts';
@@ -53,6 +54,7 @@ export class ScenarioRun {
   readonly machine: Machine;
   #parts: ScenarioParts;
   readonly #mirror: { -readonly [K in keyof Mirror]: Mirror[K] };
+  readonly #built: KvmBuilt;
   readonly #control: Control;
   readonly #vcpus: StubVcpu[];
   readonly #traps: Traps;
@@ -64,7 +66,8 @@ export class ScenarioRun {
   private constructor(parts: ScenarioParts) {
     const { client, info, memory, program } = parts;
     this.#parts = parts;
-    this.#mirror = { ...makeMirror(memory, [], 'memslots'), counted: COUNTED };
+    this.#built = new KvmBuilt(client, info, parts.print);
+    this.#mirror = { ...makeMirror(memory, [], 'memslots'), counted: COUNTED, built: () => this.#built.now() };
     this.machine = createMachine(program, undefined, this.#mirror);
     this.#control = new Control(client, info.vcpus, parts.first);
     this.#traps = new Traps(client, parts.print);
@@ -75,7 +78,7 @@ export class ScenarioRun {
   static async begin(parts: ScenarioParts): Promise<ScenarioRun> {
     // The engine lays out the guest's tables over memory that may be far away.
     const run = await withFrames(
-      (frames) => parts.memory.fetch(frames),
+      ({ frames }) => parts.memory.fetch(frames),
       () => new ScenarioRun(parts),
     );
     await run.#fillMemory();
@@ -106,8 +109,9 @@ export class ScenarioRun {
     await client.writePhysical(root + BigInt(stubs.index) * 8n, entry);
   }
 
-  fetch(frames: readonly number[]): Promise<void> {
-    return this.#parts.memory.fetch(frames);
+  async fetch({ frames, built }: MissingFrames): Promise<void> {
+    if (built) await this.#built.fetch();
+    await this.#parts.memory.fetch(frames);
   }
 
   /** Which stops are wanted besides those that are counted. */
@@ -430,11 +434,12 @@ export class ScenarioRun {
   #renew(): void {
     const { memory, info } = this.#parts;
     memory.renew(info.memory.slots, new Map());
+    this.#built.forget();
     const cpu = guestCpu(info);
     this.#mirror.regimes = this.machine.vcpus.map(({ registers }) => x86Regime(registers, cpu, undefined));
   }
 
   #withFrames<T>(ask: () => T): Promise<T> {
-    return withFrames((frames) => this.#parts.memory.fetch(frames), ask);
+    return withFrames((missing) => this.fetch(missing), ask);
   }
 }

@@ -1,5 +1,6 @@
 import type { Scope } from '../../engine/expression.ts';
 import type { Machine } from '../../engine/machine.ts';
+import type { MissingFrames } from '../../engine/mirror.ts';
 import type { Task } from '../../engine/operation.ts';
 import type { FaultInfo } from '../../engine/tdp/fault.ts';
 import { faultScope } from '../breakpoints.ts';
@@ -42,8 +43,8 @@ export class KvmScenarioTarget implements Target {
     this.#pauseWanted = true;
   }
 
-  fetch(frames: readonly number[]): Promise<void> {
-    return this.#run.fetch(frames);
+  fetch(missing: MissingFrames): Promise<void> {
+    return this.#run.fetch(missing);
   }
 
   edit(): void {
@@ -87,7 +88,7 @@ export class KvmScenarioTarget implements Target {
         return { kind: 'stuck', words: `${task.name} waits for a condition; continue lets the others run` };
       const result = await run.step(task);
       const halt = await withFrames(
-        (frames) => run.fetch(frames),
+        (missing) => run.fetch(missing),
         () => (result ? this.#judge(task, result.stop, watcher) : this.#matched(task, watcher)),
       );
       if (halt) return halt;

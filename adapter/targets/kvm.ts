@@ -2,6 +2,7 @@ import type { DebugProtocol } from '@vscode/debugprotocol';
 import type { Scope } from '../../engine/expression.ts';
 import type { Machine } from '../../engine/machine.ts';
 import { hex } from '../../engine/memory/words.ts';
+import type { MissingFrames } from '../../engine/mirror.ts';
 import type { StopAnswer } from '../../engine/queries/answers.ts';
 import { faultAnswer } from '../../engine/queries/words.ts';
 import type { FaultInfo } from '../../engine/tdp/fault.ts';
@@ -17,6 +18,7 @@ import { eventSentence, eventWalk, guestFault, type KvmEvent, stopNodes } from '
 import { withAddress } from '../kvm/fault-address.ts';
 import { KVM_FILTERS } from '../kvm/filters.ts';
 import { InsertedBreakpoints } from '../kvm/inserted.ts';
+import { KvmBuilt } from '../kvm/kvm-built.ts';
 import { guestScope, viewMachine } from '../kvm/machine-view.ts';
 import { GuestMemory, type Ram } from '../kvm/memory.ts';
 import type { KvmPrinter } from '../kvm/printer.ts';
@@ -94,6 +96,7 @@ export class KvmTarget implements Target {
   readonly #client: RspClient;
   readonly #control: Control;
   readonly #memory: GuestMemory;
+  readonly #built: KvmBuilt;
   readonly #code = new CodeBreakpoints();
   readonly #inserted: InsertedBreakpoints;
   /** Where a call that is stepped over, or a function that is left, comes back to. */
@@ -125,7 +128,8 @@ export class KvmTarget implements Target {
     this.#memory = new GuestMemory(ram);
     this.#inserted = new InsertedBreakpoints(parts.client, (address) => this.#gpaOf(address), parts.print);
     this.#memory.renew(this.#info.memory.slots, this.#inserted.patches);
-    this.#machine = viewMachine(this.#info, this.#memory, []);
+    this.#built = new KvmBuilt(parts.client, parts.info, parts.print);
+    this.#machine = viewMachine(this.#info, this.#memory, [], () => this.#built.now());
     this.#control = new Control(parts.client, parts.info.vcpus, parts.first);
     this.#events = Array.from({ length: parts.info.vcpus }, (_, vcpu) => paused(vcpu));
     this.#traps = new Traps(parts.client, parts.print);
@@ -160,8 +164,9 @@ export class KvmTarget implements Target {
     this.#control.interrupt().catch(() => {});
   }
 
-  fetch(frames: readonly number[]): Promise<void> {
-    return this.#memory.fetch(frames);
+  async fetch({ frames, built }: MissingFrames): Promise<void> {
+    if (built) await this.#built.fetch();
+    await this.#memory.fetch(frames);
   }
 
   edit(): void {
@@ -397,7 +402,8 @@ export class KvmTarget implements Target {
 
   #renew(): void {
     this.#memory.renew(this.#info.memory.slots, this.#inserted.patches);
-    this.#machine = viewMachine(this.#info, this.#memory, this.#registers);
+    this.#built.forget();
+    this.#machine = viewMachine(this.#info, this.#memory, this.#registers, () => this.#built.now());
   }
 
   /** Looks at one vCPU that has stopped, while others may run. */
@@ -420,7 +426,7 @@ export class KvmTarget implements Target {
   }
 
   #withFrames<T>(ask: () => T): Promise<T> {
-    return withFrames((frames) => this.#memory.fetch(frames), ask);
+    return withFrames((missing) => this.fetch(missing), ask);
   }
 
   #scope(vcpu: number): Scope {

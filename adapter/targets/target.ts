@@ -1,5 +1,6 @@
 import type { Scope } from '../../engine/expression.ts';
 import type { Machine } from '../../engine/machine.ts';
+import type { MissingFrames } from '../../engine/mirror.ts';
 import type { LockName } from '../../engine/operation.ts';
 import type { Edit } from '../../engine/run.ts';
 import type { FilterName, PlacedBreakpoint } from '../breakpoints.ts';
@@ -83,8 +84,8 @@ export interface Target {
   move(motion: Motion, watcher: Watcher): Promise<Halt>;
   /** Ends the current motion soon. */
   pause(): void;
-  /** Brings frames of a machine's memory here that a question lacked. */
-  fetch?(frames: readonly number[]): Promise<void>;
+  /** Brings here what a question lacked. */
+  fetch?(missing: MissingFrames): Promise<void>;
   edit(edit: Edit): void;
   /** Lets go of it, once; what is told of its last moments has been told when this resolves. */
   dispose(): Promise<void>;

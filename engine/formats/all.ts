@@ -4,6 +4,7 @@ import type { FormatSpec } from './format.ts';
 import { NPT, NPT_5 } from './npt.ts';
 import { PAE } from './pae.ts';
 import { SV39, SV39X4, SV48, SV48X4, SV57, SV57X4 } from './riscv.ts';
+import { SHADOW, SHADOW_5, SHADOW_PAE } from './shadow.ts';
 import { X86_32 } from './x86-32.ts';
 import { X86_64, X86_64_5 } from './x86-64.ts';
 
@@ -31,8 +32,9 @@ function arm64Formats(): [string, FormatSpec][] {
 
 /** Every format by the name that people give. */
 export const FORMATS: ReadonlyMap<string, FormatSpec> = new Map<string, FormatSpec>([
-  ...[X86_64, X86_64_5, PAE, X86_32, EPT, EPT_5, NPT, NPT_5, SV39, SV48, SV57, SV39X4, SV48X4, SV57X4].map(
-    (spec): [string, FormatSpec] => [spec.name, spec],
-  ),
+  ...[
+    ...[X86_64, X86_64_5, PAE, X86_32, EPT, EPT_5, NPT, NPT_5, SHADOW, SHADOW_5, SHADOW_PAE],
+    ...[SV39, SV48, SV57, SV39X4, SV48X4, SV57X4],
+  ].map((spec): [string, FormatSpec] => [spec.name, spec]),
   ...arm64Formats(),
 ]);

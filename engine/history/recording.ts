@@ -310,7 +310,7 @@ export class Recording {
     return { from, late };
   }
 
-  /** Turns times of a cycle counter into nanoseconds: ns = cycles × multiplier / 2^shift. */
+  /** Turns times of a cycle counter into nanoseconds: ns = cycles × multiplier / 2^shift, as perf's mmap page defines them. */
   rescale(multiplier: number, shift: number): void {
     const factor = multiplier / 2 ** shift;
     this.base = (this.base * BigInt(multiplier)) >> BigInt(shift);

@@ -6,6 +6,7 @@ import { PFERR_FETCH, PFERR_USER, PFERR_WRITE } from '../guest/permission.ts';
 import { inputFrame, type Stage, tableFrame } from '../guest/regime.ts';
 import { finishWalk, type Reference, startWalk, type Walk } from '../guest/walk.ts';
 import { isMemoryKind, Kind } from '../history/log.ts';
+import { kvmMemory } from '../kernel/tables.ts';
 import type { Machine } from '../machine.ts';
 import { addressToFrame, frameToAddress, hex, hexWords, type Pfn, pageOffset } from '../memory/words.ts';
 import { MissingFrames } from '../mirror.ts';
@@ -24,6 +25,7 @@ import type {
   TableQuery,
   WalkAnswer,
 } from './answers.ts';
+import { builtCertainty, builtPage, builtTable } from './built-answers.ts';
 import { mirrorRoots, mirrorStage, mirrorWalk } from './mirror-answers.ts';
 import { addressFields, countPresent, levelShapes, tableName } from './shapes.ts';
 import { readOnlyMemory } from './translate.ts';
@@ -66,6 +68,7 @@ function dispatch(machine: Machine, query: Query, moment: Moment, frames: Set<Pf
       return {
         kind: 'roots',
         certainty: 'exact',
+        ...builtCertainty(machine.mirror?.built?.()),
         roots: machine.mirror ? mirrorRoots(machine.mirror) : rootAnswers(machine),
       };
     case 'slots':
@@ -264,17 +267,20 @@ function tableView(machine: Machine, query: TableQuery): TableView {
   const { mirror } = machine;
   const guest = query.space === 'guest';
   const stage = mirror ? mirrorStage(mirror, query) : emulatorStage(machine, query);
+  const built = guest ? undefined : mirror?.built?.();
   const tables: Tables = mirror
     ? guest
       ? mirror.guestMemory
-      : mirror.memory
+      : built
+        ? kvmMemory(built.tables)
+        : mirror.memory
     : guest
       ? { page: (gfn) => machine.memory.page(machine.resolve(gfn)) }
       : machine.memory;
   const known = mirror ? tables.has?.(frame) !== false : guest ? machine.resolve(frame) >= 0 : machine.pages.has(frame);
   if (!known)
     throw new Error(
-      guest || mirror
+      guest || (mirror && !built)
         ? `the table at ${guest ? 'gpa' : 'hpa'} ${query.table} lies where there is no memory`
         : `KVM has no table at hpa ${query.table} (any more)`,
     );
@@ -299,7 +305,9 @@ function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames
   const size = format.span[query.level]! * 4096;
   const base = addressToFrame(BigInt(query.base));
   const below = format.rootLevel === query.level ? 0 : tableFrame(stage, base);
-  const notes = guest || machine.mirror ? undefined : spteFormat(format);
+  const built = guest ? undefined : machine.mirror?.built?.();
+  const notes = guest || (machine.mirror && !built) ? undefined : spteFormat(format);
+  const own = built && builtTable(built, frame);
   const runs: EntryRun[] = [];
   let present = 0;
   let lastLo = 0;
@@ -316,6 +324,7 @@ function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames
       previous !== undefined &&
       was === undefined &&
       !faulting &&
+      own?.doubtful?.get(index) === previous.certainty &&
       continues(format, query.level, { lo, hi }, { lo: lastLo, hi: lastHi }, previous, state);
     lastLo = lo;
     lastHi = hi;
@@ -324,6 +333,7 @@ function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames
       continue;
     }
     const note = notes && spteNote(notes, lo, hi);
+    const doubt = own?.doubtful?.get(index);
     const input = inputFrame(stage, (below ?? 0) + index * format.span[query.level]!);
     const child =
       state === TABLE
@@ -343,6 +353,7 @@ function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames
       size,
       entry: decodeEntry(format, query.level, lo, hi),
       ...(note === undefined || note === 'empty' ? {} : { note }),
+      ...(doubt === undefined ? {} : { certainty: doubt }),
       ...(child ? { child } : {}),
       ...(child && child.table === query.table ? { recursive: true as const } : {}),
       ...(was === undefined ? {} : { was }),
@@ -351,8 +362,9 @@ function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames
   }
   return {
     kind: 'table',
-    certainty: 'exact',
+    certainty: own?.certainty ?? 'exact',
     query,
+    ...(own ? { page: builtPage(own) } : {}),
     name: tableName(format, query.level),
     format: format.spec.title,
     present,

@@ -80,6 +80,8 @@ export interface ReferenceAnswer {
   readonly address: string;
   readonly entry: DecodedEntry;
   readonly note?: string;
+  /** Where it is another than the walk's. */
+  readonly certainty?: Certainty;
   /** The walk ended here, for good or bad. */
   readonly decides: boolean;
 }
@@ -132,6 +134,8 @@ export interface EntryRun {
   /** The first entry of the run. */
   readonly entry: DecodedEntry;
   readonly note?: string;
+  /** Where it is another than the table's. */
+  readonly certainty?: Certainty;
   /** The table that the entry points to. */
   readonly child?: TableQuery;
   /** The child lies on the way here: the tables contain themselves. */
@@ -150,6 +154,8 @@ export interface TableAnswer {
   readonly name: string;
   readonly format: string;
   readonly present: number;
+  /** What KVM's `kvm_mmu_page` says of it, in words; of KVM's tables alone. */
+  readonly page?: string;
   readonly runs: readonly EntryRun[];
 }
 
@@ -168,11 +174,15 @@ export interface RootAnswer {
   /** Entries that are present in the root table. */
   readonly present: number;
   readonly invalid: boolean;
+  /** Where it is another than the answer's. */
+  readonly certainty?: Certainty;
 }
 
 export interface RootsAnswer {
   readonly kind: 'roots';
   readonly certainty: Certainty;
+  /** Why KVM's tables are less than exact, in words. */
+  readonly why?: string;
   readonly roots: readonly RootAnswer[];
 }
 

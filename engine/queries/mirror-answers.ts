@@ -3,6 +3,7 @@ import { type Regime, type RegimeWalk, type Stage, tableFrame } from '../guest/r
 import { addressToFrame, frameToAddress, hex, type Pfn } from '../memory/words.ts';
 import { type Mirror, nowhereWords } from '../mirror.ts';
 import type { Query, ReferenceAnswer, RootAnswer, TableQuery, WalkAnswer, WalkOutcome } from './answers.ts';
+import { builtRoots, builtStage, withBuilt } from './built-answers.ts';
 import { addressFields, countPresent, levelShapes, tableName } from './shapes.ts';
 
 // Answers of a machine that is not the emulator's: they ask the architecture's regime and know none.
@@ -16,8 +17,12 @@ function regimeOf(mirror: Mirror, vcpu: number): Regime {
 /** The stage whose tables a question is about: of the guest's, the one that translates the table's first address. */
 export function mirrorStage(mirror: Mirror, { space, vcpu, base }: TableQuery): Stage {
   const { stages, second } = regimeOf(mirror, vcpu);
+  const built = space === 'second' ? mirror.built?.() : undefined;
   const found =
-    space === 'second' ? second : stages.find((stage) => tableFrame(stage, addressToFrame(BigInt(base))) !== undefined);
+    (built && builtStage(built, vcpu)) ??
+    (space === 'second'
+      ? second
+      : stages.find((stage) => tableFrame(stage, addressToFrame(BigInt(base))) !== undefined));
   if (!found) throw new Error(space === 'second' ? 'no second stage is known' : `no table translates ${base}`);
   return found;
 }
@@ -54,10 +59,17 @@ export function mirrorRoots(mirror: Mirror): RootAnswer[] {
     for (const stage of stages) add(stage, 'guest', cpu);
     if (second) add(second, 'second', cpu);
   });
-  return [...roots.values()];
+  const built = mirror.built?.();
+  return [...roots.values(), ...(built ? builtRoots(built) : [])];
 }
 
 export function mirrorWalk(mirror: Mirror, query: Extract<Query, { kind: 'walk' }>, frames: Set<Pfn>): WalkAnswer {
+  const walk = guestWalk(mirror, query, frames);
+  const built = mirror.built?.();
+  return built ? withBuilt(built, walk) : walk;
+}
+
+function guestWalk(mirror: Mirror, query: Extract<Query, { kind: 'walk' }>, frames: Set<Pfn>): WalkAnswer {
   const regime = regimeOf(mirror, query.vcpu);
   const address = BigInt(query.address);
   const guest = query.space === 'gva' && regime.stages.length > 0;

@@ -1,0 +1,29 @@
+import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import test from 'node:test';
+import { labArchitecture } from '../../adapter/lab/arch.ts';
+import { findKernel } from '../../adapter/lab/kernel.ts';
+import { native } from '../kvm/kvm.ts';
+
+/** The kernels that tests run, by their Debian packages: the oldest and the newest that are easily had. */
+export const KERNELS = (process.env.KVM_MMU_LAB_KERNELS ?? 'linux-image-amd64').split(',');
+
+/** Why no lab can be had here; undefined when one can. Downloads the kernels. */
+export function withoutLab(): string | undefined {
+  if (!existsSync(native('lab-init'))) return 'the helper is not built: no C compiler';
+  const { qemu, qemuPackage } = labArchitecture();
+  if (spawnSync(qemu, ['--version']).error) return `there is no ${qemu} (${qemuPackage})`;
+  try {
+    for (const kernel of KERNELS) findKernel({ kernel, modules: [], params: {} }, labArchitecture());
+  } catch (error) {
+    return (error as Error).message;
+  }
+  return undefined;
+}
+
+const why = withoutLab();
+
+/** A test that runs where a lab can be had, and else is skipped by name. */
+export function labTest(name: string, body: () => Promise<void>): void {
+  test(name, { skip: why ?? false, timeout: 180_000 }, body);
+}
