@@ -13,10 +13,15 @@ const sized = (size: 4 | 8, text: string): Buffer =>
   Buffer.concat([u(size, Buffer.byteLength(text)), Buffer.from(text)]);
 
 /**
- * A trace.dat of version 7 as trace-cmd.dat.v7(5) describes it, with zlib or without: the trace-cmd that is at hand may have
+ * A trace.dat of version 7, with further options at will, as trace-cmd.dat.v7(5) describes it, with zlib or without: the trace-cmd that is at hand may have
  * neither.
  */
-export function traceDat7(parts: Parts, compression: 'none' | 'zlib', pagesPerChunk = 3): Buffer {
+export function traceDat7(
+  parts: Parts,
+  compression: 'none' | 'zlib',
+  extra: readonly (readonly [id: number, data: Buffer])[] = [],
+): Buffer {
+  const pagesPerChunk = 3;
   const chunks: Buffer[] = [];
   let length = 0;
   const put = (bytes: Buffer): number => {
@@ -63,6 +68,7 @@ export function traceDat7(parts: Parts, compression: 'none' | 'zlib', pagesPerCh
     option(18, u(8, section(18, Buffer.concat([u(4, systems.length), ...formats])))),
     option(21, u(8, section(21, sized(8, comms)))),
   ];
+  options.push(...extra.map(([id, data]) => option(id, data)));
   const buffer = put(Buffer.concat([u(2, 3), u(2, packed ? 1 : 0), u(4, 0), u(8, 0)]));
   put(Buffer.alloc(4096 - (length % 4096)));
   const cpus = parts.cpus.map((pages, cpu) => {

@@ -80,6 +80,26 @@ test('version 7, with sections, options in two parts, and zlib', () => {
   }
 });
 
+test('times of x86-tsc become nanoseconds where the file says how; lost events that the kernel counted are told', () => {
+  const conversion = Buffer.alloc(16);
+  conversion.writeUInt32LE(1 << 20, 0);
+  conversion.writeUInt32LE(22, 4);
+  const stats = Buffer.from('CPU: 1\nentries: 5\noverrun: 12\ncommit overrun: 0\ndropped events: 3\n\0');
+  const recording = openRecording(
+    traceDat7(parts, 'none', [
+      [14, conversion],
+      [2, stats],
+    ]),
+  );
+  const plain = openRecording(shadow);
+  assert.equal(recording.base, plain.base / 4n);
+  for (let i = 0; i < plain.length; i++) assert.equal(recording.time(i), Math.round(plain.time(i) / 4));
+  assert.deepEqual(recording.problems, [
+    'CPU 1: the kernel counted 12 events lost (overrun)',
+    'CPU 1: the kernel counted 3 events lost (dropped events)',
+  ]);
+});
+
 test('version 7 with zstd, as trace-cmd writes it, where the host has no zstd', () => {
   const recording = openRecording(readFileSync('test/trace/shadow-zstd.dat'));
   assert.deepEqual(recording.problems, []);
