@@ -14,8 +14,10 @@ export type SecondStageKind = 'ept' | 'npt' | 'shadow';
 
 /** A table that KVM has built. */
 export interface KvmTable {
-  /** Host frame of its entries; a negative number where it was not told. */
+  /** Host frame of its entries. */
   readonly frame: number;
+  /** The frame was not told: this one stands for it. */
+  readonly untold?: boolean;
   /** The gfn that its `kvm_mmu_page` is for: of a shadow page, of the guest's table. */
   readonly gfn: number;
   /** In today's layout (role.ts), and which of its bits are known. */

@@ -1,0 +1,111 @@
+import type { SecondStageKind } from '../kernel/tables.ts';
+import type { Certainty } from '../queries/answers.ts';
+
+/** Entries of a table, and its words. */
+export const ENTRIES = 512;
+/** SPTE_MMU_PRESENT_MASK, and the bit of a large page: the same in EPT, NPT and shadow entries (KVM: `spte.h`). */
+export const PRESENT = 1 << 11;
+const LARGE = 1 << 7;
+/** FROZEN_SPTE without bit 63, which only newer kernels set. */
+export const FROZEN_LO = 0x5a0;
+/** Frames of tables whose address no event tells: beyond any memory, and still an address that an entry can hold. */
+const UNTOLD_FRAMES = 2 ** 39;
+
+/** A table as events tell of it. Plain data, so that a moment can be kept. */
+export interface InferredTable {
+  readonly id: number;
+  frame: number;
+  readonly level: number;
+  /** Of the TDP MMU the first gfn that it maps; of a shadow page the guest's table. */
+  readonly gfn: number;
+  role: number;
+  roleKnown: number;
+  readonly entries: Uint32Array;
+  readonly doubtful: Map<number, Certainty>;
+  /** Ids of the tables that entries lead to. */
+  readonly children: Map<number, number>;
+  /** Where it hangs, if anywhere is known. */
+  parent: { readonly id: number; readonly index: number } | undefined;
+  unsync: boolean;
+}
+
+/** A tree of tables, from a root down. */
+export interface InferredRoot {
+  readonly table: number;
+  readonly asId: number;
+  /** Threads that have loaded it, of shadow roots; the TDP MMU's are everybody's. */
+  readonly threads: Set<number>;
+  invalid: boolean;
+}
+
+export function newTable(
+  id: number,
+  { level, gfn, frame }: { level: number; gfn: number; frame?: number },
+  emptyHi: number,
+): InferredTable {
+  const entries = new Uint32Array(2 * ENTRIES);
+  if (emptyHi !== 0) for (let index = 0; index < ENTRIES; index++) entries[2 * index + 1] = emptyHi;
+  return {
+    id,
+    frame: frame ?? UNTOLD_FRAMES + id,
+    level,
+    gfn,
+    role: level,
+    roleKnown: 0,
+    entries,
+    doubtful: new Map(),
+    children: new Map(),
+    parent: undefined,
+    unsync: false,
+  };
+}
+
+export const isTold = ({ frame }: InferredTable): boolean => frame < UNTOLD_FRAMES;
+
+export function copyTable(table: InferredTable): InferredTable {
+  return {
+    ...table,
+    entries: table.entries.slice(),
+    doubtful: new Map(table.doubtful),
+    children: new Map(table.children),
+  };
+}
+
+/** Whether an entry of a level leads to another table. */
+export function leadsToTable(level: number, lo: number): boolean {
+  return level > 1 && (lo & PRESENT) !== 0 && (lo & LARGE) === 0;
+}
+
+export function isLeaf(level: number, lo: number): boolean {
+  return (lo & PRESENT) !== 0 && (level === 1 || (lo & LARGE) !== 0);
+}
+
+/** The frame that an entry has (bits 51:12). */
+export function frameOf(lo: number, hi: number): number {
+  return (hi & 0xf_ffff) * 2 ** 20 + (lo >>> 12);
+}
+
+/** EPT and NPT differ in where the accessed bit is, and KVM sets it in every entry that it makes. */
+export function secondStageOf(lo: number): SecondStageKind {
+  return lo & 0x100 ? 'ept' : 'npt';
+}
+
+/** Bits that the processor sets without a word: accessed and dirty. */
+export function silentBits(kind: SecondStageKind): number {
+  return kind === 'ept' ? 0x300 : 0x60;
+}
+
+/**
+ * The pieces of a large page that KVM splits, which no event tells (make_huge_page_split_spte): the same rights, each its own
+ * frames; those of 4K are not large.
+ */
+export function fillSplit(child: InferredTable, lo: number, hi: number): void {
+  const step = 512 ** (child.level - 1);
+  const first = frameOf(lo, hi);
+  const keepLo = (child.level === 1 ? lo & ~LARGE : lo) & 0xfff;
+  for (let index = 0; index < ENTRIES; index++) {
+    const frame = first + index * step;
+    child.entries[2 * index] = ((frame % 2 ** 20) * 4096 + keepLo) >>> 0;
+    child.entries[2 * index + 1] = ((hi & 0xfff0_0000) | Math.floor(frame / 2 ** 20)) >>> 0;
+  }
+}
