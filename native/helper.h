@@ -342,8 +342,6 @@ int trace_on(struct vm *vm);
 int trace_off(void);
 /* What was recorded since the last time, as PROTOCOL.md has it. */
 int trace_take(struct vm *vm, struct text *json);
-/* Removes what helpers have left in tracefs that were killed. */
-void trace_sweep(void);
 
 /* ---- registers (regs.c) */
 

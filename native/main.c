@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "events.h"
 #include "helper.h"
+#include "instance.h"
 
 static const char usage[] =
 	"usage: kvm-mmu-helper [--memory SIZE | --slot ID:GPA:SIZE[:ro]]... [--vcpus N] [--image FILE[@GPA]]\n"
@@ -132,7 +134,7 @@ int main(int count, char **arguments)
 	sigemptyset(&kicks);
 	sigaddset(&kicks, SIGUSR1);
 	pthread_sigmask(SIG_BLOCK, &kicks, NULL);
-	trace_sweep();
+	instance_sweep();
 	int error = vm_create(&vm, &options);
 	if (!error && options.image)
 		error = image_load(&vm, options.image, options.image_gpa);
@@ -141,5 +143,6 @@ int main(int count, char **arguments)
 	if (error)
 		fprintf(stderr, "kvm-mmu-helper: %s\n", why);
 	trace_off();
+	events_off();
 	return error ? 1 : 0;
 }

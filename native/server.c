@@ -13,6 +13,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "events.h"
 #include "helper.h"
 #include "packet.h"
 
@@ -584,6 +585,7 @@ static void forget_client(struct server *server)
 	vm->stops = 0;
 	vm->handler = 0;
 	trace_off();
+	events_off();
 	uffd_untrap_all(vm);
 	breakpoint_remove_all(vm);
 	/* What is armed in the processors goes with the next entry. */

@@ -7,25 +7,19 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "helper.h"
+#include "instance.h"
 #include "records.h"
 
-#define TRACEFS_MAGIC_NUMBER 0x74726163
-#define INSTANCE "kvm-mmu-helper-"
 /* Of each CPU, in KiB: MOST records of any of the events, and what pages waste. */
-#define BUFFER_KB "512"
+#define BUFFER_KB 512
 /* Violations told at once: the newest. */
 #define MOST 4096
-/* Pages of the trace buffer are this long at most; a read gives one. */
-#define PAGE_MOST 65536
 /* Reads of one CPU's buffer at once, so that vCPUs that fault without end cannot keep the server. */
 #define READS_MOST 1024
 
@@ -71,15 +65,12 @@ struct violation {
 };
 
 static struct {
-	/* The instance's folder; empty while there is none. */
-	char path[64];
-	/* A file in it: as long as one is open nobody else can remove the instance. */
-	int hold;
+	struct instance instance;
 	bool enabled[EVENTS];
 	struct record_format formats[EVENTS];
 	/* What the kernel has counted as lost, up to the last time. */
 	u64 lost_before;
-} trace = { .hold = -1 };
+} trace = { .instance.hold = -1 };
 
 /* What is being collected. */
 struct harvest {
@@ -90,58 +81,7 @@ struct harvest {
 	u64 lost;
 };
 
-/* ---- files */
-
-static int write_file(const char *folder, const char *name, const char *text)
-{
-	char path[192];
-	snprintf(path, sizeof(path), "%s/%s", folder, name);
-	int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	size_t length = strlen(text);
-	int error = length && write(fd, text, length) != (ssize_t)length ? -errno : 0;
-	close(fd);
-	return error;
-}
-
-/* The whole of a file as text; false when it cannot be read or does not fit. */
-static bool read_file(const char *folder, const char *name, char *text, size_t room)
-{
-	char path[192];
-	snprintf(path, sizeof(path), "%s/%s", folder, name);
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return false;
-	size_t length = 0;
-	ssize_t got = 0;
-	while (length < room - 1 && (got = read(fd, text + length, room - 1 - length)) > 0)
-		length += (size_t)got;
-	close(fd);
-	text[length] = 0;
-	return got == 0 && strlen(text) == length;
-}
-
 /* ---- what the host has */
-
-/* Where tracefs is mounted; NULL when nowhere. */
-static const char *tracefs(void)
-{
-	static const char *const places[] = { "/sys/kernel/tracing", "/sys/kernel/debug/tracing" };
-	struct statfs status;
-	for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
-		if (!statfs(places[i], &status) && status.f_type == TRACEFS_MAGIC_NUMBER)
-			return places[i];
-	}
-	return NULL;
-}
-
-/* The inode of the first PID namespace (PROC_PID_INIT_INO of the kernel's proc_ns.h). */
-static bool in_first_pid_namespace(void)
-{
-	struct stat status;
-	return stat("/proc/self/ns/pid", &status) || status.st_ino == 0xeffffffc;
-}
 
 /* Reads what this kernel's event tells; whether it is an event that can be used. */
 static bool read_format(const char *root, int event, struct record_format *format)
@@ -152,7 +92,7 @@ static bool read_format(const char *root, int event, struct record_format *forma
 	int count = 0;
 	struct record_format found;
 	snprintf(name, sizeof(name), "events/%s/%s/format", events[event].system, events[event].name);
-	if (!read_file(root, name, text, sizeof(text)))
+	if (!tracefs_read(root, name, text, sizeof(text)))
 		return false;
 	for (int meaning = 0; meaning < MEANINGS; meaning++) {
 		if (!events[event].fields[meaning])
@@ -170,22 +110,10 @@ static bool read_format(const char *root, int event, struct record_format *forma
 
 const char *trace_lacks(void)
 {
-	const char *root = tracefs();
-	char path[128], text[1024];
+	const char *lacks = instance_lacks(), *root = tracefs();
 	struct record_format format;
-	if (!root)
-		return "tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing";
-	snprintf(path, sizeof(path), "%s/instances", root);
-	if (access(path, W_OK | X_OK))
-		return errno == ENOENT ? "this kernel's tracefs has no instances" :
-					 "no permission for tracefs: run the helper as root";
-	if (!in_first_pid_namespace())
-		return "the helper runs in a PID namespace, and tracepoints name threads by their numbers outside of it: run the helper outside of the container";
-	if (!read_file(root, "events/header_page", text, sizeof(text)))
-		return "events cannot be read in tracefs: the kernel may be locked down (lockdown=confidentiality)";
-	if (!strstr(text, "timestamp;\toffset:0;\tsize:8;") || !strstr(text, "commit;\toffset:8;\tsize:8;") ||
-	    !strstr(text, "data;\toffset:16;"))
-		return "this kernel's trace buffers have a layout that the helper does not know";
+	if (*lacks || !root)
+		return lacks;
 	for (int event = 0; event < EVENTS; event++) {
 		if (read_format(root, event, &format))
 			return "";
@@ -193,79 +121,34 @@ const char *trace_lacks(void)
 	return "this kernel has none of the tracepoints kvm_page_fault, fast_page_fault and kvm_mmu_spte_requested";
 }
 
-/* ---- instances */
-
-void trace_sweep(void)
-{
-	const char *root = tracefs();
-	char path[400];
-	/* Numbers of processes mean nothing across namespaces. */
-	if (!root || !in_first_pid_namespace())
-		return;
-	snprintf(path, sizeof(path), "%s/instances", root);
-	DIR *folder = opendir(path);
-	if (!folder)
-		return;
-	for (struct dirent *entry; (entry = readdir(folder));) {
-		const char *digits = entry->d_name + strlen(INSTANCE);
-		if (strncmp(entry->d_name, INSTANCE, strlen(INSTANCE)) || !*digits || digits[strspn(digits, "0123456789")] ||
-		    strlen(digits) > 9)
-			continue;
-		pid_t pid = atoi(digits);
-		/* This process has made none yet. */
-		if (pid != getpid() && (!kill(pid, 0) || errno != ESRCH))
-			continue;
-		snprintf(path, sizeof(path), "%s/instances/%s", root, entry->d_name);
-		rmdir(path);
-	}
-	closedir(folder);
-}
+/* ---- on and off */
 
 int trace_off(void)
 {
-	if (!*trace.path)
-		return 0;
-	if (trace.hold >= 0)
-		close(trace.hold);
-	trace.hold = -1;
-	/* Should the folder stay, at least nothing is recorded any more. */
-	write_file(trace.path, "events/enable", "0");
-	if (rmdir(trace.path) && errno != ENOENT)
-		return fail(errno, "%s cannot be removed: %s (is somebody reading it?)", trace.path, strerror(errno));
-	*trace.path = 0;
-	return 0;
+	return instance_close(&trace.instance);
 }
 
 /* Makes the instance record this machine's events. */
 static int set_up(struct vm *vm, const char *root)
 {
+	const char *path = trace.instance.path;
 	char name[96];
 	struct text threads = { 0 };
-	/* What is as it should be on most kernels need not be settable; what was changed for all of tracing is not inherited. */
-	write_file(trace.path, "trace_options", "overwrite");
-	write_file(trace.path, "trace_options", "nostacktrace");
-	write_file(trace.path, "trace_options", "nouserstacktrace");
-	/* Records of several CPUs are put in order by their times. */
-	write_file(trace.path, "trace_clock", "mono");
-	int error = write_file(trace.path, "buffer_size_kb", BUFFER_KB);
-	if (error)
-		return fail(-error, "%s: no buffer of %s KiB for each CPU: %s", trace.path, BUFFER_KB, strerror(-error));
 	for (int i = 0; i < vm->vcpu_count; i++)
 		text_add(&threads, "%d ", vm->vcpus[i]->tid);
-	error = threads.at ? write_file(trace.path, "set_event_pid", threads.at) : -ENOMEM;
+	int error = threads.at ? tracefs_write(path, "set_event_pid", threads.at) : -ENOMEM;
 	text_free(&threads);
 	if (error)
-		return fail(-error, "%s: set_event_pid: %s", trace.path, strerror(-error));
+		return fail(-error, "%s: set_event_pid: %s", path, strerror(-error));
 	/* Only now, so that nothing of anybody else's is recorded. */
 	int enabled = 0;
 	for (int event = 0; event < EVENTS; event++) {
 		snprintf(name, sizeof(name), "events/%s/%s/enable", events[event].system, events[event].name);
-		trace.enabled[event] = read_format(root, event, &trace.formats[event]) &&
-				       !(error = write_file(trace.path, name, "1"));
+		trace.enabled[event] = read_format(root, event, &trace.formats[event]) && !(error = tracefs_write(path, name, "1"));
 		enabled += trace.enabled[event];
 	}
 	if (!enabled)
-		return fail(error ? -error : ENOENT, "%s: no event can be enabled: %s", trace.path, strerror(error ? -error : ENOENT));
+		return fail(error ? -error : ENOENT, "%s: no event can be enabled: %s", path, strerror(error ? -error : ENOENT));
 	return 0;
 }
 
@@ -275,23 +158,16 @@ static void forget(void);
 int trace_on(struct vm *vm)
 {
 	const char *lacks = trace_lacks(), *root = tracefs();
-	if (*trace.path && trace.hold >= 0)
+	if (trace.instance.hold >= 0)
 		return 0;
 	if (*lacks || !root)
 		return fail(EOPNOTSUPP, "%s", lacks);
 	/* The small VM that finds out what KVM honours must not be taken for this one: it is run before. */
 	host_debug(vm);
-	snprintf(trace.path, sizeof(trace.path), "%s/instances/" INSTANCE "%d", root, getpid());
-	if (mkdir(trace.path, 0700) && errno != EEXIST) {
-		int error = errno;
-		int failed = fail(error, "%s cannot be made: %s", trace.path, strerror(error));
-		*trace.path = 0;
-		return failed;
-	}
-	char path[128];
-	snprintf(path, sizeof(path), "%s/tracing_on", trace.path);
-	trace.hold = open(path, O_RDONLY | O_CLOEXEC);
-	int error = trace.hold < 0 ? fail(errno, "%s: %s", path, strerror(errno)) : set_up(vm, root);
+	int error = instance_open(&trace.instance, "", BUFFER_KB);
+	if (error)
+		return error;
+	error = set_up(vm, root);
 	if (!error) {
 		forget();
 		return 0;
@@ -348,23 +224,13 @@ static void take_record(void *context, u64 time, const u8 *record, size_t length
 	harvest->list[harvest->count++] = found;
 }
 
-/* `overrun: 12`: a number of a CPU's stats. */
-static u64 counted(const char *stats, const char *name)
-{
-	for (const char *line = stats; line; line = strchr(line, '\n')) {
-		line += *line == '\n';
-		if (!strncmp(line, name, strlen(name)))
-			return strtoull(line + strlen(name), NULL, 10);
-	}
-	return 0;
-}
-
 /* What one CPU has recorded since the last time; what the kernel has thrown away on it since the beginning. */
 static u64 take_cpu(struct harvest *harvest, const char *cpu)
 {
 	static u8 page[PAGE_MOST];
-	char name[64], path[160], stats[1024];
-	snprintf(path, sizeof(path), "%s/per_cpu/%.32s/trace_pipe_raw", trace.path, cpu);
+	char path[192];
+	struct lost lost = { 0 };
+	snprintf(path, sizeof(path), "%s/per_cpu/%.32s/trace_pipe_raw", trace.instance.path, cpu);
 	int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	if (fd >= 0) {
 		ssize_t got;
@@ -375,17 +241,15 @@ static u64 take_cpu(struct harvest *harvest, const char *cpu)
 		}
 		close(fd);
 	}
-	snprintf(name, sizeof(name), "per_cpu/%.32s/stats", cpu);
-	if (!read_file(trace.path, name, stats, sizeof(stats)))
-		return 0;
-	return counted(stats, "overrun: ") + counted(stats, "commit overrun: ") + counted(stats, "dropped events: ");
+	instance_lost(&trace.instance, cpu, &lost);
+	return lost.overrun + lost.dropped;
 }
 
 static int take_all(struct harvest *harvest)
 {
 	char path[128];
 	u64 lost = 0;
-	snprintf(path, sizeof(path), "%s/per_cpu", trace.path);
+	snprintf(path, sizeof(path), "%s/per_cpu", trace.instance.path);
 	DIR *folder = opendir(path);
 	if (!folder)
 		return fail(errno, "%s: %s", path, strerror(errno));
@@ -442,7 +306,7 @@ static void violation_json(const struct vm *vm, const struct violation *violatio
 int trace_take(struct vm *vm, struct text *json)
 {
 	struct harvest harvest = { .vm = vm };
-	if (trace.hold < 0)
+	if (trace.instance.hold < 0)
 		return fail(EINVAL, "violations are not traced: QKvm.Violations:1 first");
 	int error = take_all(&harvest);
 	if (!error) {

@@ -8,7 +8,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "events.h"
 #include "helper.h"
+#include "instance.h"
 
 bool parse_hex(const char **at, u64 *value)
 {
@@ -93,6 +95,12 @@ static int info(struct vm *vm, struct text *json)
 	text_add(json, "]},\"vcpus\":%d,\"maxphyaddr\":%d,\"pages1g\":%s,\"vendor\":", vm->vcpu_count, vm->max_phys_addr,
 		 vm->pages_1g ? "true" : "false");
 	text_json(json, vm->cpu_vendor);
+	/* As tracepoints name them, which know no other namespace than the first. */
+	if (in_first_pid_namespace()) {
+		for (int i = 0; i < vm->vcpu_count; i++)
+			text_add(json, "%s%d", i ? "," : ",\"threads\":[", vm->vcpus[i]->tid);
+		text_add(json, "]");
+	}
 	text_add(json, ",\"has\":{");
 	for (int i = 0; capability_names[i]; i++) {
 		text_add(json, i ? "," : "");
@@ -273,6 +281,18 @@ static int pre_fault(struct vm *vm, const char *text)
 	return 0;
 }
 
+static int set_trace(struct vm *vm, const char *how)
+{
+	bool all = !strcmp(how, "1,all");
+	if (!strcmp(how, "0"))
+		return events_off();
+	if (!all && strcmp(how, "1"))
+		return fail(EINVAL, "“%s”: events are recorded with 1, all of them with 1,all, and not with 0", how);
+	/* The small VM that finds out what KVM honours must not be taken for this one: it is run before. */
+	host_debug(vm);
+	return events_on(all);
+}
+
 int vendor_packet(struct vm *vm, const char *packet, struct text *reply)
 {
 	const char *at;
@@ -324,6 +344,17 @@ int vendor_packet(struct vm *vm, const char *packet, struct text *reply)
 			error = fail(EINVAL, "“%s”: violations are traced with 1 and not with 0", at);
 		if (!error)
 			error = values[0] ? trace_on(vm) : trace_off();
+	} else if (!strcmp(packet, "qKvm.Trace")) {
+		answers = true;
+		error = events_take(reply);
+	} else if (!strcmp(packet, "qKvm.TraceFormats")) {
+		answers = true;
+		error = events_formats(reply);
+	} else if (!strcmp(packet, "qKvm.TraceLost")) {
+		answers = true;
+		error = events_lost(reply);
+	} else if ((at = after(packet, "QKvm.Trace:"))) {
+		error = set_trace(vm, at);
 	} else if (!strcmp(packet, "vKvm.Refresh")) {
 		vm_quiesce(vm);
 		error = vm_refresh(vm);

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "events.h"
 #include "helper.h"
 
 /* Slots begin at multiples of a large page in the memfd, so that the host may use large pages behind them. */
@@ -36,7 +37,7 @@ static int check(struct vm *vm, int capability)
 
 const char *const capability_names[] = {
 	"userfaultfd", "userfaultfd-minor", "userfaultfd-wp", "read-only",	   "dirty-manual", "dirty-ring",
-	"statistics",  "guest-memfd",	    "memory-attributes", "pre-fault", "memory-fault", "violations", "tables", NULL,
+	"statistics",  "guest-memfd",	    "memory-attributes", "pre-fault", "memory-fault", "violations", "events",	   "tables",	   NULL,
 };
 
 static const char *uffd_words(int error)
@@ -79,6 +80,8 @@ const char *vm_lacks(struct vm *vm, const char *name)
 	/* Asked anew each time: tracefs may have been mounted since. */
 	if (!strcmp(name, "violations"))
 		return trace_lacks();
+	if (!strcmp(name, "events"))
+		return events_lacks();
 	if (!strcmp(name, "tables"))
 		return tables_lacks();
 	static bool minor, write_protect;

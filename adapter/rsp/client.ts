@@ -14,12 +14,23 @@ import {
 import { parseTargetDescription, type RegisterPlace, readRegister, registerBytes } from './registers.ts';
 import { parseStop, type StopEvent } from './stop.ts';
 import type { ByteStream } from './stream.ts';
+import {
+  FULL_ANSWER,
+  parseTrace,
+  parseTraceFormats,
+  parseTraceLost,
+  type TraceFormats,
+  type TraceLost,
+  type TracePage,
+} from './trace.ts';
 import { parseViolations, type Violations } from './violations.ts';
 
 /** Bytes of a packet where the stub does not say: what every stub takes. */
 const LEAST_PACKET = 400;
 /** Room that the letters, the address and the length of a memory packet take. */
 const MEMORY_HEADER = 64;
+/** Bytes of pages that are taken at once: a machine that records faster than they come would never let the taking end. */
+const PAGES_MOST = 1 << 26;
 /** How often a packet is sent again after the stub has called it damaged. */
 const TRIES = 3;
 
@@ -126,6 +137,50 @@ export class RspClient {
   /** Takes the violations that were recorded since the last time. @throws RspError also where none are recorded */
   async takeViolations(): Promise<Violations> {
     return parseViolations(await this.vendor('qKvm.Violations'));
+  }
+
+  /**
+   * Begins to record KVM's events, of all threads of the host; when that has begun, changes which. `all` adds those of the walks
+   * that KVM makes of guests' tables, of entries and exits. @throws RspError also where the host cannot do it
+   */
+  startTrace(all = false): Promise<void> {
+    return this.#expectOk(`QKvm.Trace:1${all ? ',all' : ''}`);
+  }
+
+  /** What is needed to read the pages; the same whatever is recorded. @throws RspError also where the host cannot do it */
+  async traceFormats(): Promise<TraceFormats> {
+    return parseTraceFormats(await this.vendor('qKvm.TraceFormats'));
+  }
+
+  /**
+   * Takes what was recorded since the last time: pages of several CPUs, those of one in their order. At most 64 MiB and a few pages;
+   * then more may be there. @throws RspError also where nothing is recorded
+   */
+  async takeTrace(): Promise<TracePage[]> {
+    const pages: TracePage[] = [];
+    for (let taken = 0; taken < PAGES_MOST; ) {
+      const reply = await this.#request('qKvm.Trace', latin1('qKvm.Trace'));
+      if (reply.length === 0) throw new RspError(`${this.#stream.name} does not know the packet "qKvm.Trace"`);
+      if (reply[0] === 0x45) throwIfError('qKvm.Trace', fromLatin1(reply));
+      let length = 0;
+      for (const page of parseTrace(reply)) {
+        pages.push(page);
+        length += page.bytes.length;
+      }
+      if (length < FULL_ANSWER) break;
+      taken += length;
+    }
+    return pages;
+  }
+
+  /** What was lost since the recording began. @throws RspError also where nothing is recorded */
+  async traceLost(): Promise<TraceLost> {
+    return parseTraceLost(await this.vendor('qKvm.TraceLost'));
+  }
+
+  /** Ends the recording: what was not taken is gone. */
+  stopTrace(): Promise<void> {
+    return this.#expectOk('QKvm.Trace:0');
   }
 
   /** Sends a packet as it is written; the answer's text. @throws RspError for an error and where the stub does not know it */

@@ -24,6 +24,8 @@ export interface KvmInfo {
   /** The memfd in the helper's process, and its inode. */
   readonly memory: { readonly fd: number; readonly inode: number; readonly slots: readonly KvmSlot[] };
   readonly vcpus: number;
+  /** The vCPUs' threads in their order, as tracepoints name them; absent where the helper cannot know them. */
+  readonly threads?: readonly number[];
   /** Bits of a physical address. */
   readonly maxphyaddr: number;
   /** Whether the guest's CPUID has pages of 1G, and its vendor, whose reserved bits differ. */
@@ -53,11 +55,16 @@ export function parseInfo(text: string): KvmInfo {
     secondStage,
     memory: { fd: count(memory, 'fd'), inode: count(memory, 'inode'), slots: list(memory, 'slots').map(parseSlot) },
     vcpus: count(info, 'vcpus'),
+    ...(info.threads === undefined ? {} : { threads: list(info, 'threads').map(parseThread) }),
     maxphyaddr: count(info, 'maxphyaddr'),
     pages1g: info.pages1g === true,
     vendor: words(info, 'vendor'),
     has: Object.fromEntries(Object.keys(has).map((name) => [name, words(has, name)])),
   };
+}
+
+function parseThread(value: unknown): number {
+  return count({ 'a thread': value }, 'a thread');
 }
 
 function parseSlot(value: unknown): KvmSlot {

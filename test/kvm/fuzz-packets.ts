@@ -87,6 +87,12 @@ export const PACKETS: readonly string[] = [
   'QKvm.Violations:1',
   'QKvm.Violations:0',
   'qKvm.Violations',
+  'QKvm.Trace:1',
+  'QKvm.Trace:1,all',
+  'QKvm.Trace:0',
+  'qKvm.Trace',
+  'qKvm.TraceFormats',
+  'qKvm.TraceLost',
 ];
 
 /** Packets that end the helper or its connection. */
