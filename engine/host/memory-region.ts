@@ -31,6 +31,12 @@ function changed(machine: Machine, change: SlotChange, makeSlot: (config: SlotCo
   }
 }
 
+/** What is so already is left alone: no entry is write-protected again, and no generation passes. */
+function isNoChange({ slots }: Machine, change: SlotChange): boolean {
+  if (change.kind === 'log') return slots.require(change.id).logDirty === change.enable;
+  return change.kind === 'move' && slots.require(change.id).base === change.base;
+}
+
 /**
  * KVM_SET_USER_MEMORY_REGION. A slot that is deleted or moved is first marked invalid and its translations are dropped,
  * so that no vCPU can use the old memory when the new layout appears.
@@ -52,6 +58,7 @@ export const kvmSetMemoryRegion = defineFunction<RegionLocals>({
         else {
           try {
             changed(machine, change, (config) => machine.describeSlot(config));
+            if (isNoChange(machine, change)) return 'done';
             return change.kind === 'delete' || change.kind === 'move' ? NEXT : 'install';
           } catch (error) {
             machine.warn(`${(error as Error).message}: KVM_SET_USER_MEMORY_REGION fails`);

@@ -1,7 +1,7 @@
 import { accessBits, accessPages, deliverPageFault } from '../guest/access.ts';
 import { finishWalk, startWalk } from '../guest/walk.ts';
 import { Kind } from '../history/log.ts';
-import { frameToAddress, highWord, lowWord, pageOffset } from '../memory/words.ts';
+import { frameToAddress, hex, highWord, lowWord, pageOffset } from '../memory/words.ts';
 import { defineFunction, NEXT, returns } from '../operation.ts';
 import { describeWalkFault } from './explain-fault.ts';
 import type { FaultInfo } from './fault.ts';
@@ -39,10 +39,17 @@ export const emulateInstruction = defineFunction<EmulateLocals>({
     },
     {
       name: 'access',
-      text: 'memory behind a slot is read or written; anything else leaves as KVM_EXIT_MMIO for userspace to complete',
+      text: 'memory behind a slot is read or written; anything else leaves as KVM_EXIT_MMIO for userspace to complete; a fetch cannot',
       run(machine, task, { info, gpa }) {
         const access = task.access!;
         const slot = machine.slots.find(Number(gpa >> 12n));
+        // The emulator needs the instruction's bytes before it knows what to do (handle_emulation_failure).
+        if (access.kind === 'fetch' && !slot) {
+          const words = `no memslot holds the instruction at gpa ${hex(gpa)}`;
+          if (access.cpl === 3) machine.warn(`${task.name}: ${words}: KVM injects #UD`);
+          else machine.fail(task, `${words}: KVM_EXIT_INTERNAL_ERROR`);
+          return returns(task, EMULATION_DONE);
+        }
         const crosses = pageOffset(gpa) + access.size > 4096;
         if (slot && !(slot.readonly && access.kind === 'write') && !crosses) {
           const pfn = machine.resolve(Number(gpa >> 12n));

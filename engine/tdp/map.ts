@@ -121,7 +121,7 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
         const entry =
           fault.slot < 0
             ? makeMmio(spte, fault.gfn, machine.slots.generation)
-            : makeLeaf(spte, locals.level, fault.pfn, fault.mapWritable);
+            : makeLeaf(spte, locals.level, fault.pfn, fault.mapWritable, locals);
         const same = entry.lo === locals.lo && entry.hi === locals.hi;
         if (same && fault.slot >= 0) return returns(task, RET_PF.SPURIOUS);
         if (!same) machine.setSpte(locals.table, locals.index, entry.lo, entry.hi);

@@ -29,7 +29,8 @@ export interface SpteFormat {
   readonly mmioMask: Entry;
   /** The access that `handle_mmio_page_fault` reads back from the marker, as ACC_* bits. */
   readonly mmioAccess: number;
-  readonly leafTemplates: readonly { readonly writable: Entry; readonly readonly: Entry }[];
+  /** `clean` is writable, without D. */
+  readonly leafTemplates: readonly { readonly writable: Entry; readonly clean: Entry; readonly readonly: Entry }[];
 }
 
 const cache = new WeakMap<Format, SpteFormat>();
@@ -57,9 +58,10 @@ function build(format: Format): SpteFormat {
   // There the access that KVM keeps in the marker is W and U.
   const mmio = ept ? { lo: 0b110, hi: 0 } : format.options.maxPhyAddr < 52 ? { lo: 0b111, hi: 1 << 19 } : null;
   const leafTemplates = [0, 1, 2, 3].map((level) => {
-    if (level === 0 || !format.isLargeLevel(level)) return { writable: emptyEntry, readonly: emptyEntry };
-    const leaf = (write: boolean): Entry => {
-      const accessed = { [format.spec.roles.accessed!]: 1, ...(write ? { [format.spec.roles.dirty!]: 1 } : {}) };
+    if (level === 0 || !format.isLargeLevel(level))
+      return { writable: emptyEntry, clean: emptyEntry, readonly: emptyEntry };
+    const leaf = (write: boolean, dirty = write): Entry => {
+      const accessed = { [format.spec.roles.accessed!]: 1, ...(dirty ? { [format.spec.roles.dirty!]: 1 } : {}) };
       const memoryType = ept ? { 'memory type': 6 } : {};
       const entry = encodeLeaf(format, level, 0, { write, execute: true, user: true }, { ...accessed, ...memoryType });
       const own = write ? [hostWritable, mmuWritable] : [];
@@ -68,7 +70,7 @@ function build(format: Format): SpteFormat {
         hi: own.reduce((hi, bits) => hi | bits.hi, entry.hi) >>> 0,
       };
     };
-    return { writable: leaf(true), readonly: leaf(false) };
+    return { writable: leaf(true), clean: leaf(true, false), readonly: leaf(false) };
   });
   return {
     format,
@@ -99,10 +101,14 @@ export function isMmio(spte: SpteFormat, lo: number, hi: number): boolean {
   );
 }
 
-/** make_spte, for a direct map: all rights but W where the host or the slot withholds it. */
-export function makeLeaf(spte: SpteFormat, level: number, pfn: Pfn, writable: boolean): Entry {
+/**
+ * make_spte, for a direct map: all rights but W where the host or the slot withholds it. Over an entry of the last level that was
+ * writable already D is left to the processor, and a stale MMIO marker of KVM's passes for such an entry (bit 1).
+ */
+export function makeLeaf(spte: SpteFormat, level: number, pfn: Pfn, writable: boolean, old = emptyEntry): Entry {
   const template = spte.leafTemplates[level]!;
-  const entry = writable ? template.writable : template.readonly;
+  const wasWritable = level === 1 && (old.lo & spte.format.writeLo) !== 0;
+  const entry = writable ? (wasWritable ? template.clean : template.writable) : template.readonly;
   return { lo: (entry.lo | spte.format.frameLo(pfn)) >>> 0, hi: (entry.hi | spte.format.frameHi(pfn)) >>> 0 };
 }
 

@@ -1,0 +1,83 @@
+import { Random } from '../../adapter/conform/random.ts';
+
+/** What random programs may do besides making accesses. */
+export interface ProgramShape {
+  /** Words behind `second-stage`, such as `tdp npt 5-level`; none: as the machine is by default. */
+  readonly second?: string;
+  readonly statements: number;
+  /** Changes of slots, dirty logging, notifiers. */
+  readonly host: boolean;
+  /** Edits of the guest's tables, and its registers. */
+  readonly guest: boolean;
+}
+
+/** Where a program's data lie: guest-virtual pages, and the guest-physical ones that they are mapped to. */
+export const FIRST_GVA = 0x400000;
+export const FIRST_GPA = 0x200000;
+const PAGES = 12;
+
+/** A program that a seed determines. */
+export function randomProgram(seed: number, { second, statements, host, guest }: ProgramShape): string {
+  const random = new Random(seed, 0);
+  const hex = (value: number): string => `0x${value.toString(16)}`;
+  const gva = (): string => hex(FIRST_GVA + random.below(PAGES) * 4096);
+  const gpa = (): string => hex(random.pick([FIRST_GPA + random.below(16) * 4096, 0x2000000 + random.below(8) * 4096]));
+  const rights = (): string => random.pick(['r--', 'rw-', 'r-x', 'rwx', 'rwx user', 'rw- user', 'r-- user']);
+  const access = (): string => {
+    const kind = random.pick(['read', 'write', 'write', 'fetch']);
+    return `${random.pick(['', 'user '])}${kind} ${gva()}${random.pick(['', ' + 8'])}${kind === 'write' ? ` = ${random.below(1000)}` : ''}`;
+  };
+  const guestStatement = (): string => {
+    switch (guest ? random.below(10) : 9) {
+      case 0: {
+        const at = gva();
+        return `map ${at} -> ${gpa()} +4K ${rights()}\n  invlpg ${at}`;
+      }
+      case 1: {
+        const at = gva();
+        return `protect ${at} +4K ${rights()}\n  invlpg ${at}`;
+      }
+      case 2:
+        return `cr0.wp = ${random.below(2)}`;
+      case 3:
+        return `cr4.${random.pick(['smep', 'smap'])} = ${random.below(2)}`;
+      default:
+        return access();
+    }
+  };
+  let there = true;
+  const hostStatement = (): string => {
+    switch (random.below(6)) {
+      case 0:
+        return 'log dirty slot 0 on';
+      case 1:
+        return 'log dirty slot 0 off';
+      case 2:
+        return `migrate ${hex(FIRST_GPA + random.below(16) * 4096)} +${4 * (1 + random.below(3))}K`;
+      case 3:
+        there = !there;
+        return there ? 'add slot 3 at 0x2000000 +32K' : 'delete slot 3';
+      case 4:
+        return 'zap all';
+      default:
+        return `unmap ${hex(FIRST_GPA + random.below(16) * 4096)} +${4 * (1 + random.below(3))}K`;
+    }
+  };
+  const lines = (count: number, make: () => string): string[] => Array.from({ length: count }, () => `  ${make()}`);
+  return [
+    'machine x86-64 {',
+    '  memory 0 +16M',
+    '  memory 0x2000000 +32K slot 3',
+    ...(second === undefined ? [] : [`  second-stage ${second}`]),
+    '}',
+    'guest g {',
+    '  map 0x400000 -> 0x200000 +16K rwx',
+    '  map 0x404000 -> 0x204000 +16K rwx user',
+    '  map 0x408000 -> 0x2000000 +16K rw- user',
+    '}',
+    'vcpu 0 in g {',
+    ...lines(statements, guestStatement),
+    '}',
+    ...(host ? ['host h {', ...lines(Math.ceil(statements / 4), hostStatement), '}'] : []),
+  ].join('\n');
+}

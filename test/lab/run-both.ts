@@ -1,0 +1,106 @@
+import assert from 'node:assert/strict';
+import type { HelperPlace } from '../../adapter/kvm/place.ts';
+import { type OpenedScenario, openScenario } from '../../adapter/scenario-kvm/open.ts';
+import type { KvmTables } from '../../engine/kernel/tables.ts';
+import type { Machine } from '../../engine/machine.ts';
+import { MissingFrames } from '../../engine/mirror.ts';
+import { Run } from '../../engine/run.ts';
+import { parseScenario } from '../../scenario/index.ts';
+
+/** A leaf entry of KVM's tables. */
+export interface Leaf {
+  readonly level: number;
+  /** The bits that are not the address. */
+  readonly flags: bigint;
+  readonly pfn: number;
+}
+
+/** Bits 51:12, and KVM's own that say what an entry is (arch/x86/kvm/mmu/spte.h). */
+const ADDRESS = 0xf_ffff_ffff_f000n;
+const PRESENT = 0x800n;
+const LARGE = 0x80n;
+/** Of PAE roots, which are the processor's alone. */
+const P = 1n;
+
+/** Where the stubs of scenarios lie: 32M above the memory of programs.ts, rounded to 2M. */
+export const STUBS = { first: 0x2200, end: 0x2400 };
+
+/** A program's end in the emulator. */
+export function emulate(text: string): Machine {
+  const { program, diagnostics } = parseScenario(text);
+  assert.ok(program, diagnostics.map(({ message }) => message).join('\n'));
+  const run = new Run(program);
+  assert.ok(run.runToEnd(1_000_000), 'the emulator does not come to an end');
+  return run.machine;
+}
+
+/** A program run to its end on KVM, and what is asked there. */
+export async function onKvm<T>(
+  text: string,
+  place: HelperPlace,
+  ask: (opened: OpenedScenario) => Promise<T>,
+  begin: (opened: OpenedScenario) => Promise<void> = async () => {},
+): Promise<T> {
+  const { program } = parseScenario(text);
+  const opened = await openScenario(program!, () => {}, { start: (...args) => place.start(...args), close() {} });
+  try {
+    const { run } = opened;
+    await begin(opened);
+    for (let task = await run.pick(); task; task = await run.pick()) await run.step(task);
+    return await ask(opened);
+  } finally {
+    opened.close();
+  }
+}
+
+/** What the kernel says that KVM has built. */
+export async function builtTables({ run }: OpenedScenario): Promise<KvmTables> {
+  await run.fetch(new MissingFrames([], true));
+  const built = run.machine.mirror!.built!();
+  assert.ok(built, 'KVM’s tables cannot be read');
+  return built.tables;
+}
+
+const leafOf = (level: number, value: bigint): Leaf => ({
+  level,
+  flags: value & ~ADDRESS,
+  pfn: Number((value & ADDRESS) >> 12n),
+});
+
+/** Leaf entries of the emulator's valid roots, by gfn. */
+export function emulatedLeaves(machine: Machine): Map<number, Leaf> {
+  const leaves = new Map<number, Leaf>();
+  const format = machine.secondFormat;
+  const visit = (frame: number): void => {
+    const page = machine.pages.get(frame)!;
+    for (let index = 0; index < 512; index++) {
+      const value = machine.readEntry(frame, index);
+      if ((value & PRESENT) === 0n) continue;
+      const gfn = page.gfn + index * format.span[page.level]!;
+      if (page.level === 1 || (value & LARGE) !== 0n) leaves.set(gfn, leafOf(page.level, value));
+      else visit(Number((value & ADDRESS) >> 12n));
+    }
+  };
+  for (const root of machine.roots()) if (!root.invalid) visit(root.pfn);
+  return leaves;
+}
+
+/** Leaf entries below the current root of vCPU 0: by gfn; of shadow tables by the frame of the virtual address. */
+export function builtLeaves(built: KvmTables): Map<number, Leaf> {
+  const leaves = new Map<number, Leaf>();
+  const visit = (frame: number, level: number, first: number): void => {
+    const table = built.tables.get(frame);
+    assert.ok(table, `KVM’s table at frame ${frame} is not there`);
+    const isPaeRoot = table.roleKnown === 0;
+    for (let index = 0; index < 512; index++) {
+      const value = (BigInt(table.entries[2 * index + 1]!) << 32n) | BigInt(table.entries[2 * index]!);
+      if ((value & (isPaeRoot ? P : PRESENT)) === 0n) continue;
+      const gfn = first + index * 512 ** (level - 1);
+      if (level === 1 || (value & LARGE) !== 0n) leaves.set(gfn, leafOf(level, value));
+      else visit(Number((value & ADDRESS) >> 12n), level - 1, gfn);
+    }
+  };
+  const root = built.roots.find(({ vcpu, which }) => vcpu === 0 && which === 'current');
+  if (root) visit(root.frame, root.levels, 0);
+  return leaves;
+}
