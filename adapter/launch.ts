@@ -1,6 +1,7 @@
 import { PAGING, type PagingName } from '../engine/guest/registers.ts';
 import { IMAGE_REGISTERS, type ImageRegister } from './image/machine.ts';
-import { type KvmLaunch, OF_KVM_GUESTS, parseKvm } from './kvm/launch.ts';
+import { type KvmLaunch, OF_KVM_GUESTS, parseKvm, parseTableSource } from './kvm/launch.ts';
+import type { TableSource } from './kvm/table-source.ts';
 import { type LabLaunch, parseLab } from './lab/launch.ts';
 
 /** An image of memory to look at, and what is known of its machine. */
@@ -23,6 +24,8 @@ export interface LaunchArguments {
   readonly target?: 'emulator' | 'kvm';
   /** In which lab a scenario runs on KVM; without it on this machine. */
   readonly lab?: LabLaunch;
+  /** Who tells of KVM's own tables, of a scenario on KVM. */
+  readonly tables?: TableSource;
   readonly stopOnEntry: boolean;
   /** Stops once more when everything has ended, instead of ending the session. */
   readonly stopAtEnd: boolean;
@@ -69,7 +72,7 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
   if (given.image !== undefined) return parseImage(given);
   const alone = OF_IMAGES.find((name) => given[name] !== undefined);
   if (alone !== undefined) return { error: `"${alone}" is for images: "image" is missing` };
-  const ofKvm = OF_KVM_GUESTS.find((name) => given[name] !== undefined && name !== 'lab');
+  const ofKvm = OF_KVM_GUESTS.find((name) => given[name] !== undefined && name !== 'lab' && name !== 'kvmTables');
   if (ofKvm !== undefined) return { error: `"${ofKvm}" is for a guest under KVM: "guest" is missing` };
   const {
     program,
@@ -87,6 +90,10 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
     return { error: '"lab" is a machine with KVM, and "target" says that the emulator is to run the scenario' };
   const lab = given.lab === undefined ? undefined : parseLab(given.lab);
   if (lab && 'error' in lab) return lab;
+  const tables = parseTableSource(given.kvmTables);
+  if (typeof tables === 'object') return tables;
+  if (target === 'emulator' && tables !== undefined)
+    return { error: '"kvmTables" is for "target": "kvm": the emulator’s tables are its own' };
   if (typeof stopOnEntry !== 'boolean')
     return { error: `"stopOnEntry" must be true or false, not ${shown(stopOnEntry)}` };
   if (typeof stopAtEnd !== 'boolean') return { error: `"stopAtEnd" must be true or false, not ${shown(stopAtEnd)}` };
@@ -101,6 +108,7 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
   return {
     target,
     ...(lab ? { lab } : {}),
+    ...(tables === undefined ? {} : { tables }),
     policies,
     program,
     stopOnEntry,

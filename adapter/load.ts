@@ -3,7 +3,6 @@ import type { Program } from '../engine/program.ts';
 import { type Diagnostic, parseScenario } from '../scenario/index.ts';
 import type { KvmLaunch } from './kvm/launch.ts';
 import type { KvmPrinter } from './kvm/printer.ts';
-import type { LabLaunch } from './lab/launch.ts';
 import type { LabPrinter } from './lab/printer.ts';
 import type { ImageLaunch, LaunchArguments } from './launch.ts';
 import { RequestError } from './request-error.ts';
@@ -24,7 +23,7 @@ export interface SessionHost {
   /** Makes or reaches a machine under KVM; absent where no process can be started. @throws with a message for people */
   openKvm?(launch: KvmLaunch, say: Say): Promise<Target>;
   /** Makes a machine under KVM for a scenario; absent as `openKvm`. @throws with a message for people */
-  openScenario?(program: Program, say: Say, lab: LabLaunch | undefined): Promise<Target>;
+  openScenario?(program: Program, say: Say, launch: Pick<LaunchArguments, 'lab' | 'tables'>): Promise<Target>;
 }
 
 /** Where words go while a target is loaded and runs. */
@@ -36,7 +35,7 @@ const NO_PROCESSES = 'KVM cannot be used here: no process can be started';
 
 /** What a launch configuration asks for. @throws with a message for people */
 export async function loadTarget(launch: LaunchArguments, host: SessionHost, say: Say): Promise<Target> {
-  const { program: path, image, kvm, target, lab, history, policies } = launch;
+  const { program: path, image, kvm, target, history, policies } = launch;
   if (kvm) {
     if (!host.openKvm) throw new RequestError(NO_PROCESSES);
     return host.openKvm(kvm, say);
@@ -60,7 +59,7 @@ export async function loadTarget(launch: LaunchArguments, host: SessionHost, say
   printDiagnostics(path, problems, say);
   const errors = problems.filter(({ severity }) => severity === 'error');
   if (errors.length > 0) throw new RequestError(unfitWords(errors));
-  return host.openScenario(configured, say, lab);
+  return host.openScenario(configured, say, launch);
 }
 
 function printDiagnostics(

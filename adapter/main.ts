@@ -23,8 +23,10 @@ const session = new KvmMmuSession({
   yieldToLoop: () => new Promise((resolve) => setImmediate(resolve)),
   openImage: (launch) => new ImageTarget(launch),
   openKvm,
-  openScenario: async (program, say, lab) =>
-    new KvmScenarioTarget(await openScenario(program, say.print, lab ? await Lab.boot(lab, say) : thisMachine())),
+  openScenario: async (program, say, { lab, tables }) => {
+    const place = lab ? await Lab.boot(lab, say) : thisMachine();
+    return new KvmScenarioTarget(await openScenario(program, say.print, place, tables));
+  },
   ...(onKvm ? { onKvm } : {}),
 });
 process.on('SIGTERM', () => session.shutdown());

@@ -117,6 +117,8 @@ export interface SmallState {
   warnings: { text: string; task: string; step: number; line?: number }[];
   /** Host frame from which the next backing is taken. */
   nextBacking: Pfn;
+  /** Of each vCPU, the page that was found to be MMIO last (mmio_gfn, mmio_gen), and the generation of the slots then. */
+  mmioPages: { gfn: Gfn; generation: number }[];
 }
 
 export class MachineError extends Error {}
@@ -178,6 +180,7 @@ export class Machine {
       failures: [],
       warnings: [],
       nextBacking: FIRST_BACKING_FRAME,
+      mmioPages: [],
     };
     for (const slot of this.config.slots) this.slots = this.slots.with(this.makeSlot(slot));
     let vcpus = 0;

@@ -1,4 +1,5 @@
 import { type LabLaunch, parseLab } from '../lab/launch.ts';
+import { TABLE_SOURCES, type TableSource } from './table-source.ts';
 
 /** A virtual machine under KVM: one that is to be made, or one that a helper has already. */
 export interface KvmLaunch {
@@ -10,6 +11,8 @@ export interface KvmLaunch {
   readonly helper?: string;
   /** Where the helper is to be started, when not on this machine. */
   readonly lab?: LabLaunch;
+  /** Who tells of KVM's own tables. */
+  readonly tables?: TableSource;
   /** A Unix socket, or a command whose standard input and output lead to a helper. */
   readonly connect?: string | readonly string[];
   /** Address or symbol of the guest's #PF handler. */
@@ -24,6 +27,7 @@ export const OF_KVM_GUESTS = [
   'dirtyRing',
   'helper',
   'lab',
+  'kvmTables',
   'connect',
   'pageFaultHandler',
 ];
@@ -43,6 +47,13 @@ function isText(value: unknown): value is string {
 
 function isTexts(value: unknown): value is string[] {
   return Array.isArray(value) && value.length > 0 && value.every(isText);
+}
+
+/** Checks the attribute `kvmTables`. @returns what is wrong with it, or undefined where it is not given */
+export function parseTableSource(given: unknown): TableSource | { readonly error: string } | undefined {
+  const found = TABLE_SOURCES.find((source) => source === given);
+  if (given === undefined || found !== undefined) return found;
+  return { error: `"kvmTables" must be ${TABLE_SOURCES.map((each) => `"${each}"`).join(', ')}, not ${shown(given)}` };
 }
 
 /** Checks the attributes of a KVM machine. @returns what is wrong, naming attribute, value and what would do. */
@@ -79,6 +90,8 @@ export function parseKvm(
     return { error: '"helper" is for this machine: a lab has the helper that was built here' };
   const lab = given.lab === undefined ? undefined : parseLab(given.lab);
   if (lab && 'error' in lab) return lab;
+  const tables = parseTableSource(given.kvmTables);
+  if (typeof tables === 'object') return tables;
   const args = ['--memory', isText(memory) ? memory : '64M', '--vcpus', `${vcpus}`];
   if (isTexts(slots)) args.push(...slots.flatMap((slot) => ['--slot', slot]));
   if (dirtyRing !== undefined) args.push('--dirty-ring', `${dirtyRing}`);
@@ -87,6 +100,7 @@ export function parseKvm(
     ...(isText(guest) ? { guest } : {}),
     ...(isText(helper) ? { helper } : {}),
     ...(lab ? { lab } : {}),
+    ...(tables === undefined ? {} : { tables }),
     ...(isText(connect) || isTexts(connect) ? { connect } : {}),
     ...(isText(pageFaultHandler) ? { pageFaultHandler } : {}),
   };

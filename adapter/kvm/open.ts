@@ -9,6 +9,7 @@ import { RspClient } from '../rsp/client.ts';
 import { connectSocket, spawnCommand } from '../rsp/node-stream.ts';
 import type { ByteStream } from '../rsp/stream.ts';
 import { KvmTarget } from '../targets/kvm.ts';
+import { KvmBuilt } from './kvm-built.ts';
 import type { KvmLaunch } from './launch.ts';
 import { LocalRam } from './local-ram.ts';
 import { type HelperPlace, thisMachine } from './place.ts';
@@ -64,6 +65,7 @@ async function openAt(place: HelperPlace, launch: KvmLaunch, printer: KvmPrinter
       disassemble,
       memoryOperands,
       owned,
+      built: await KvmBuilt.open(client, info, printer.print, launch.tables),
       place,
       local,
       ...printer,

@@ -1,15 +1,21 @@
 import { readFileSync } from 'node:fs';
 import type { Program } from '../../engine/program.ts';
-import { built } from '../kvm/built.ts';
+import { built as builtFile } from '../kvm/built.ts';
+import { KvmBuilt } from '../kvm/kvm-built.ts';
 import { LocalRam } from '../kvm/local-ram.ts';
 import { GuestMemory } from '../kvm/memory.ts';
 import type { HelperPlace } from '../kvm/place.ts';
+import type { TableSource } from '../kvm/table-source.ts';
 import { RspClient } from '../rsp/client.ts';
+import type { KvmInfo } from '../rsp/info.ts';
 import { ScenarioRun } from './run.ts';
 import { helperArguments, planStubs } from './stubs.ts';
 
 /** A scenario that stands at its beginning on a machine of its own. */
 export interface OpenedScenario {
+  readonly built: KvmBuilt;
+  readonly client: RspClient;
+  readonly info: KvmInfo;
   readonly run: ScenarioRun;
   /** Ends the machine. */
   close(): void;
@@ -20,28 +26,35 @@ export async function openScenario(
   program: Program,
   print: (text: string) => void,
   place: HelperPlace,
+  tables?: TableSource,
 ): Promise<OpenedScenario> {
   const vcpus = program.tasks.filter(({ kind }) => kind === 'vcpu').length;
-  const stubs = planStubs(program, vcpus);
-  const code = new Uint8Array(readFileSync(built('scenario.bin')));
-  const client = new RspClient(await place.start(helperArguments(program, stubs, vcpus)));
+  let client: RspClient | undefined;
   let local: LocalRam | undefined;
+  let built: KvmBuilt | undefined;
   const close = (): void => {
     local?.close();
     local = undefined;
-    client.kill();
+    built?.close();
+    client?.kill();
     place.close();
   };
   try {
-    const first = await client.handshake();
-    const info = await client.info();
+    const stubs = planStubs(program, vcpus);
+    const code = new Uint8Array(readFileSync(builtFile('scenario.bin')));
+    const helper = new RspClient(await place.start(helperArguments(program, stubs, vcpus)));
+    client = helper;
+    const first = await helper.handshake();
+    const info = await helper.info();
     local = LocalRam.open(info);
     const memory = new GuestMemory({
       readNow: (offset, length) => local?.read(offset, length),
-      fetch: (gpa, length) => client.readPhysical(gpa, length),
+      fetch: (gpa, length) => helper.readPhysical(gpa, length),
     });
     memory.renew(info.memory.slots, new Map());
-    return { run: await ScenarioRun.begin({ client, info, first, memory, program, stubs, code, print }), close };
+    built = await KvmBuilt.open(helper, info, print, tables);
+    const run = await ScenarioRun.begin({ client: helper, info, first, memory, built, program, stubs, code, print });
+    return { client: helper, info, built, run, close };
   } catch (error) {
     close();
     throw error;

@@ -13,7 +13,7 @@ import { programScope } from '../../engine/queries/scope.ts';
 import { createMachine } from '../../engine/run.ts';
 import { checkExpectation, runInstruction } from '../../engine/statements.ts';
 import { Control } from '../kvm/control.ts';
-import { KvmBuilt } from '../kvm/kvm-built.ts';
+import type { KvmBuilt } from '../kvm/kvm-built.ts';
 import { guestCpu } from '../kvm/machine-view.ts';
 import type { GuestMemory } from '../kvm/memory.ts';
 import { type GpaRange, Traps } from '../kvm/traps.ts';
@@ -32,6 +32,7 @@ export interface ScenarioParts {
   /** Stops of the handshake. */
   readonly first: readonly StopEvent[];
   readonly memory: GuestMemory;
+  readonly built: KvmBuilt;
   readonly program: Program;
   readonly stubs: Stubs;
   /** The stubs' code. */
@@ -66,7 +67,7 @@ export class ScenarioRun {
   private constructor(parts: ScenarioParts) {
     const { client, info, memory, program } = parts;
     this.#parts = parts;
-    this.#built = new KvmBuilt(client, info, parts.print);
+    this.#built = parts.built;
     this.#mirror = { ...makeMirror(memory, [], 'memslots'), counted: COUNTED, built: () => this.#built.now() };
     this.machine = createMachine(program, undefined, this.#mirror);
     this.#control = new Control(client, info.vcpus, parts.first);

@@ -18,7 +18,7 @@ import { eventSentence, eventWalk, guestFault, type KvmEvent, stopNodes } from '
 import { withAddress } from '../kvm/fault-address.ts';
 import { KVM_FILTERS } from '../kvm/filters.ts';
 import { InsertedBreakpoints } from '../kvm/inserted.ts';
-import { KvmBuilt } from '../kvm/kvm-built.ts';
+import type { KvmBuilt } from '../kvm/kvm-built.ts';
 import { guestScope, viewMachine } from '../kvm/machine-view.ts';
 import { GuestMemory, type Ram } from '../kvm/memory.ts';
 import type { KvmPrinter } from '../kvm/printer.ts';
@@ -75,6 +75,7 @@ export interface KvmParts extends KvmPrinter {
   readonly program: ElfProgram | undefined;
   readonly disassemble: Disassemble;
   readonly memoryOperands: MemoryOperands;
+  readonly built: KvmBuilt;
   /** Where the helper runs. */
   readonly place: { close(): void };
   /** Whether the machine is to end with the session. */
@@ -128,7 +129,7 @@ export class KvmTarget implements Target {
     this.#memory = new GuestMemory(ram);
     this.#inserted = new InsertedBreakpoints(parts.client, (address) => this.#gpaOf(address), parts.print);
     this.#memory.renew(this.#info.memory.slots, this.#inserted.patches);
-    this.#built = new KvmBuilt(parts.client, parts.info, parts.print);
+    this.#built = parts.built;
     this.#machine = viewMachine(this.#info, this.#memory, [], () => this.#built.now());
     this.#control = new Control(parts.client, parts.info.vcpus, parts.first);
     this.#events = Array.from({ length: parts.info.vcpus }, (_, vcpu) => paused(vcpu));
@@ -180,6 +181,7 @@ export class KvmTarget implements Target {
 
   async #leave(): Promise<void> {
     this.#parts.local?.close();
+    this.#built.close();
     if (this.#parts.owned) {
       this.#client.kill();
       this.#parts.place.close();

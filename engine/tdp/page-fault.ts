@@ -107,6 +107,11 @@ function newPageFault(machine: Machine, info: FaultInfo): PageFault {
   };
 }
 
+/** vcpu_cache_mmio_info */
+function rememberMmio(machine: Machine, vcpu: number, gfn: Gfn): void {
+  machine.small.mmioPages[vcpu] = { gfn, generation: machine.slots.generation };
+}
+
 export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>({
   name: 'handle_mmio_page_fault',
   where: 'arch/x86/kvm/mmu/mmu.c',
@@ -114,11 +119,18 @@ export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>(
   steps: [
     {
       name: 'find',
-      text: 'get_mmio_spte: read the entry again, without a lock',
+      text: 'the page that was MMIO last is so again; else get_mmio_spte: read the entry again, without a lock',
       run(machine, task, { info }) {
         const vcpu = machine.vcpu(task.vcpu);
+        const gfn = Number(info.gpa! >> 12n);
+        const last = machine.small.mmioPages[task.vcpu];
+        // mmio_info_in_cache, which takes frame 0 for nothing.
+        if (gfn !== 0 && last?.gfn === gfn && last.generation === machine.slots.generation) {
+          machine.count('faults.mmio');
+          return returns(task, RET_PF.EMULATE);
+        }
         const spte = spteFormat(machine.secondFormat);
-        const entry = findEntry(machine, vcpu.root, Number(info.gpa! >> 12n));
+        const entry = findEntry(machine, vcpu.root, gfn);
         if (isMmio(spte, entry.lo, entry.hi)) {
           const current = machine.slots.generation % (GENERATION_MASK + 1);
           const valid = mmioGeneration(entry.lo, entry.hi) === current;
@@ -129,6 +141,7 @@ export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>(
             valid,
           });
           if (!valid) return returns(task, RET_PF.INVALID);
+          rememberMmio(machine, task.vcpu, gfn);
           machine.count('faults.mmio');
           machine.trace('handle_mmio_page_fault', { addr: info.gpa, gfn: info.gpa! >> 12n, access: spte.mmioAccess });
           return returns(task, RET_PF.EMULATE);
@@ -266,6 +279,7 @@ export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
       name: 'no-slot',
       text: 'kvm_handle_noslot_fault: no memory here; go on to install an MMIO marker, or emulate at once where none can be made',
       run(machine, task, { fault }) {
+        rememberMmio(machine, task.vcpu, fault.gfn);
         fault.slot = -1;
         fault.pfn = PFN_NOSLOT;
         fault.mapWritable = false;

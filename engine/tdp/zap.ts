@@ -6,14 +6,9 @@ import { AGAIN, call, defineFunction, NEXT, returns } from '../operation.ts';
 import { ABSENT_TOO, DONE, LEAF, READ_ONLY, TABLE_PRE, Walker } from '../pgtable/walker.ts';
 import { flushRemoteTlbs } from './flush.ts';
 import { freeRemovedTable } from './removed-table.ts';
-import { emptyEntry, isFrozen } from './spte.ts';
+import { emptyEntry, isPresent } from './spte.ts';
 
-/** Whether an entry holds anything to zap: a mapping, a table or an MMIO marker. */
-function isEmpty(lo: number, hi: number): boolean {
-  return (lo === emptyEntry.lo && hi === emptyEntry.hi) || (lo === 0 && hi === 0) || isFrozen(lo, hi);
-}
-
-/** The first leaf or MMIO marker at or after a gfn, below `end`. */
+/** The first leaf at or after a gfn, below `end`. MMIO markers are not present to KVM, and stay. */
 function nextLeaf(machine: Machine, root: Pfn, from: Gfn, end: Gfn): Walker | undefined {
   const walker = new Walker(
     machine.memory,
@@ -23,7 +18,7 @@ function nextLeaf(machine: Machine, root: Pfn, from: Gfn, end: Gfn): Walker | un
     LEAF | ABSENT_TOO | READ_ONLY,
   );
   for (let visit = walker.next(); visit !== DONE; visit = walker.next()) {
-    if (!isEmpty(walker.lo, walker.hi)) return walker;
+    if (isPresent(walker.lo)) return walker;
   }
   return undefined;
 }
@@ -96,10 +91,14 @@ function nextAtLevel(machine: Machine, root: Pfn, from: Gfn, level: number): Wal
     LEAF | TABLE_PRE | ABSENT_TOO | READ_ONLY,
   );
   for (let visit = walker.next(); visit !== DONE; visit = walker.next()) {
-    if (walker.level === level && !isEmpty(walker.lo, walker.hi)) return walker;
+    if (walker.level === level && isPresent(walker.lo)) return walker;
   }
   return undefined;
 }
+
+/** A root's entries are zapped at 4K, 2M and 1G, so that little is under a table when it goes, and then at the root itself. */
+const passAfter = (level: number, rootLevel: number): number =>
+  level < 3 ? level + 1 : level < rootLevel ? rootLevel : rootLevel + 1;
 
 export const zapInvalidatedRoots = defineFunction<ZapRootLocals>({
   name: 'kvm_tdp_mmu_zap_invalidated_roots',
@@ -127,7 +126,7 @@ export const zapInvalidatedRoots = defineFunction<ZapRootLocals>({
         const format = machine.secondFormat;
         const walker = nextAtLevel(machine, locals.root, locals.next, locals.level);
         if (!walker) {
-          locals.level++;
+          locals.level = passAfter(locals.level, format.rootLevel);
           locals.next = 0;
           return locals.level > format.rootLevel ? NEXT : AGAIN;
         }
@@ -142,7 +141,7 @@ export const zapInvalidatedRoots = defineFunction<ZapRootLocals>({
       name: 'entry-end',
       text: 'the pass reached the last gfn: on with the next level',
       run(machine, _task, locals) {
-        locals.level++;
+        locals.level = passAfter(locals.level, machine.secondFormat.rootLevel);
         locals.next = 0;
         return locals.level > machine.secondFormat.rootLevel ? NEXT : 'entry';
       },

@@ -8,6 +8,7 @@ import { after } from 'node:test';
 import { Breakpoints, Condition } from '../../adapter/breakpoints.ts';
 import type { ElfProgram } from '../../adapter/elf/program.ts';
 import { disassemble, memoryOperands } from '../../adapter/kvm/disassembly.ts';
+import { KvmBuilt } from '../../adapter/kvm/kvm-built.ts';
 import { LocalRam } from '../../adapter/kvm/local-ram.ts';
 import { openKvm } from '../../adapter/kvm/open.ts';
 import { thisMachine } from '../../adapter/kvm/place.ts';
@@ -91,6 +92,7 @@ async function withTarget(path: string, work: (opened: Opened) => Promise<void>,
     disassemble,
     memoryOperands,
     owned: true,
+    built: await KvmBuilt.open(client, info, () => {}, 'none'),
     place: thisMachine(),
     ...SILENT,
   });

@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict';
 import type { HelperPlace } from '../../adapter/kvm/place.ts';
+import type { TableSource } from '../../adapter/kvm/table-source.ts';
+import { parseTables } from '../../adapter/rsp/tables.ts';
 import { type OpenedScenario, openScenario } from '../../adapter/scenario-kvm/open.ts';
 import type { KvmTables } from '../../engine/kernel/tables.ts';
 import type { Machine } from '../../engine/machine.ts';
-import { MissingFrames } from '../../engine/mirror.ts';
 import { Run } from '../../engine/run.ts';
 import { parseScenario } from '../../scenario/index.ts';
 
@@ -34,18 +35,18 @@ export function emulate(text: string): Machine {
   return run.machine;
 }
 
-/** A program run to its end on KVM, and what is asked there. */
+/** A program run to its end on KVM, and what is asked there. `tables`: who is to tell of KVM's own. */
 export async function onKvm<T>(
   text: string,
   place: HelperPlace,
   ask: (opened: OpenedScenario) => Promise<T>,
-  begin: (opened: OpenedScenario) => Promise<void> = async () => {},
+  tables?: TableSource,
 ): Promise<T> {
   const { program } = parseScenario(text);
-  const opened = await openScenario(program!, () => {}, { start: (...args) => place.start(...args), close() {} });
+  const kept = { start: place.start.bind(place), close() {} };
+  const opened = await openScenario(program!, () => {}, kept, tables);
   try {
     const { run } = opened;
-    await begin(opened);
     for (let task = await run.pick(); task; task = await run.pick()) await run.step(task);
     return await ask(opened);
   } finally {
@@ -54,11 +55,8 @@ export async function onKvm<T>(
 }
 
 /** What the kernel says that KVM has built. */
-export async function builtTables({ run }: OpenedScenario): Promise<KvmTables> {
-  await run.fetch(new MissingFrames([], true));
-  const built = run.machine.mirror!.built!();
-  assert.ok(built, 'KVM’s tables cannot be read');
-  return built.tables;
+export async function builtTables({ client, info }: OpenedScenario): Promise<KvmTables> {
+  return parseTables(await client.vendor('qKvm.Tables'), info.secondStage).tables;
 }
 
 const leafOf = (level: number, value: bigint): Leaf => ({

@@ -1,0 +1,32 @@
+import assert from 'node:assert/strict';
+import { after } from 'node:test';
+import { Lab } from '../../adapter/lab/boot.ts';
+import { SILENT } from '../kvm/kvm.ts';
+import { bothWays } from './both-ways.ts';
+import { KERNELS, labTest } from './lab.ts';
+import { randomProgram } from './programs.ts';
+
+// What KVM has built, by the kernel's own memory and by its tracepoints: two ways that know nothing of each other.
+
+const ROUNDS = Number(process.env.KVM_MMU_AGREEMENT ?? 6);
+const labs: Lab[] = [];
+after(() => {
+  for (const lab of labs) lab.close();
+});
+
+for (const kernel of KERNELS)
+  for (const npt of ['1', '0'])
+    labTest(`${kernel}, npt=${npt}: events tell of the tables that the kernel has`, async () => {
+      const lab = await Lab.boot({ kernel, modules: [], params: { npt } }, SILENT);
+      labs.push(lab);
+      let same = 0;
+      for (let seed = 1; seed <= ROUNDS; seed++) {
+        const text = randomProgram(seed, { statements: 40, host: seed % 2 === 0, guest: true });
+        const found = await bothWays(text, lab);
+        same += found.same;
+        assert.deepEqual(found.wrong, [], `seed ${seed}\n${text}`);
+        // Of shadow tables it is said when something was silent.
+        if (npt === '1') assert.equal(found.certainty, 'inferred', `seed ${seed}: ${found.why}`);
+      }
+      assert.ok(same > 5 * ROUNDS, `only ${same} entries were alike`);
+    });
