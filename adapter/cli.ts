@@ -23,6 +23,11 @@ const USAGE = `usage:
       makes random accesses through random tables, in the engine and on this machine’s KVM, and compares;
       exits 1 for a mismatch, 3 where it cannot run; --case: that one alone
 
+  kvm-mmu record [-o FILE] [--all] [--helper PATH] -- COMMAND [ARGUMENT]...
+      saves KVM’s events while a command runs as a trace.dat, which trace-cmd reads too; exits as the command does,
+      127 when it is not there, 3 when nothing can be recorded. Recorded is all that KVM does on this host meanwhile,
+      for others too; --all: also its walks of guests’ tables, entries and exits
+
   kvm-mmu lab run FILE --kernel KERNEL [--kernel KERNEL]... [LAB] [--json] [--max-steps N]
   kvm-mmu lab conform --kernel KERNEL [LAB] [--seed N] [--cases N | --case N] [--json]
   kvm-mmu lab helper --kernel KERNEL [LAB] [-- HELPER-OPTION...]
@@ -47,6 +52,7 @@ const COMMANDS: Readonly<Record<string, (args: string[]) => number | Promise<num
   run: async (args) => (await import('./commands/run.ts')).run(args),
   // And what talks to KVM.
   lab: async (args) => (await import('./commands/lab.ts')).lab(args),
+  record: async (args) => (await import('./commands/record.ts')).record(args),
   conform: async (args) => (await import('./commands/conform.ts')).conform(args),
   decode,
   walk,

@@ -9,13 +9,16 @@
 #include "events.h"
 #include "helper.h"
 #include "instance.h"
+#include "record.h"
 
 static const char usage[] =
 	"usage: kvm-mmu-helper [--memory SIZE | --slot ID:GPA:SIZE[:ro]]... [--vcpus N] [--image FILE[@GPA]]\n"
 	"                      [--dirty-ring N] [--listen PATH]\n"
+	"       kvm-mmu-helper --record FD [--all] -- COMMAND [ARGUMENT]...\n"
 	"Owns a virtual machine under KVM and speaks the GDB remote protocol, on standard input and output or at a\n"
 	"Unix socket. SIZE may end in K, M or G; numbers may begin with 0x. An image is an ELF64 file, or flat and\n"
-	"loaded at GPA (1M if not given). Memory is 64M at address 0 if not given.\n";
+	"loaded at GPA (1M if not given). Memory is 64M at address 0 if not given.\n"
+	"With --record there is no machine: KVM's events are written to FD while a command runs.\n";
 
 /* A number with an optional unit; what follows must be `end` or nothing. */
 static bool parse_size(const char *text, const char *ends, const char **rest, u64 *value)
@@ -123,6 +126,8 @@ int main(int count, char **arguments)
 		fputs(usage, stdout);
 		return 0;
 	}
+	if (count > 1 && !strcmp(arguments[1], "--record"))
+		return record_command(count - 2, arguments + 2);
 	if (parse_options(count, arguments, &options, &listen_path)) {
 		fprintf(stderr, "kvm-mmu-helper: %s\n%s", why, usage);
 		return 2;

@@ -26,7 +26,7 @@ const common = { bundle: true, sourcemap: 'linked', logLevel: 'warning', target:
 const readLater = {
   name: 'read-later',
   setup(build) {
-    build.onResolve({ filter: /^\.\/commands\/(run|conform|lab)\.ts$/ }, ({ path }) => ({
+    build.onResolve({ filter: /^\.\/commands\/(run|conform|lab|record)\.ts$/ }, ({ path }) => ({
       path: `./cli-${path.slice('./commands/'.length, -'.ts'.length)}.cjs`,
       external: true,
     }));
@@ -49,6 +49,7 @@ export async function buildAll() {
         'cli-run': 'adapter/commands/run.ts',
         'cli-conform': 'adapter/commands/conform.ts',
         'cli-lab': 'adapter/commands/lab.ts',
+        'cli-record': 'adapter/commands/record.ts',
         disassembly: 'adapter/kvm/disassembly.ts',
       }),
       platform: 'node',

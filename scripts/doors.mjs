@@ -45,6 +45,7 @@ const nodeFiles = [
   'adapter/lab/kernel.ts',
   'adapter/scenario-kvm/open.ts',
   'adapter/commands/conform.ts',
+  'adapter/commands/record.ts',
 ];
 const pathRules = [
   // Decoding is all that extension and webviews take from the engine.
