@@ -65,12 +65,14 @@ function stillFrame({ machine }: Target, task: Task, id: FrameId): DebugProtocol
 }
 
 function guestFrames(guest: GuestSide, task: Task, id: FrameId): DebugProtocol.StackFrame[] {
-  return guest.frames(task.vcpu).map(({ name, address, path, line }, depth) => ({
+  return guest.frames(task.vcpu).map(({ name, address, path, line, sourceReference }, depth) => ({
     id: id(INNERMOST - depth),
     name,
     line: line ?? 0,
     column: 0,
-    instructionPointerReference: hex(address),
-    ...(path === undefined ? {} : { source: { name: path.replace(/^.*[/\\]/, ''), path } }),
+    ...(guest.recorded ? {} : { instructionPointerReference: hex(address) }),
+    ...(path === undefined
+      ? {}
+      : { source: { name: path.replace(/^.*[/\\]/, ''), path, ...(sourceReference ? { sourceReference } : {}) } }),
   }));
 }

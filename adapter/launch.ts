@@ -14,11 +14,19 @@ export interface ImageLaunch {
   readonly el2?: boolean;
 }
 
+/** A recording of KVM's events. */
+export interface TraceLaunch {
+  readonly path: string;
+  /** Which of the virtual machines in it, where several are told apart: 0 is the one with most events. */
+  readonly machine: number;
+}
+
 /** What a launch configuration says, checked. The schema in package.json describes the same attributes. */
 export interface LaunchArguments {
   /** Path of a `.mmu` file; of the image that is looked at, or of the guest. */
   readonly program: string;
   readonly image?: ImageLaunch;
+  readonly trace?: TraceLaunch;
   readonly kvm?: KvmLaunch;
   /** What runs a scenario. */
   readonly target?: 'emulator' | 'kvm';
@@ -41,7 +49,8 @@ export const DEFAULT_HISTORY = 1 << 20;
 const MAX_HISTORY = 1 << 26;
 const OF_IMAGES = ['image', 'map', 'registers', 'paging', 'el2'];
 const OF_SCENARIOS = ['program', 'target', 'stopOnEntry', 'stopAtEnd', 'history', 'policies'];
-const KNOWN = [...OF_SCENARIOS, ...OF_IMAGES, ...OF_KVM_GUESTS];
+const OF_TRACES = ['trace', 'machine'];
+const KNOWN = [...OF_SCENARIOS, ...OF_IMAGES, ...OF_TRACES, ...OF_KVM_GUESTS];
 /** Attributes that VS Code itself puts into every configuration. */
 const VSCODE_OWN = [
   'type',
@@ -68,7 +77,9 @@ function shown(value: unknown): string {
 export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: string } {
   const given = attributes(raw);
   if (typeof given.error === 'string') return { error: given.error };
+  if (given.trace !== undefined) return parseTrace(given);
   if (given.guest !== undefined || given.connect !== undefined) return parseGuest(given, 'launch');
+  if (given.machine !== undefined) return { error: '"machine" is for recordings: "trace" is missing' };
   if (given.image !== undefined) return parseImage(given);
   const alone = OF_IMAGES.find((name) => given[name] !== undefined);
   if (alone !== undefined) return { error: `"${alone}" is for images: "image" is missing` };
@@ -157,6 +168,29 @@ function parseGuest(
     kvm,
     stopOnEntry,
     stopAtEnd: false,
+    history: DEFAULT_HISTORY,
+    noDebug: given.noDebug === true,
+    policies: {},
+  };
+}
+
+function parseTrace(given: Record<string, unknown>): LaunchArguments | { readonly error: string } {
+  const foreign = [...OF_SCENARIOS, ...OF_IMAGES, ...OF_KVM_GUESTS].find(
+    (name) => given[name] !== undefined && name !== 'stopOnEntry',
+  );
+  if (foreign !== undefined) return { error: `"${foreign}" does not go with a recording` };
+  const { trace, machine = 0, stopOnEntry = true } = given;
+  if (typeof trace !== 'string' || trace === '')
+    return { error: `"trace" must be the path of a recording, not ${shown(trace)}` };
+  if (typeof machine !== 'number' || !Number.isInteger(machine) || machine < 0)
+    return { error: `"machine" must be a whole number from 0, not ${shown(machine)}` };
+  if (typeof stopOnEntry !== 'boolean')
+    return { error: `"stopOnEntry" must be true or false, not ${shown(stopOnEntry)}` };
+  return {
+    program: trace,
+    trace: { path: trace, machine },
+    stopOnEntry,
+    stopAtEnd: true,
     history: DEFAULT_HISTORY,
     noDebug: given.noDebug === true,
     policies: {},

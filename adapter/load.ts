@@ -4,7 +4,7 @@ import { type Diagnostic, parseScenario } from '../scenario/index.ts';
 import type { KvmLaunch } from './kvm/launch.ts';
 import type { KvmPrinter } from './kvm/printer.ts';
 import type { LabPrinter } from './lab/printer.ts';
-import type { ImageLaunch, LaunchArguments } from './launch.ts';
+import type { ImageLaunch, LaunchArguments, TraceLaunch } from './launch.ts';
 import { RequestError } from './request-error.ts';
 import { unfit, unfitWords } from './scenario-kvm/fit.ts';
 import { EmulatorTarget } from './targets/emulator.ts';
@@ -18,8 +18,10 @@ export interface SessionHost {
   yieldToLoop(): Promise<void>;
   /** Opens an image of memory; absent where there are no files. @throws with a message for people */
   openImage?(launch: ImageLaunch): Target;
+  /** Opens a recording of KVM's events; absent where there are no files. @throws with a message for people */
+  openTrace?(launch: TraceLaunch, say: Say): Target;
   /** What real machine the session will be of: some clients hear of filters only before they say what to launch. */
-  readonly onKvm?: 'guest' | 'scenario';
+  readonly onKvm?: 'guest' | 'scenario' | 'recording';
   /** Makes or reaches a machine under KVM; absent where no process can be started. @throws with a message for people */
   openKvm?(launch: KvmLaunch, say: Say): Promise<Target>;
   /** Makes a machine under KVM for a scenario; absent as `openKvm`. @throws with a message for people */
@@ -35,10 +37,14 @@ const NO_PROCESSES = 'KVM cannot be used here: no process can be started';
 
 /** What a launch configuration asks for. @throws with a message for people */
 export async function loadTarget(launch: LaunchArguments, host: SessionHost, say: Say): Promise<Target> {
-  const { program: path, image, kvm, target, history, policies } = launch;
+  const { program: path, image, trace, kvm, target, history, policies } = launch;
   if (kvm) {
     if (!host.openKvm) throw new RequestError(NO_PROCESSES);
     return host.openKvm(kvm, say);
+  }
+  if (trace) {
+    if (!host.openTrace) throw new RequestError('recordings cannot be opened here: there are no files');
+    return host.openTrace(trace, say);
   }
   if (image) {
     if (!host.openImage) throw new RequestError('images cannot be opened here: there are no files');

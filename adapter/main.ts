@@ -6,10 +6,12 @@ import { openScenario } from './scenario-kvm/open.ts';
 import { KvmMmuSession } from './session.ts';
 import { ImageTarget } from './targets/image.ts';
 import { KvmScenarioTarget } from './targets/kvm-scenario.ts';
+import { RecordingTarget } from './targets/recording.ts';
+import { readRecordingFile } from './trace/file.ts';
 
-// The adapter as a process of its own: the debug adapter protocol on standard input and output. `--kvm=guest` and
-// `--kvm=scenario`: its session will be one of a machine under KVM.
-const onKvm = (['guest', 'scenario'] as const).find((kind) => process.argv.includes(`--kvm=${kind}`));
+// The adapter as a process of its own: the debug adapter protocol on standard input and output. `--kvm=guest`, `--kvm=scenario` and
+// `--kvm=recording`: its session will be one of a machine under KVM.
+const onKvm = (['guest', 'scenario', 'recording'] as const).find((kind) => process.argv.includes(`--kvm=${kind}`));
 const session = new KvmMmuSession({
   async readText(path) {
     try {
@@ -23,6 +25,7 @@ const session = new KvmMmuSession({
   yieldToLoop: () => new Promise((resolve) => setImmediate(resolve)),
   openImage: (launch) => new ImageTarget(launch),
   openKvm,
+  openTrace: ({ path, machine }, say) => new RecordingTarget(readRecordingFile(path), path, machine, say.print),
   openScenario: async (program, say, { lab, tables }) => {
     const place = lab ? await Lab.boot(lab, say) : thisMachine();
     return new KvmScenarioTarget(await openScenario(program, say.print, place, tables));

@@ -157,7 +157,8 @@ export class KvmMmuSession extends DebugSession {
     this.#launch = launch;
     await this.#load();
     const { capabilities, guest } = this.#need();
-    const ofGuests = { ...OF_GUESTS, exceptionBreakpointFilters: announcedFilters('guest') };
+    const filters = announcedFilters(guest?.recorded ? 'recording' : 'guest');
+    const ofGuests = { ...(guest?.recorded ? {} : OF_GUESTS), exceptionBreakpointFilters: filters };
     const known = { supportsStepBack: capabilities.stepBack, ...(guest ? ofGuests : {}) };
     this.sendEvent(new Event('capabilities', { capabilities: known }));
     this.sendEvent(new InitializedEvent());
@@ -748,6 +749,11 @@ export class KvmMmuSession extends DebugSession {
 
   protected override sourceRequest(response: DebugProtocol.SourceResponse, args: DebugProtocol.SourceArguments): void {
     this.#answer(response, () => {
+      const recorded = this.#target?.guest?.text?.(args.source?.sourceReference ?? args.sourceReference);
+      if (recorded !== undefined) {
+        response.body = { content: recorded };
+        return;
+      }
       const fn = listingName(args.source ?? { sourceReference: args.sourceReference });
       if (fn === undefined) throw new RequestError('there is no such source');
       response.body = { content: listing(fn).text, mimeType: 'text/x-kvmfn' };
@@ -864,6 +870,11 @@ export class KvmMmuSession extends DebugSession {
     const parsed = parseRequest(args);
     if ('error' in parsed) throw new RequestError(`a view asked for something that cannot be: ${parsed.error}`);
     const { request } = parsed;
+    if (request.type === 'seek') {
+      if (!this.#stoppedTarget().guest?.recorded) throw new RequestError('only a recording has moments to go to');
+      this.#go({ kind: 'seek', position: request.position, task: 0 });
+      return {};
+    }
     if (request.type === 'unwatch') {
       this.#watches.delete(request.id);
       return {};

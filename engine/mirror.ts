@@ -5,6 +5,7 @@ import { type Memslot, newBacking } from './memory/memslots.ts';
 import { addressToFrame } from './memory/words.ts';
 import type { Tables } from './pgtable/tables.ts';
 import { NestedMemory } from './queries/leaves.ts';
+import type { RecordingView } from './queries/recording-answers.ts';
 
 /** A machine that is not the emulator's: its memory, and what its processors' registers make of it. */
 export interface Mirror {
@@ -16,12 +17,14 @@ export interface Mirror {
   /** The frame behind a guest frame; −1 where there is none. */
   resolve(gfn: number): number;
   /** What its stretches of memory are: those of an image, or a virtual machine's memslots. */
-  readonly places: 'ranges' | 'memslots';
+  readonly places: 'ranges' | 'memslots' | 'recording';
   /**
    * What KVM has built for the machine; undefined where nobody tells. The host's physical bits say how entries are read.
    * @throws MissingFrames while it is not here yet
    */
   built?(): { readonly tables: KvmTables; readonly maxPhyAddr: number } | undefined;
+  /** The recording that the machine is shown from. */
+  recording?(): RecordingView;
   /** Counters that can be told of the machine; without it none. */
   readonly counted?: ReadonlySet<string>;
 }

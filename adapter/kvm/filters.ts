@@ -35,9 +35,28 @@ export const KVM_FILTERS: readonly (Filter & { readonly stops: readonly string[]
   },
 ];
 
+/** What a recording can be stopped at. */
+export const RECORDED_FILTERS: readonly Filter[] = [
+  {
+    filter: 'second-stage',
+    label: 'Faults that came to KVM (kvm_page_fault)',
+    description: 'EPT violations, NPT faults, and faults on shadow tables',
+    default: true,
+  },
+  { filter: 'fast', label: 'Fast faults', description: 'Looked at without a lock (fast_page_fault)', default: false },
+  {
+    filter: 'guest',
+    label: 'Exceptions given to the guest',
+    description: 'kvm_inj_exception, #PF among them',
+    default: false,
+  },
+  { filter: 'mmio', label: 'MMIO', description: 'kvm_mmio and handle_mmio_page_fault', default: false },
+];
+
 /** Filters of a session: those of a real machine, and what a scenario can be stopped at besides; else the emulator's. */
-function filtersOf(onKvm: 'guest' | 'scenario' | undefined): readonly Filter[] {
+function filtersOf(onKvm: 'guest' | 'scenario' | 'recording' | undefined): readonly Filter[] {
   if (onKvm === undefined) return FILTERS;
+  if (onKvm === 'recording') return RECORDED_FILTERS;
   const ofScenarios = FILTERS.filter(({ filter }) => filter === 'warning' || filter === 'expect');
   if (onKvm === 'guest') return KVM_FILTERS;
   return [...KVM_FILTERS.filter(({ stops }) => stops.length > 0), ...ofScenarios];

@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -49,7 +49,7 @@ export class Lab implements HelperPlace {
     const plan = planModules(kernel.modules, kernel.release, [...arch.line, arch.kvm], launch.params);
     printer.progress(`kernel ${kernel.release} (${kernel.image})`);
     const begun = Date.now();
-    const folder = mkdtempSync(join(tmpdir(), 'kvm-mmu-lab-'));
+    const folder = makeFolder();
     const initrd = join(folder, 'initramfs');
     writeFileSync(initrd, initramfs(contents(plan)));
     const servers: Server[] = [];
@@ -79,6 +79,26 @@ export class Lab implements HelperPlace {
   close(): void {
     this.#line.lose('the lab was closed');
     endAll(this.#qemu, this.#folder, this.#servers);
+  }
+}
+
+/** A folder for sockets and the initramfs, which goes with this process; those of processes that were killed go now. */
+function makeFolder(): string {
+  for (const name of readdirSync(tmpdir())) {
+    const [, pid] = /^kvm-mmu-lab-(\d+)-/.exec(name) ?? [];
+    if (pid !== undefined && !isAlive(Number(pid))) rmSync(join(tmpdir(), name), { recursive: true, force: true });
+  }
+  const folder = mkdtempSync(join(tmpdir(), `kvm-mmu-lab-${process.pid}-`));
+  process.once('exit', () => rmSync(folder, { recursive: true, force: true }));
+  return folder;
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM';
   }
 }
 

@@ -12,10 +12,16 @@ export interface GuestFrame {
   readonly address: bigint;
   readonly path?: string;
   readonly line?: number;
+  /** Of a text that no file has. */
+  readonly sourceReference?: number;
 }
 
 /** What a target whose vCPUs run real code can tell of that code, and do to it, while the machine stands still. */
 export interface GuestSide {
+  /** What is shown has been recorded: there is no code to look at, nor anything to change. */
+  readonly recorded?: true;
+  /** A text that no file has. */
+  text?(sourceReference: number): string | undefined;
   /** Why it stopped. */
   describe(
     halt: Halt | { readonly kind: 'entry' },

@@ -27,6 +27,8 @@ export type Motion =
       readonly byInstruction?: boolean;
     }
   | { readonly kind: 'step-back' | 'reverse-continue'; readonly task: number }
+  /** Of a recording: to the moment after so many events. */
+  | { readonly kind: 'seek'; readonly position: number; readonly task: number }
   /** Runs a lock's owner until the lock is free. */
   | { readonly kind: 'release'; readonly lock: LockName; readonly task: number };
 

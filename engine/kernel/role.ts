@@ -40,20 +40,25 @@ export function roleFrom(
 /** ACC_* bits as KVM's tracepoints write them. */
 const ACCESS = ['---', '--x', 'w--', 'w-x', '-u-', '-ux', 'wu-', 'wux'] as const;
 
-/** A role in words: `level 4, 8-byte, wux, nx wp`; only what differs from nothing. */
-export function roleWords(role: number): string {
+/** A role in words: `level 4, 8-byte, wux, nx wp`; only what is known, and differs from nothing. */
+export function roleWords(role: number, known = 0xffff_ffff): string {
+  const isKnown = (name: RoleField): boolean => roleField(known, name) !== 0;
   const flags = (['direct', 'invalid', 'smm', 'guest_mode', 'passthrough', 'is_mirror'] as const).filter(
     (name) => roleField(role, name) !== 0,
   );
   const guest = [
-    roleField(role, 'efer_nx') ? 'nx' : '!nx',
-    roleField(role, 'cr0_wp') ? 'wp' : '!wp',
+    ...(isKnown('efer_nx') ? [roleField(role, 'efer_nx') ? 'nx' : '!nx'] : []),
+    ...(isKnown('cr0_wp') ? [roleField(role, 'cr0_wp') ? 'wp' : '!wp'] : []),
     ...(roleField(role, 'smep_andnot_wp') ? ['smep&!wp'] : []),
     ...(roleField(role, 'smap_andnot_wp') ? ['smap&!wp'] : []),
     ...(roleField(role, 'ad_disabled') ? ['!ad'] : []),
   ];
   const size = roleField(role, 'has_4_byte_gpte') ? `4-byte q${roleField(role, 'quadrant')}` : '8-byte';
-  return [`level ${roleField(role, 'level')}`, size, ACCESS[roleField(role, 'access')], guest.join(' '), ...flags].join(
-    ', ',
-  );
+  return [
+    `level ${roleField(role, 'level')}`,
+    ...(isKnown('has_4_byte_gpte') ? [size] : []),
+    ...(isKnown('access') ? [ACCESS[roleField(role, 'access')]!] : []),
+    ...(guest.length > 0 ? [guest.join(' ')] : []),
+    ...flags,
+  ].join(', ');
 }

@@ -27,6 +27,7 @@ import type {
 } from './answers.ts';
 import { builtCertainty, builtPage, builtTable } from './built-answers.ts';
 import { mirrorRoots, mirrorStage, mirrorWalk } from './mirror-answers.ts';
+import { faultsAnswer, type RecordingView, recordingAnswer } from './recording-answers.ts';
 import { addressFields, countPresent, levelShapes, tableName } from './shapes.ts';
 import { readOnlyMemory } from './translate.ts';
 import { faultSentence } from './words.ts';
@@ -94,9 +95,18 @@ function dispatch(machine: Machine, query: Query, moment: Moment, frames: Set<Pf
         steps: machine.steps,
         counters: Object.fromEntries(machine.counterList()),
       };
+    case 'recording':
+      return recordingAnswer(recordingOf(machine));
+    case 'faults':
+      return faultsAnswer(recordingOf(machine), query.first, query.count);
     case 'history':
       return historyAnswer(machine, query);
   }
+}
+
+function recordingOf({ mirror }: Machine): RecordingView {
+  if (!mirror?.recording) throw new Error('this machine is not shown from a recording');
+  return mirror.recording();
 }
 
 // ---- walks

@@ -24,6 +24,10 @@ export type Query =
   /** Guest memory: slots and what backs them. */
   | { readonly kind: 'slots' }
   | { readonly kind: 'costs' }
+  /** Of a recording that a machine is shown from: where in it the session stands, and what is in it. */
+  | { readonly kind: 'recording' }
+  /** Its faults, from the `first` on. */
+  | { readonly kind: 'faults'; readonly first: number; readonly count: number }
   /** Changes of entries and memory in a guest-physical or host-physical range, newest first. */
   | { readonly kind: 'history'; readonly space: 'gpa' | 'hpa'; readonly address: string; readonly size: string };
 
@@ -226,7 +230,62 @@ export interface HistoryAnswer {
   readonly since: number;
 }
 
-export type Answer = WalkAnswer | TableAnswer | RootsAnswer | SlotsAnswer | CostsAnswer | HistoryAnswer | ErrorAnswer;
+export interface RecordingAnswer {
+  readonly kind: 'recording';
+  readonly certainty: Certainty;
+  /** `trace.dat`, `perf script`. */
+  readonly source: string;
+  readonly kernel?: string;
+  /** Events, and how many of them have happened. */
+  readonly length: number;
+  readonly position: number;
+  /** Nanoseconds since the first event, unless the recording's clock counts otherwise: of the last that has happened, and in all. */
+  readonly time: number;
+  readonly duration: number;
+  /** Faults in all, and how many have happened. */
+  readonly faults: number;
+  readonly fault: number;
+  /** The virtual machine that is shown, of so many. */
+  readonly machine: number;
+  readonly machines: number;
+  /** The last event that has happened. */
+  readonly event: string;
+  /** Counts in equal stretches of time. */
+  readonly buckets: { readonly faults: readonly number[]; readonly changes: readonly number[] };
+  /** Where events were lost. */
+  readonly lost: readonly { readonly at: number; readonly time: number; readonly count?: number }[];
+  readonly problems: readonly string[];
+}
+
+export interface FaultRow {
+  /** Its number among all events. */
+  readonly index: number;
+  readonly time: number;
+  readonly thread: string;
+  readonly class: 'second-stage' | 'fast' | 'guest' | 'mmio';
+  readonly text: string;
+  readonly space?: 'gva' | 'gpa';
+  readonly address?: string;
+}
+
+export interface FaultsAnswer {
+  readonly kind: 'faults';
+  readonly certainty: Certainty;
+  readonly first: number;
+  readonly total: number;
+  readonly rows: readonly FaultRow[];
+}
+
+export type Answer =
+  | WalkAnswer
+  | TableAnswer
+  | RootsAnswer
+  | SlotsAnswer
+  | CostsAnswer
+  | HistoryAnswer
+  | RecordingAnswer
+  | FaultsAnswer
+  | ErrorAnswer;
 
 /** Why and where a session stopped, in the words that every place shows. */
 export interface StopAnswer {

@@ -25,7 +25,7 @@ export function builtTable({ tables }: Built, frame: number): KvmTable | undefin
 
 /** A table of KVM's in words: its gfn, role and counts. */
 export function builtPage({ gfn, role, roleKnown, counts }: KvmTable): string {
-  const words = roleKnown === 0 ? [] : [`gfn 0x${gfn.toString(16)}`, roleWords(role)];
+  const words = roleKnown === 0 ? [] : [`gfn 0x${gfn.toString(16)}`, roleWords(role, roleKnown)];
   if (counts) {
     if (counts.roots > 0) words.push(`root of ${counts.roots}`);
     if (counts.unsync) words.push('unsync');

@@ -124,6 +124,8 @@ function guestWalk(mirror: Mirror, query: Extract<Query, { kind: 'walk' }>, fram
 function physicalWalk(mirror: Mirror, regime: Regime, gpa: bigint): RegimeWalk {
   const { second } = regime;
   if (second) return regime.walkSecond(mirror.memory, gpa);
+  // What a guest's memory holds no event tells, nor where it has some.
+  if (mirror.places === 'recording') return { references: [], end: 'done', gpa, hpa: gpa, reason: '' };
   const there = mirror.memory.has(addressToFrame(gpa));
   const reason = there ? 'there is memory' : nowhereWords(mirror);
   return { references: [], end: there ? 'done' : 'second-fault', gpa, ...(there ? { hpa: gpa } : {}), reason };
@@ -155,6 +157,7 @@ function sentenceOf(space: 'gva' | 'gpa', address: bigint, walk: RegimeWalk, has
   const gpa = space === 'gva' ? ` is gpa ${hex(walk.gpa!)}` : '';
   const hpa = hasSecond && walk.hpa !== undefined ? `${gpa ? ' and' : ' is'} hpa ${hex(walk.hpa)}` : '';
   const references = walk.references.length;
+  if (references === 0 && walk.reason === '') return asked;
   const count = references === 0 ? walk.reason : `${references} memory reference${references === 1 ? '' : 's'}`;
   return `${asked}${gpa}${hpa}: ${count}`;
 }

@@ -4,7 +4,9 @@ import type { Answer, Query, StopAnswer } from './answers.ts';
 export type ViewRequest =
   /** Keeps the answer current: it comes now and whenever it changes. A `watch` with the same id replaces the query. */
   | { readonly type: 'watch'; readonly id: string; readonly query: Query }
-  | { readonly type: 'unwatch'; readonly id: string };
+  | { readonly type: 'unwatch'; readonly id: string }
+  /** Goes to a moment of a recording: after so many events. */
+  | { readonly type: 'seek'; readonly position: number };
 
 export type ViewEvent =
   /** Answers that are new or have changed. */
@@ -60,7 +62,16 @@ function oneOf<T extends string>(value: unknown, what: string, accepted: readonl
 
 function query(value: unknown): Query {
   if (!isRecord(value)) throw new Invalid(`query must be an object, not ${describe(value)}`);
-  const kind = oneOf(value.kind, 'query.kind', ['walk', 'table', 'roots', 'slots', 'costs', 'history']);
+  const kind = oneOf(value.kind, 'query.kind', [
+    'walk',
+    'table',
+    'roots',
+    'slots',
+    'costs',
+    'history',
+    'recording',
+    'faults',
+  ]);
   switch (kind) {
     case 'walk':
       return {
@@ -90,6 +101,12 @@ function query(value: unknown): Query {
         address: address(value.address, 'query.address'),
         size: address(value.size, 'query.size'),
       };
+    case 'faults':
+      return {
+        kind,
+        first: integer(value.first, 'query.first', 0, 2 ** 32),
+        count: integer(value.count, 'query.count', 0, 1000),
+      };
     default:
       return { kind };
   }
@@ -99,7 +116,8 @@ function query(value: unknown): Query {
 export function parseRequest(value: unknown): { readonly request: ViewRequest } | { readonly error: string } {
   try {
     if (!isRecord(value)) throw new Invalid(`a request must be an object, not ${describe(value)}`);
-    const type = oneOf(value.type, 'type', ['watch', 'unwatch']);
+    const type = oneOf(value.type, 'type', ['watch', 'unwatch', 'seek']);
+    if (type === 'seek') return { request: { type, position: integer(value.position, 'position', 0, 2 ** 32) } };
     const id = text(value.id, 'id');
     return { request: type === 'unwatch' ? { type, id } : { type, id, query: query(value.query) } };
   } catch (error) {

@@ -330,7 +330,7 @@ test('views are answered now and whenever their answer changes', () =>
         },
         /query\.level must be a whole number from 1 to 5, not 9/,
       ],
-      [{ type: 'burn', id: 'x' }, /type must be one of watch, unwatch, not "burn"/],
+      [{ type: 'burn', id: 'x' }, /type must be one of watch, unwatch, seek, not "burn"/],
       [{ type: 'watch', id: 'x'.repeat(1000), query: { kind: 'roots' } }, /id is longer than 200 characters/],
     ] as const) {
       const response = await client.raw('mmu/watch', bad);
@@ -394,7 +394,7 @@ test('launch attributes of the wrong type, missing files and bad scenarios are n
       ],
       [
         { program: 'x.mmu', stopAtEntry: true },
-        'unknown launch attribute "stopAtEntry"; there are "program", "target", "stopOnEntry", "stopAtEnd", "history", "policies", "image", "map", "registers", "paging", "el2", "guest", "memory", "slots", "vcpus", "dirtyRing", "helper", "lab", "kvmTables", "connect", "pageFaultHandler"',
+        'unknown launch attribute "stopAtEntry"; there are "program", "target", "stopOnEntry", "stopAtEnd", "history", "policies", "image", "map", "registers", "paging", "el2", "trace", "machine", "guest", "memory", "slots", "vcpus", "dirtyRing", "helper", "lab", "kvmTables", "connect", "pageFaultHandler"',
       ],
       [
         { program: 'x.mmu', policies: [] },
