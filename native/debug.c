@@ -5,9 +5,7 @@
 
 #include "helper.h"
 
-#define INT3 0xcc
-
-struct breakpoint *breakpoint_at(struct vm *vm, u64 address)
+static struct breakpoint *inserted_at(struct vm *vm, u64 address)
 {
 	for (int i = 0; i < MAX_BREAKPOINTS; i++) {
 		if (vm->breakpoints[i].used && vm->breakpoints[i].address == address)
@@ -38,8 +36,7 @@ static int hardware_count(const struct vm *vm)
 
 int breakpoint_insert(struct vm *vm, struct vcpu *vcpu, bool hardware, u64 address)
 {
-	struct breakpoint *found = breakpoint_at(vm, address);
-	if (found)
+	if (inserted_at(vm, address))
 		return 0;
 	struct breakpoint *free_one = NULL;
 	for (int i = 0; i < MAX_BREAKPOINTS && !free_one; i++) {
@@ -57,11 +54,14 @@ int breakpoint_insert(struct vm *vm, struct vcpu *vcpu, bool hardware, u64 addre
 		struct kvm_sregs sregs;
 		if (ioctl(vcpu->fd, KVM_GET_SREGS, &sregs))
 			return fail(errno, "registers cannot be read: %s", strerror(errno));
-		if (!memory_translate(vm, &sregs, address, &point.gpa) ||
-		    memory_read(vm, point.gpa, &point.original, 1) != 1)
+		int error = memory_translate(vm, &sregs, address, &point.gpa) ?
+				    plant_add(vm, point.gpa, host_debug(vm)->kernel_int3 ? INT3 : HLT) :
+				    -EFAULT;
+		if (error == -EFAULT)
 			return fail(EFAULT, "nothing is mapped at 0x%llx", (unsigned long long)address);
-		u8 int3 = INT3;
-		memory_write(vm, point.gpa, &int3, 1);
+		if (error)
+			return fail(-error, "there is no room for a breakpoint at 0x%llx", (unsigned long long)address);
+		vm->written = true;
 	}
 	*free_one = point;
 	vm->has_breakpoints = true;
@@ -70,10 +70,10 @@ int breakpoint_insert(struct vm *vm, struct vcpu *vcpu, bool hardware, u64 addre
 
 static void take_out(struct vm *vm, struct breakpoint *point)
 {
-	u8 now;
-	/* The guest may have put other code there since. */
-	if (!point->hardware && memory_read(vm, point->gpa, &now, 1) == 1 && now == INT3)
-		memory_write(vm, point->gpa, &point->original, 1);
+	if (!point->hardware) {
+		plant_drop(vm, point->gpa);
+		vm->written = true;
+	}
 	point->used = false;
 	vm->has_breakpoints = false;
 	for (int i = 0; i < MAX_BREAKPOINTS; i++)
@@ -82,7 +82,7 @@ static void take_out(struct vm *vm, struct breakpoint *point)
 
 int breakpoint_remove(struct vm *vm, bool hardware, u64 address)
 {
-	struct breakpoint *point = breakpoint_at(vm, address);
+	struct breakpoint *point = inserted_at(vm, address);
 	if (point && point->hardware == hardware)
 		take_out(vm, point);
 	return 0;
@@ -90,14 +90,7 @@ int breakpoint_remove(struct vm *vm, bool hardware, u64 address)
 
 void breakpoint_keep_all(struct vm *vm)
 {
-	for (int i = 0; i < MAX_BREAKPOINTS; i++) {
-		struct breakpoint *point = &vm->breakpoints[i];
-		u8 now, int3 = INT3;
-		if (!point->used || point->hardware || memory_read(vm, point->gpa, &now, 1) != 1 || now == INT3)
-			continue;
-		point->original = now;
-		memory_write(vm, point->gpa, &int3, 1);
-	}
+	vm->written |= plants_keep(vm);
 }
 
 void breakpoint_remove_all(struct vm *vm)

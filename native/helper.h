@@ -21,6 +21,9 @@ typedef uint64_t u64;
 #define MAX_SLOTS 32
 #define MAX_VCPUS 16
 #define MAX_BREAKPOINTS 256
+/* What a vCPU stops at by bytes in memory where debug registers are not honoured: breakpoints of hardware, and handlers. */
+#define MAX_WATCHED 8
+#define MAX_PLANTS (MAX_BREAKPOINTS + MAX_VCPUS * MAX_WATCHED)
 /* Second-stage faults of one instruction beyond the first: it has two operands, each may cross a page. */
 #define MORE_HELD 8
 /* Debug registers for execution: DR0 … DR3. */
@@ -32,6 +35,7 @@ typedef uint64_t u64;
 #define CR4_LA57 (1ULL << 12)
 #define EFER_LMA (1ULL << 10)
 #define RFLAGS_TF (1ULL << 8)
+#define RFLAGS_RF (1ULL << 16)
 
 /* ---- text (text.c) */
 
@@ -81,12 +85,25 @@ enum stop_kind {
 
 struct breakpoint {
 	bool used;
-	/* Software: an int3 in memory. Hardware: a debug register. */
+	/* Software: a byte in memory. Hardware: a debug register, or what does its work. */
 	bool hardware;
 	u64 address;
-	/* Where the int3 lies, and what it replaces. */
+	/* Where that byte lies. */
 	u64 gpa;
+};
+
+enum { INT3 = 0xcc, HLT = 0xf4 };
+
+/* A byte of ours in the guest's memory (plant.c). Clients do not see it. */
+struct plant {
+	u64 gpa;
+	/* What stands there, and what it replaces. */
+	u8 byte;
 	u8 original;
+	/* Breakpoints and vCPUs that want it there; with none the entry is free. */
+	int users;
+	/* It is out while the instruction that it replaces runs. */
+	bool lifted;
 };
 
 /* What makes up a VM, by options. */
@@ -132,10 +149,14 @@ struct vm {
 	/* Memory was written from outside the guest: a shadow MMU must be told before the guest goes on. */
 	bool written;
 	struct breakpoint breakpoints[MAX_BREAKPOINTS];
+	/* Guards the plants; it may be taken while `lock` is held. */
+	pthread_mutex_t plant_lock;
+	struct plant plants[MAX_PLANTS];
+	int plant_count;
 	/* Guards what vCPU threads and the server share: states, stops, breakpoints. */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
-	/* Nobody may run but `solo`: to step over an int3 that it took out, or while slots change. */
+	/* Nobody may run but `solo`: to step over a plant that it took out, or while slots change. */
 	bool frozen;
 	struct vcpu *solo;
 	bool non_stop;
@@ -179,6 +200,8 @@ bool vm_is_shadow(const struct vm *vm);
 /* Reads or writes guest-physical memory; how many bytes could be. */
 size_t memory_read(struct vm *vm, u64 gpa, void *bytes, size_t length);
 size_t memory_write(struct vm *vm, u64 gpa, const void *bytes, size_t length);
+/* Writes a byte of code, if there is memory: no table, so that shadow tables need not be told (`written`). */
+void memory_patch(struct vm *vm, u64 gpa, u8 byte);
 /* Translates a virtual address by a vCPU's registers, without regard to permissions. */
 bool memory_translate(struct vm *vm, const struct kvm_sregs *sregs, u64 address, u64 *gpa);
 size_t memory_read_virtual(struct vm *vm, const struct kvm_sregs *sregs, u64 address, void *bytes, size_t length);
@@ -236,6 +259,9 @@ struct vcpu {
 	bool exit_pending;
 	/* What KVM_SET_GUEST_DEBUG was told last. */
 	struct kvm_guest_debug debug;
+	/* Where bytes in memory stop it in place of debug registers, while it runs; only its own thread uses them. */
+	u64 watched[MAX_WATCHED];
+	int watched_count;
 	/* It stands in the middle of an instruction that reads a device: KVM finishes that one first. */
 	bool half_done;
 	/* When it was resumed, in milliseconds. */
@@ -268,10 +294,12 @@ void set_flat_segment(struct kvm_segment *segment, u16 selector, bool code);
 
 /* ---- what KVM honours here (probe.c) */
 
-/* At CPL3: single steps, and int3 as an exit. */
+/* At CPL3: single steps, and int3 as an exit. At CPL0: debug registers for execution, and int3. */
 struct host_debug {
 	bool user_step;
 	bool user_int3;
+	bool kernel_registers;
+	bool kernel_int3;
 };
 const struct host_debug *host_debug(const struct vm *vm);
 
@@ -279,12 +307,28 @@ const struct host_debug *host_debug(const struct vm *vm);
 
 int breakpoint_insert(struct vm *vm, struct vcpu *vcpu, bool hardware, u64 address);
 int breakpoint_remove(struct vm *vm, bool hardware, u64 address);
-/* Memory was written from outside: an int3 that is gone stands for what is there now. */
+/* The host took memory away: a plant that is gone stands for what is there now. */
 void breakpoint_keep_all(struct vm *vm);
 void breakpoint_remove_all(struct vm *vm);
-struct breakpoint *breakpoint_at(struct vm *vm, u64 address);
-/* The one that stops code at a virtual address: an int3 is the same in every address space that maps it. */
+/* The one that stops code at a virtual address: a software one is the same in every address space that maps it. */
 struct breakpoint *breakpoint_here(struct vm *vm, const struct kvm_sregs *sregs, u64 rip);
+
+/* Puts a byte in place of an instruction, or counts one more who wants it: 0, or a negative errno without words. */
+int plant_add(struct vm *vm, u64 gpa, u8 byte);
+/* One less wants it. */
+void plant_drop(struct vm *vm, u64 gpa);
+/* The guest may have written over some: they stand for what is there now. Whether there were any. */
+bool plants_keep(struct vm *vm);
+/* Memory has been written from outside, whatever stood there. */
+void plants_written(struct vm *vm, u64 gpa, size_t length);
+/* The one on which a vCPU stands, as it is now. */
+bool plant_here(struct vm *vm, const struct kvm_sregs *sregs, u64 rip, struct plant *copy);
+/* Takes one out for a moment, and puts it back if it is still wanted. */
+bool plant_lift(struct vm *vm, u64 gpa);
+void plant_lower(struct vm *vm, u64 gpa);
+/* Memory that was read, as the guest has it. */
+void plants_hide(struct vm *vm, u64 gpa, u8 *bytes, size_t length);
+
 /* Where the handler of a vector begins, by the guest's IDT. */
 bool guest_handler(struct vm *vm, const struct kvm_sregs *sregs, int vector, u64 *address);
 /* Where #PF goes: as told, else by the IDT. */

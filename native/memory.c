@@ -38,10 +38,19 @@ size_t memory_write(struct vm *vm, u64 gpa, const void *bytes, size_t length)
 		if (!to)
 			break;
 		memcpy(to, (const u8 *)bytes + done, some);
+		plants_written(vm, gpa + done, some);
 		vm->written = true;
 		done += some;
 	}
 	return done;
+}
+
+void memory_patch(struct vm *vm, u64 gpa, u8 byte)
+{
+	size_t some;
+	u8 *to = reach(vm, gpa, 1, &some);
+	if (to)
+		*to = byte;
 }
 
 /* A table entry: 8 bytes, or 4 in 32-bit paging. */

@@ -35,8 +35,8 @@ static void close_probe(struct probe *probe)
 		munmap(probe->memory, PAGES * PAGE);
 }
 
-/* A guest with every page its user's, which runs code at CPL3. */
-static bool open_probe(const struct vm *vm, struct probe *probe, const u8 *code, size_t length)
+/* A guest with every page its user's and no IDT, which runs code at a privilege level. */
+static bool open_probe(const struct vm *vm, struct probe *probe, int cpl, const u8 *code, size_t length)
 {
 	*probe = (struct probe){ .vm = -1, .vcpu = -1, .run_size = vm->run_size };
 	probe->memory = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -66,15 +66,15 @@ static bool open_probe(const struct vm *vm, struct probe *probe, const u8 *code,
 	for (u64 page = 0; page < PAGES; page++)
 		tables[512 * 3 + page] = page * PAGE | 7;
 	memcpy(probe->memory + CODE_AT, code, length);
-	return !set_long_mode(probe->vcpu, CODE_AT, (CODE + 2) * PAGE, TABLES, 0, 3);
+	return !set_long_mode(probe->vcpu, CODE_AT, (CODE + 2) * PAGE, TABLES, 0, cpl);
 }
 
 /* The exit reason of the first run. Where nothing stops the code its `out` does. */
-static int probe_once(const struct vm *vm, const u8 *code, size_t length, const struct kvm_guest_debug *debug)
+static int probe_once(const struct vm *vm, int cpl, const u8 *code, size_t length, const struct kvm_guest_debug *debug)
 {
 	struct probe probe;
 	int result = -1;
-	if (open_probe(vm, &probe, code, length) && !ioctl(probe.vcpu, KVM_SET_GUEST_DEBUG, debug)) {
+	if (open_probe(vm, &probe, cpl, code, length) && !ioctl(probe.vcpu, KVM_SET_GUEST_DEBUG, debug)) {
 		do
 			result = ioctl(probe.vcpu, KVM_RUN, 0) ? -errno : (int)probe.run->exit_reason;
 		while (result == -EINTR);
@@ -92,8 +92,15 @@ static void find_out(void)
 	static const u8 int3[] = { 0xcc, 0xe6, 0x4b };
 	const struct kvm_guest_debug step = { .control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP };
 	const struct kvm_guest_debug software = { .control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP };
-	found.user_step = probe_once(asked, nops, sizeof(nops), &step) == KVM_EXIT_DEBUG;
-	found.user_int3 = probe_once(asked, int3, sizeof(int3), &software) == KVM_EXIT_DEBUG;
+	/* At the second instruction. */
+	const struct kvm_guest_debug hardware = { .control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP,
+						  .arch.debugreg = { [0] = CODE_AT + 1, [7] = 2 } };
+	found.user_step = probe_once(asked, 3, nops, sizeof(nops), &step) == KVM_EXIT_DEBUG;
+	found.user_int3 = probe_once(asked, 3, int3, sizeof(int3), &software) == KVM_EXIT_DEBUG;
+	/* Only what is seen not to stop is done in another way: past the breakpoint, or into an IDT that is not there. */
+	found.kernel_registers = probe_once(asked, 0, nops, sizeof(nops), &hardware) != KVM_EXIT_IO;
+	int exit = probe_once(asked, 0, int3, sizeof(int3), &software);
+	found.kernel_int3 = exit != KVM_EXIT_IO && exit != KVM_EXIT_SHUTDOWN;
 }
 
 const struct host_debug *host_debug(const struct vm *vm)

@@ -116,9 +116,10 @@ static void stop_reply(const struct server *server, const struct vcpu *vcpu, str
 	text_add(reply, "T%02xthread:%x;", (unsigned)vcpu->signal, (unsigned)vcpu->id + 1);
 	if (!strncmp(vcpu->stop, "reason=breakpoint", 17)) {
 		struct kvm_regs regs;
+		struct kvm_sregs sregs;
 		const struct breakpoint *point = NULL;
-		if (!ioctl(vcpu->fd, KVM_GET_REGS, &regs))
-			point = breakpoint_at(server->vm, regs.rip);
+		if (!ioctl(vcpu->fd, KVM_GET_REGS, &regs) && !ioctl(vcpu->fd, KVM_GET_SREGS, &sregs))
+			point = breakpoint_here(server->vm, &sregs, regs.rip);
 		if (point)
 			text_add(reply, "%s:;", point->hardware ? "hwbreak" : "swbreak");
 	}
@@ -330,16 +331,6 @@ static bool memory_context(struct server *server, struct kvm_sregs *sregs)
 	return false;
 }
 
-/* Memory as the guest has it, without the int3s of breakpoints. */
-static void hide_breakpoints(struct vm *vm, u64 gpa, u8 *bytes, size_t length)
-{
-	for (int i = 0; i < MAX_BREAKPOINTS; i++) {
-		const struct breakpoint *point = &vm->breakpoints[i];
-		if (point->used && !point->hardware && point->gpa >= gpa && point->gpa - gpa < length)
-			bytes[point->gpa - gpa] = point->original;
-	}
-}
-
 static size_t read_some(struct server *server, const struct kvm_sregs *sregs, u64 address, u8 *bytes, size_t length)
 {
 	struct vm *vm = server->vm;
@@ -352,7 +343,8 @@ static size_t read_some(struct server *server, const struct kvm_sregs *sregs, u6
 		if (!server->physical && !memory_translate(vm, sregs, address + done, &gpa))
 			break;
 		size_t got = memory_read(vm, gpa, bytes + done, some);
-		hide_breakpoints(vm, gpa, bytes + done, got);
+		/* Memory as the guest has it. */
+		plants_hide(vm, gpa, bytes + done, got);
 		done += got;
 		if (got < some)
 			break;
@@ -411,7 +403,6 @@ static void write_memory(struct server *server, const char *text, size_t length_
 	else {
 		size_t done = server->physical ? memory_write(server->vm, address, bytes, length) :
 						 memory_write_virtual(server->vm, &sregs, address, bytes, length);
-		breakpoint_keep_all(server->vm);
 		if (done < length)
 			send_error(server, fail(EFAULT, "nothing is mapped at 0x%llx", (unsigned long long)(address + done)));
 		else

@@ -194,16 +194,22 @@ void vm_unquiesce(struct vm *vm)
 
 /* ---- arming */
 
+enum { VECTOR_BP = 3, VECTOR_GP = 13 };
+
 /* Where execution is to be stopped, for a run or for a step. */
 struct armed {
 	struct kvm_guest_debug debug;
 	int registers;
+	/* Where debug registers are not honoured: addresses that bytes in memory are to stop at. */
+	u64 places[MAX_WATCHED];
+	int place_count;
 	/* A step begins here: what stops at it is left out. */
 	bool has_start;
 	u64 start;
 	/* Handlers of the guest that tell what happened; 0: not watched. */
 	u64 pf_handler;
 	u64 bp_handler;
+	u64 gp_handler;
 	u64 db_handler;
 	u64 syscall_entry;
 	/* A step in user code that is made with RFLAGS.TF. */
@@ -211,9 +217,16 @@ struct armed {
 	struct kvm_sregs before;
 };
 
-static void arm_address(struct armed *armed, u64 address)
+static void arm_address(const struct vm *vm, struct armed *armed, u64 address)
 {
-	if (armed->registers == DEBUG_REGISTERS || (armed->has_start && address == armed->start))
+	if (armed->has_start && address == armed->start)
+		return;
+	if (!host_debug(vm)->kernel_registers) {
+		if (armed->place_count < MAX_WATCHED)
+			armed->places[armed->place_count++] = address;
+		return;
+	}
+	if (armed->registers == DEBUG_REGISTERS)
 		return;
 	armed->debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
 	armed->debug.arch.debugreg[armed->registers] = address;
@@ -242,12 +255,23 @@ static bool has_software(const struct vm *vm)
 /* Whether an int3 of ours in user code is seen only where the guest's handler begins. */
 static bool watches_int3(struct vm *vm)
 {
-	return has_software(vm) && !host_debug(vm)->user_int3;
+	return has_software(vm) && host_debug(vm)->kernel_int3 && !host_debug(vm)->user_int3;
+}
+
+/* Whether a breakpoint is a hlt, which user code may not execute: that is seen where the guest's #GP handler begins. */
+static bool watches_hlt(struct vm *vm)
+{
+	for (int i = 0; i < MAX_BREAKPOINTS; i++) {
+		const struct breakpoint *point = &vm->breakpoints[i];
+		if (point->used && !(point->hardware ? host_debug(vm)->kernel_registers : host_debug(vm)->kernel_int3))
+			return true;
+	}
+	return false;
 }
 
 bool vm_watches_handlers(struct vm *vm)
 {
-	return vm->stops & STOP_GUEST_PF || watches_int3(vm);
+	return vm->stops & STOP_GUEST_PF || watches_int3(vm) || watches_hlt(vm);
 }
 
 /* Whether a handler that is to be watched is not there yet: the guest has not loaded its IDT. */
@@ -255,30 +279,73 @@ static bool lacks_handlers(struct vm *vm, const struct kvm_sregs *sregs)
 {
 	u64 handler;
 	return ((vm->stops & STOP_GUEST_PF) && !guest_pf_handler(vm, sregs, &handler)) ||
-	       (watches_int3(vm) && !guest_handler(vm, sregs, 3, &handler));
+	       (watches_int3(vm) && !guest_handler(vm, sregs, VECTOR_BP, &handler)) ||
+	       (watches_hlt(vm) && !guest_handler(vm, sregs, VECTOR_GP, &handler));
+}
+
+static bool is_among(const u64 *list, int count, u64 value)
+{
+	while (count && list[count - 1] != value)
+		count--;
+	return count;
+}
+
+/* Puts a hlt at each of some places, and takes those out that were there for this vCPU's sake. */
+static void watch(struct vcpu *vcpu, const u64 *gpas, int count)
+{
+	struct vm *vm = vcpu->vm;
+	u64 before[MAX_WATCHED];
+	int before_count = vcpu->watched_count;
+	memcpy(before, vcpu->watched, sizeof(before));
+	vcpu->watched_count = 0;
+	for (int i = 0; i < count; i++) {
+		if (!is_among(vcpu->watched, vcpu->watched_count, gpas[i]) &&
+		    (is_among(before, before_count, gpas[i]) || !plant_add(vm, gpas[i], HLT)))
+			vcpu->watched[vcpu->watched_count++] = gpas[i];
+	}
+	for (int i = 0; i < before_count; i++) {
+		if (!is_among(vcpu->watched, vcpu->watched_count, before[i]))
+			plant_drop(vm, before[i]);
+	}
+}
+
+/* Where its addresses are now: the guest may have changed its tables, and its code. */
+static void watch_places(struct vcpu *vcpu, const struct armed *armed)
+{
+	struct vm *vm = vcpu->vm;
+	struct kvm_sregs sregs;
+	u64 gpas[MAX_WATCHED];
+	int count = 0;
+	if (!armed->place_count && !vcpu->watched_count && !watches_hlt(vm))
+		return;
+	ioctl(vcpu->fd, KVM_GET_SREGS, &sregs);
+	for (int i = 0; i < armed->place_count; i++)
+		count += memory_translate(vm, &sregs, armed->places[i], &gpas[count]);
+	watch(vcpu, gpas, count);
+	plants_keep(vm);
 }
 
 static void arm_run(struct vcpu *vcpu, struct armed *armed)
 {
 	struct vm *vm = vcpu->vm;
-	bool software = has_software(vm);
-	if (software)
+	if (has_software(vm) && host_debug(vm)->kernel_int3)
 		armed->debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP;
 	for (int i = 0; i < MAX_BREAKPOINTS; i++) {
 		if (vm->breakpoints[i].used && vm->breakpoints[i].hardware)
-			arm_address(armed, vm->breakpoints[i].address);
+			arm_address(vm, armed, vm->breakpoints[i].address);
 	}
 	if (!vm_watches_handlers(vm))
 		return;
 	struct kvm_sregs sregs;
 	ioctl(vcpu->fd, KVM_GET_SREGS, &sregs);
 	if ((vm->stops & STOP_GUEST_PF) && guest_pf_handler(vm, &sregs, &armed->pf_handler))
-		arm_address(armed, armed->pf_handler);
-	if (watches_int3(vm) && guest_handler(vm, &sregs, 3, &armed->bp_handler))
-		arm_address(armed, armed->bp_handler);
+		arm_address(vm, armed, armed->pf_handler);
+	if (watches_int3(vm) && guest_handler(vm, &sregs, VECTOR_BP, &armed->bp_handler))
+		arm_address(vm, armed, armed->bp_handler);
+	if (watches_hlt(vm) && guest_handler(vm, &sregs, VECTOR_GP, &armed->gp_handler))
+		arm_address(vm, armed, armed->gp_handler);
 }
 
-enum { VECTOR_BP = 3 };
 #define DR6_SINGLE_STEP (1ULL << 14)
 #define MSR_LSTAR 0xc0000082
 
@@ -291,12 +358,12 @@ static enum outcome arm_flag_step(struct vcpu *vcpu, struct armed *armed)
 	if (!guest_handler(vm, &armed->before, 1, &armed->db_handler))
 		return stop(vcpu, SIGNAL_TRAP, "reason=error,rip=%llx,errno=%x,words=%s", regs.rip, EOPNOTSUPP,
 			    "this KVM does not single-step user code and the guest has no #DB handler to stop at");
-	arm_address(armed, armed->db_handler);
+	arm_address(vm, armed, armed->db_handler);
 	if (guest_pf_handler(vm, &armed->before, &armed->pf_handler))
-		arm_address(armed, armed->pf_handler);
+		arm_address(vm, armed, armed->pf_handler);
 	armed->syscall_entry = read_msr(vcpu, MSR_LSTAR);
 	if (armed->syscall_entry)
-		arm_address(armed, armed->syscall_entry);
+		arm_address(vm, armed, armed->syscall_entry);
 	armed->by_flag = true;
 	return GO_ON;
 }
@@ -354,7 +421,7 @@ static enum outcome arm_step(struct vcpu *vcpu, struct armed *armed)
 	/* Whatever stops a run stops a step too; and where the #PF handler begins a step ends, wanted or not. */
 	arm_run(vcpu, armed);
 	if (!armed->pf_handler && guest_pf_handler(vcpu->vm, &sregs, &armed->pf_handler))
-		arm_address(armed, armed->pf_handler);
+		arm_address(vcpu->vm, armed, armed->pf_handler);
 	armed->debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
 	return GO_ON;
 }
@@ -456,6 +523,20 @@ static enum outcome give_to_guest(struct vcpu *vcpu, const struct armed *armed)
 	return GO_ON;
 }
 
+static enum outcome at_bp_handler(struct vcpu *vcpu, const struct kvm_regs *regs, const struct kvm_sregs *sregs)
+{
+	struct vm *vm = vcpu->vm;
+	struct exception_frame frame;
+	const struct breakpoint *point = NULL;
+	if (guest_frame(vm, regs, sregs, false, &frame))
+		point = breakpoint_here(vm, sregs, frame.rip - 1);
+	/* The guest's own int3: its handler runs. */
+	if (!point || point->hardware)
+		return STEPPED;
+	unwind(vcpu, &frame, frame.rip - 1, NULL);
+	return stop(vcpu, SIGNAL_TRAP, "reason=breakpoint,rip=%llx,completed=0", (unsigned long long)frame.rip - 1);
+}
+
 static enum outcome at_debug_exit(struct vcpu *vcpu, const struct armed *armed)
 {
 	struct vm *vm = vcpu->vm;
@@ -475,18 +556,67 @@ static enum outcome at_debug_exit(struct vcpu *vcpu, const struct armed *armed)
 	}
 	if (single && !breakpoint_here(vm, &sregs, regs.rip))
 		return STEPPED;
-	if (armed->bp_handler && regs.rip == armed->bp_handler && !breakpoint_here(vm, &sregs, regs.rip)) {
-		struct exception_frame frame;
-		const struct breakpoint *point = NULL;
-		if (guest_frame(vm, &regs, &sregs, false, &frame))
-			point = breakpoint_here(vm, &sregs, frame.rip - 1);
-		/* The guest's own int3: its handler runs. */
-		if (!point || point->hardware)
-			return STEPPED;
-		unwind(vcpu, &frame, frame.rip - 1, NULL);
-		return stop(vcpu, SIGNAL_TRAP, "reason=breakpoint,rip=%llx,completed=0", (unsigned long long)frame.rip - 1);
-	}
+	if (armed->bp_handler && regs.rip == armed->bp_handler && !breakpoint_here(vm, &sregs, regs.rip))
+		return at_bp_handler(vcpu, &regs, &sregs);
 	return stop(vcpu, SIGNAL_TRAP, "reason=breakpoint,rip=%llx,completed=0", regs.rip);
+}
+
+/* A hlt of ours: RIP is on it again. */
+static enum outcome at_plant(struct vcpu *vcpu, const struct armed *armed, struct kvm_regs *regs,
+			     const struct kvm_sregs *sregs)
+{
+	struct vm *vm = vcpu->vm;
+	bool single = armed->debug.control & KVM_GUESTDBG_SINGLESTEP;
+	struct exception_frame frame;
+	if (armed->by_flag && is_among(armed->places, armed->place_count, regs->rip))
+		return at_flag_step(vcpu, armed, regs, sregs);
+	if (armed->pf_handler && regs->rip == armed->pf_handler) {
+		/* KVM steps by the trap flag: the processor has pushed it. */
+		if (single)
+			clear_flag_in_frame(vm, regs, sregs);
+		return vm->stops & STOP_GUEST_PF ? stop_at_page_fault(vcpu, regs, sregs) : STEPPED;
+	}
+	if (breakpoint_here(vm, sregs, regs->rip))
+		return stop(vcpu, SIGNAL_TRAP, "reason=breakpoint,rip=%llx,completed=0", regs->rip);
+	if (armed->bp_handler && regs->rip == armed->bp_handler)
+		return at_bp_handler(vcpu, regs, sregs);
+	if (armed->gp_handler && regs->rip == armed->gp_handler) {
+		/* A step begins where nothing of ours is in. */
+		if (!single && guest_frame(vm, regs, sregs, true, &frame) && (frame.cs & 3) &&
+		    breakpoint_here(vm, sregs, frame.rip)) {
+			frame.rflags &= ~RFLAGS_RF;
+			unwind(vcpu, &frame, frame.rip, NULL);
+			return stop(vcpu, SIGNAL_TRAP, "reason=breakpoint,rip=%llx,completed=0", (unsigned long long)frame.rip);
+		}
+		if (single)
+			clear_flag_in_frame(vm, regs, sregs);
+	}
+	/* What another vCPU stops at, or an exception that the guest has made: its own instruction is to run. */
+	return STEPPED;
+}
+
+/* Whether a hlt was ours, and not the guest's: then it has not been, and RIP is on it again. */
+static bool take_halt_back(struct vcpu *vcpu)
+{
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	struct plant plant;
+	get_state(vcpu, &regs, &sregs);
+	if (!plant_here(vcpu->vm, &sregs, regs.rip - 1, &plant) || plant.byte != HLT || plant.lifted)
+		return false;
+	regs.rip--;
+	return !ioctl(vcpu->fd, KVM_SET_REGS, &regs);
+}
+
+static enum outcome at_halt(struct vcpu *vcpu, const struct armed *armed)
+{
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	bool is_ours = take_halt_back(vcpu);
+	get_state(vcpu, &regs, &sregs);
+	if (is_ours)
+		return at_plant(vcpu, armed, &regs, &sregs);
+	return stop(vcpu, SIGNAL_TRAP, "reason=halt,rip=%llx,completed=1", regs.rip);
 }
 
 static void say(struct vm *vm, const void *bytes, size_t length)
@@ -589,7 +719,6 @@ static enum outcome at_shutdown(struct vcpu *vcpu)
 static enum outcome at_exit(struct vcpu *vcpu, const struct armed *armed)
 {
 	struct kvm_run *run = vcpu->run;
-	struct kvm_regs regs;
 	struct memory_fault fault;
 	switch (run->exit_reason) {
 	case KVM_EXIT_DEBUG:
@@ -599,8 +728,7 @@ static enum outcome at_exit(struct vcpu *vcpu, const struct armed *armed)
 	case KVM_EXIT_MMIO:
 		return at_mmio(vcpu);
 	case KVM_EXIT_HLT:
-		ioctl(vcpu->fd, KVM_GET_REGS, &regs);
-		return stop(vcpu, SIGNAL_TRAP, "reason=halt,rip=%llx,completed=1", regs.rip);
+		return at_halt(vcpu, armed);
 	case KVM_EXIT_SHUTDOWN:
 		return at_shutdown(vcpu);
 	case KVM_EXIT_INTERNAL_ERROR:
@@ -674,6 +802,7 @@ static enum outcome run_once(struct vcpu *vcpu, bool step)
 		arm_run(vcpu, &armed);
 	if (outcome != GO_ON)
 		return outcome;
+	watch_places(vcpu, &armed);
 	/* A step must be asked for anew each time: KVM ties it to where RIP is now. */
 	bool single = armed.debug.control & KVM_GUESTDBG_SINGLESTEP;
 	if (single || memcmp(&armed.debug, &vcpu->debug, sizeof(armed.debug))) {
@@ -700,7 +829,9 @@ static enum outcome run_once(struct vcpu *vcpu, bool step)
 			/* The end of a step is this stop itself. By the trap flag it has to be taken back first. */
 			if (is_debug && armed.by_flag)
 				at_debug_exit(vcpu, &armed);
-			vcpu->exit_pending = !error && !(is_debug && (single || armed.by_flag));
+			/* One of our own will come again. */
+			bool is_halt = !error && vcpu->run->exit_reason == KVM_EXIT_HLT && take_halt_back(vcpu);
+			vcpu->exit_pending = !error && !is_halt && !(is_debug && (single || armed.by_flag));
 			outcome = stop_held(vcpu);
 		} else if (error == EINTR || error == EAGAIN)
 			outcome = armed.by_flag && now_ms() - vcpu->since > 200 ? STEPPED : GO_ON;
@@ -724,20 +855,20 @@ static enum outcome run_once(struct vcpu *vcpu, bool step)
 	return outcome;
 }
 
-/* One instruction, with the int3 that may stand on it taken out for as long, alone. */
-static enum outcome step_over(struct vcpu *vcpu, struct breakpoint *point)
+/* One instruction, with the plant that may stand on it taken out for as long, alone. */
+static enum outcome step_over(struct vcpu *vcpu)
 {
 	struct vm *vm = vcpu->vm;
-	if (!point || point->hardware)
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	struct plant plant;
+	get_state(vcpu, &regs, &sregs);
+	if (!plant_here(vm, &sregs, regs.rip, &plant))
 		return run_once(vcpu, true);
 	freeze(vm, vcpu);
-	u8 int3 = 0xcc;
-	bool written = vm->written;
-	memory_write(vm, point->gpa, &point->original, 1);
+	plant_lift(vm, plant.gpa);
 	enum outcome outcome = run_once(vcpu, true);
-	if (point->used)
-		memory_write(vm, point->gpa, &int3, 1);
-	vm->written = written;
+	plant_lower(vm, plant.gpa);
 	thaw(vm);
 	return outcome;
 }
@@ -759,10 +890,19 @@ static enum outcome look(struct vcpu *vcpu, bool asked)
 	return GO_ON;
 }
 
+static bool stands_on_plant(struct vcpu *vcpu)
+{
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	struct plant plant;
+	get_state(vcpu, &regs, &sregs);
+	return plant_here(vcpu->vm, &sregs, regs.rip, &plant);
+}
+
 static void run_until_stop(struct vcpu *vcpu)
 {
 	struct vm *vm = vcpu->vm;
-	bool first = true;
+	bool first = true, pass = false;
 	int hunted = 0;
 	for (;;) {
 		pthread_mutex_lock(&vm->lock);
@@ -771,9 +911,9 @@ static void run_until_stop(struct vcpu *vcpu)
 		pthread_mutex_unlock(&vm->lock);
 		struct kvm_regs regs;
 		struct kvm_sregs sregs;
-		struct breakpoint *point = NULL;
 		u64 handler;
-		bool step = vcpu->stepping;
+		/* What stands where a step has come to and does not stop is not to be asked again. */
+		bool step = vcpu->stepping || pass;
 		if (wanted) {
 			ioctl(vcpu->fd, KVM_GET_REGS, &regs);
 			stop(vcpu, vcpu->vm->non_stop ? 0 : SIGNAL_INT, "reason=pause,rip=%llx", regs.rip);
@@ -781,9 +921,9 @@ static void run_until_stop(struct vcpu *vcpu)
 		}
 		if (first && (vm->stops & STOP_GUEST_PF || vm->has_breakpoints || step)) {
 			get_state(vcpu, &regs, &sregs);
-			point = breakpoint_here(vm, &sregs, regs.rip);
-			if (point || (vm->stops & STOP_GUEST_PF && guest_pf_handler(vm, &sregs, &handler) &&
-				      regs.rip == handler))
+			if (breakpoint_here(vm, &sregs, regs.rip) ||
+			    (vm->stops & STOP_GUEST_PF && guest_pf_handler(vm, &sregs, &handler) && regs.rip == handler) ||
+			    (watches_hlt(vm) && guest_handler(vm, &sregs, VECTOR_GP, &handler) && regs.rip == handler))
 				step = true;
 		}
 		bool hunting = false;
@@ -792,15 +932,18 @@ static void run_until_stop(struct vcpu *vcpu)
 			hunting = sregs.ss.dpl == 0 && lacks_handlers(vm, &sregs);
 			hunted++;
 		}
-		enum outcome outcome = step || hunting ? step_over(vcpu, point) : run_once(vcpu, false);
-		if (outcome == STEPPED && (step || hunting))
-			outcome = look(vcpu, vcpu->stepping);
-		else if (outcome == STEPPED)
-			/* The guest's own int3: past the first instruction of its handler. */
-			outcome = run_once(vcpu, true) == STOPPED ? STOPPED : GO_ON;
-		else if (outcome == GO_ON && step)
-			/* Called away before the instruction ran: it is still to be passed. */
+		enum outcome outcome = step || hunting ? step_over(vcpu) : run_once(vcpu, false);
+		/* Called away before the instruction ran: it is still to be passed. */
+		if (outcome == GO_ON && step)
 			continue;
+		pass = outcome == STEPPED && (step || hunting);
+		if (pass) {
+			outcome = look(vcpu, vcpu->stepping);
+			pass = outcome == GO_ON && stands_on_plant(vcpu);
+		}
+		else if (outcome == STEPPED)
+			/* The guest's own exception: past the first instruction of its handler. */
+			outcome = step_over(vcpu) == STOPPED ? STOPPED : GO_ON;
 		if (outcome == STOPPED)
 			return;
 		first = false;
@@ -823,6 +966,7 @@ static void *vcpu_main(void *argument)
 			pthread_cond_wait(&vm->changed, &vm->lock);
 		pthread_mutex_unlock(&vm->lock);
 		run_until_stop(vcpu);
+		watch(vcpu, NULL, 0);
 		u64 one = 1;
 		pthread_mutex_lock(&vm->lock);
 		vcpu->state = VCPU_STOPPED;

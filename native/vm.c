@@ -471,6 +471,7 @@ int vm_create(struct vm *vm, const struct vm_options *options)
 	for (int i = 0; i < MAX_SLOTS; i++)
 		vm->slots[i].private_fd = -1;
 	pthread_mutex_init(&vm->lock, NULL);
+	pthread_mutex_init(&vm->plant_lock, NULL);
 	pthread_cond_init(&vm->changed, NULL);
 	vm->kvm = open_kvm();
 	if (vm->kvm < 0)
