@@ -47,8 +47,17 @@ class AdapterFactory implements vscode.DebugAdapterDescriptorFactory {
 
   createDebugAdapterDescriptor({ configuration }: vscode.DebugSession): vscode.DebugAdapterDescriptor {
     // VS Code asks for exception filters before it says what to launch.
-    const isGuest = configuration.guest !== undefined || configuration.connect !== undefined;
-    const onKvm = isGuest ? ['--kvm=guest'] : configuration.target === 'kvm' ? ['--kvm=scenario'] : [];
+    const { guest, connect, trace, target, lab } = configuration;
+    const isScenario = target === 'kvm' || lab !== undefined;
+    const kind =
+      trace !== undefined
+        ? 'recording'
+        : guest !== undefined || connect !== undefined
+          ? 'guest'
+          : isScenario
+            ? 'scenario'
+            : undefined;
+    const onKvm = kind === undefined ? [] : [`--kvm=${kind}`];
     const path = vscode.Uri.joinPath(this.extensionUri, 'dist', 'adapter.cjs').fsPath;
     // On a desktop the extension host's executable is Electron, which this variable turns into Node.
     return new vscode.DebugAdapterExecutable(process.execPath, ['--enable-source-maps', path, ...onKvm], {

@@ -5,6 +5,7 @@ import { DEBUG_TYPE } from './debugger.ts';
 const KINDS = {
   'page-tables': 'Page Tables',
   walk: 'Walk',
+  recording: 'Recording',
 } as const;
 type ViewKind = keyof typeof KINDS;
 
@@ -129,6 +130,10 @@ class View {
       void Promise.resolve(
         this.#session?.customRequest('mmu/watch', { type: 'unwatch', id: this.#remoteId(id) }),
       ).catch(() => {});
+    } else if (typeOf(message) === 'seek') {
+      void Promise.resolve(this.#session?.customRequest('mmu/watch', message)).catch((error: Error) =>
+        vscode.window.showErrorMessage(error.message),
+      );
     } else console.warn(`kvm-mmu: the ${this.#kind} view sent a message of an unknown type, which is ignored`);
   }
 
@@ -156,7 +161,7 @@ class View {
   }
 }
 
-/** The views that are open. They follow the active session; the walk opens by itself at a session's first stop, for an image the page tables. */
+/** The views that are open. They follow the active session; the walk opens by itself at a session's first stop, for an image the page tables, for a recording its own. */
 export class Views implements vscode.Disposable {
   readonly #extensionUri: vscode.Uri;
   readonly #open = new Map<ViewKind, View>();
@@ -168,6 +173,7 @@ export class Views implements vscode.Disposable {
     this.#subscriptions = [
       vscode.commands.registerCommand('kvm-mmu.showPageTables', () => this.show('page-tables')),
       vscode.commands.registerCommand('kvm-mmu.showWalk', () => this.show('walk')),
+      vscode.commands.registerCommand('kvm-mmu.showRecording', () => this.show('recording')),
       vscode.commands.registerCommand('kvm-mmu.pinView', () =>
         [...this.#open.values()].find((view) => view.panel.active)?.togglePin(),
       ),
@@ -191,7 +197,8 @@ export class Views implements vscode.Disposable {
   }
 
   #openFirst(session: vscode.DebugSession): void {
-    const kind = session.configuration.image === undefined ? 'walk' : 'page-tables';
+    const { image, trace } = session.configuration;
+    const kind = trace !== undefined ? 'recording' : image !== undefined ? 'page-tables' : 'walk';
     if (this.#open.has(kind) || !this.#stopped.has(session.id)) return;
     if (vscode.workspace.getConfiguration('kvm-mmu').get('openWalkAtFirstStop', true)) this.show(kind, session);
   }

@@ -71,6 +71,7 @@ export async function buildAll() {
       entryPoints: present({
         'webview/page-tables': 'webview/page-tables/main.ts',
         'webview/walk': 'webview/walk/main.ts',
+        'webview/recording': 'webview/recording/main.ts',
       }),
       platform: 'browser',
       format: 'iife',

@@ -32,6 +32,11 @@ export function unwatch(id: string): void {
   if (callbacks.delete(id)) api.postMessage({ type: 'unwatch', id });
 }
 
+/** Goes to a moment of a recording: after so many events. */
+export function seek(position: number): void {
+  api.postMessage({ type: 'seek', position });
+}
+
 /** Calls back now and whenever the session stops, runs or ends. */
 export function onSession(listener: (state: SessionState) => void): void {
   stateListeners.push(listener);

@@ -2,6 +2,7 @@
 import '../kit/theme.css';
 import './page-tables.css';
 import type { RootAnswer, TableQuery } from '../../engine/queries/answers.ts';
+import { certaintyMark } from '../kit/certainty.ts';
 import { button, h } from '../kit/element.ts';
 import { entryDetails } from '../kit/entry.ts';
 import { parseAddress } from '../kit/format.ts';
@@ -50,6 +51,8 @@ const selection = new Selection<EntryPath>();
 const tables = new Tables(() => update());
 const expanded = new Set<string>();
 let roots: readonly RootAnswer[] = [];
+/** Why the tables of KVM are less than exact. */
+let why = '';
 let root: RootAnswer | undefined;
 /** An address on its way to being shown: its tables may still have to be asked for. */
 let revealing: { readonly position: number; readonly level: number } | undefined;
@@ -100,12 +103,14 @@ const toolbar = h(
     button('+', () => partition.zoom(2), { class: 'tool', title: 'Zoom in (+)', 'aria-label': 'Zoom in' }),
   ),
 );
+const trust = h('p', { class: 'trust' });
 const panes = h('div', { class: 'panes dims' }, tree.element, details);
 const marks = legend(legendMark('mark-here', 'fault'), legendMark('mark-changed', 'changed since the last stop'));
 const content = h(
   'div',
   { class: 'content' },
   toolbar,
+  trust,
   answer,
   none,
   h('div', { class: 'dims' }, partition.element),
@@ -124,6 +129,13 @@ function choose(next: RootAnswer | undefined): void {
   const changed = next?.id !== root?.id;
   root = next;
   picker.value = next?.id ?? '';
+  const certainty = next?.certainty;
+  trust.hidden = certainty === undefined;
+  if (certainty !== undefined)
+    trust.replaceChildren(
+      certaintyMark(certainty),
+      certainty === 'exact' ? 'Read from the kernel.' : `${why[0]?.toUpperCase() ?? ''}${why.slice(1)}.`,
+    );
   address.placeholder = next?.table.space === 'guest' ? 'Find a gva' : 'Find a gpa';
   if (changed) {
     tables.clear();
@@ -297,7 +309,12 @@ function showDetails(): void {
       was: one.was,
       note: one.note,
       here: one.faulting,
-      facts: [...runFacts(one), ...(table ? [['in', `${table.name}, ${table.format}`] as const] : [])],
+      facts: [
+        ...runFacts(one),
+        ...(table ? [['in', `${table.name}, ${table.format}`] as const] : []),
+        ...(table?.page ? [['kvm_mmu_page', table.page] as const] : []),
+        ...(root.certainty && table ? [['trust', certaintyMark(one.certainty ?? table.certainty)] as const] : []),
+      ],
     }),
   );
 }
@@ -351,6 +368,7 @@ watch('roots', { kind: 'roots' }, (found) => {
   }
   if (found.kind !== 'roots') return;
   roots = found.roots;
+  why = found.why ?? '';
   picker.replaceChildren(
     ...roots.map(({ id, title, format, vcpus, present }) =>
       h(

@@ -2,6 +2,7 @@
 import '../kit/theme.css';
 import './walk.css';
 import type { Answer, WalkAnswer } from '../../engine/queries/answers.ts';
+import { certaintyMark } from '../kit/certainty.ts';
 import { copyable } from '../kit/copy.ts';
 import { decidingFields } from '../kit/deciding.ts';
 import { h } from '../kit/element.ts';
@@ -118,7 +119,13 @@ function draw(walk: WalkAnswer): void {
     h(
       'div',
       { class: 'walk-picture' },
-      says !== '' && h('p', { class: 'walk-sentence' }, `${asked === undefined ? 'Now: ' : ''}${says}`),
+      says !== '' &&
+        h(
+          'p',
+          { class: 'walk-sentence' },
+          `${asked === undefined ? 'Now: ' : ''}${says}`,
+          walk.certainty !== 'exact' && certaintyMark(walk.certainty),
+        ),
       ruler(walk, here && last ? fieldLevel(last, walk) : undefined, selected ? fieldLevel(selected, walk) : undefined),
       registers(walk),
       walk.references.length > 0 && h('div', { class: 'grid-scroll' }, cells),
