@@ -400,7 +400,7 @@ int register_place(int number, size_t *offset, size_t *size);
 
 int image_load(struct vm *vm, const char *path, u64 gpa);
 
-/* ---- the protocol (server.c, vendor.c) */
+/* ---- the protocol (serve.c, server.c, vendor.c) */
 
 /* Serves clients until the machine is to end. `listen_path`: a Unix socket; NULL: standard input and output. */
 int serve(struct vm *vm, const char *listen_path);

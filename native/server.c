@@ -3,61 +3,14 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "events.h"
 #include "helper.h"
-#include "packet.h"
-
-/* How often a running vCPU is looked at for a new IDT while page faults are to stop it, in milliseconds. */
-#define LOOK_MS 10
-/* A step takes at most this long before it is given up, in milliseconds. */
-#define STEP_MS 200
-
-struct server {
-	struct vm *vm;
-	int in;
-	int out;
-	/* No client, or one that has gone. */
-	bool closed;
-	bool ending;
-	bool no_ack;
-	/* The client asked for what is ours: reasons, words, console notifications. */
-	bool events;
-	/* Memory packets are by physical address. */
-	bool physical;
-	/* The thread of `g`, `m` and the like. */
-	int selected;
-	/* All-stop: a resume that has not been answered yet; and who will be named in the answer. */
-	bool waiting;
-	struct vcpu *reporter;
-	/* Non-stop: whose stop was notified last and awaits `vStopped`. */
-	struct vcpu *notified;
-	struct text reply;
-	struct packet_parser parser;
-};
-
-static volatile sig_atomic_t told_to_end;
-/* Readable from then on: a signal that comes before a wait begins is not waited out. */
-static int end_event = -1;
-
-static void on_end(int signal)
-{
-	int before = errno;
-	u64 one = 1;
-	(void)signal;
-	told_to_end = 1;
-	if (write(end_event, &one, 8) < 0)
-		errno = before;
-}
+#include "server.h"
 
 /* ---- sending */
 
@@ -146,7 +99,7 @@ static struct vcpu *unreported(struct vm *vm)
 	return NULL;
 }
 
-static bool anyone_runs(struct vm *vm)
+bool anyone_runs(struct vm *vm)
 {
 	for (int i = 0; i < vm->vcpu_count; i++) {
 		if (vm->vcpus[i]->state == VCPU_RUNNING)
@@ -155,7 +108,7 @@ static bool anyone_runs(struct vm *vm)
 	return false;
 }
 
-static void pause_all(struct vm *vm)
+void pause_all(struct vm *vm)
 {
 	for (int i = 0; i < vm->vcpu_count; i++) {
 		if (vm->vcpus[i]->state == VCPU_RUNNING)
@@ -163,10 +116,7 @@ static void pause_all(struct vm *vm)
 	}
 }
 
-static void report_console(struct server *server);
-
-/* Tells the client of vCPUs that have stopped, as its mode wants it. What they said before they stopped comes first. */
-static void report_stops(struct server *server)
+void report_stops(struct server *server)
 {
 	struct vm *vm = server->vm;
 	if (server->closed)
@@ -204,7 +154,7 @@ static void report_stops(struct server *server)
 	server->reporter = NULL;
 }
 
-static void report_console(struct server *server)
+void report_console(struct server *server)
 {
 	struct vm *vm = server->vm;
 	/* gdb prints output only while it waits for a stop. */
@@ -567,7 +517,7 @@ static void query_stop(struct server *server)
 	acknowledge_stop(server);
 }
 
-static void forget_client(struct server *server)
+void forget_client(struct server *server)
 {
 	struct vm *vm = server->vm;
 	bool running = anyone_runs(vm);
@@ -815,7 +765,7 @@ static void handle(struct server *server, const char *packet, size_t length)
 	text_free(&server->reply);
 }
 
-static void feed(struct server *server, const u8 *bytes, size_t length)
+void feed(struct server *server, const u8 *bytes, size_t length)
 {
 	for (size_t i = 0; i < length && !server->closed && !server->ending; i++) {
 		switch (packet_feed(&server->parser, bytes[i])) {
@@ -836,148 +786,4 @@ static void feed(struct server *server, const u8 *bytes, size_t length)
 			break;
 		}
 	}
-}
-
-/* ---- the loop */
-
-/* What has to be looked at even if nothing happens; how long that may take at most, in milliseconds, or −1. */
-static int tick(struct server *server)
-{
-	struct vm *vm = server->vm;
-	int next = uffd_release_overdue(vm) ? 5 : -1;
-	pthread_mutex_lock(&vm->lock);
-	for (int i = 0; i < vm->vcpu_count; i++) {
-		struct vcpu *vcpu = vm->vcpus[i];
-		if (vcpu->state != VCPU_RUNNING)
-			continue;
-		bool hunts = vm_watches_handlers(vm);
-		bool is_late = vcpu->stepping && vcpu->step_from == vcpu->step_to && now_ms() - vcpu->since > STEP_MS;
-		if (hunts || is_late) {
-			vcpu->recheck = true;
-			vcpu_kick(vcpu);
-		}
-		if (hunts || vcpu->stepping)
-			next = next < 0 || next > LOOK_MS ? LOOK_MS : next;
-	}
-	pthread_mutex_unlock(&vm->lock);
-	return next;
-}
-
-/* Serves one client. */
-static void converse(struct server *server)
-{
-	struct vm *vm = server->vm;
-	while (!server->closed && !server->ending && !told_to_end) {
-		struct pollfd fds[] = { { .fd = server->in, .events = POLLIN },
-					{ .fd = vm->event, .events = POLLIN },
-					{ .fd = uffd_fd, .events = POLLIN },
-					{ .fd = end_event, .events = POLLIN } };
-		poll(fds, 4, tick(server));
-		if (fds[2].revents & POLLIN)
-			uffd_read(vm);
-		if (fds[1].revents & POLLIN) {
-			u64 count;
-			if (read(vm->event, &count, 8) < 0 && errno != EAGAIN)
-				break;
-			report_console(server);
-			report_stops(server);
-		}
-		if (fds[0].revents & (POLLIN | POLLHUP | POLLERR)) {
-			u8 bytes[65536];
-			ssize_t got = read(server->in, bytes, sizeof(bytes));
-			if (got == 0 || (got < 0 && errno != EINTR && errno != EAGAIN))
-				server->closed = true;
-			else if (got > 0)
-				feed(server, bytes, (size_t)got);
-		}
-	}
-}
-
-static int listen_at(const char *path)
-{
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	if (strlen(path) >= sizeof(address.sun_path))
-		return fail(ENAMETOOLONG, "--listen %s: a socket's path has at most %zu bytes", path,
-			    sizeof(address.sun_path) - 1);
-	strcpy(address.sun_path, path);
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd < 0)
-		return fail(errno, "no socket: %s", strerror(errno));
-	struct stat status;
-	if (!lstat(path, &status)) {
-		if (!S_ISSOCK(status.st_mode)) {
-			close(fd);
-			return fail(EEXIST, "--listen %s: there is a file of that name, and it is no socket", path);
-		}
-		if (!connect(fd, (struct sockaddr *)&address, sizeof(address))) {
-			close(fd);
-			return fail(EADDRINUSE, "--listen %s: another helper listens there", path);
-		}
-		unlink(path);
-	}
-	mode_t before = umask(0177);
-	int error = bind(fd, (struct sockaddr *)&address, sizeof(address)) ? errno : 0;
-	umask(before);
-	if (!error && listen(fd, 1))
-		error = errno;
-	if (!error)
-		return fd;
-	close(fd);
-	return fail(error, "--listen %s: %s", path, strerror(error));
-}
-
-static void stand_still(struct vm *vm)
-{
-	for (int waits = 0; anyone_runs(vm) && waits < 1000; waits++) {
-		pause_all(vm);
-		uffd_read(vm);
-		uffd_release_overdue(vm);
-		usleep(1000);
-	}
-}
-
-int serve(struct vm *vm, const char *listen_path)
-{
-	static struct server server;
-	end_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	struct sigaction end = { .sa_handler = on_end };
-	sigaction(SIGTERM, &end, NULL);
-	sigaction(SIGINT, &end, NULL);
-	sigaction(SIGHUP, &end, NULL);
-	signal(SIGPIPE, SIG_IGN);
-	server = (struct server){ .vm = vm };
-	if (!listen_path) {
-		/* The protocol has standard output to itself. */
-		server.in = STDIN_FILENO;
-		server.out = STDOUT_FILENO;
-		converse(&server);
-		return 0;
-	}
-	int listener = listen_at(listen_path);
-	if (listener < 0)
-		return listener;
-	fprintf(stderr, "listening at %s\n", listen_path);
-	while (!server.ending && !told_to_end) {
-		struct pollfd fds[] = { { .fd = listener, .events = POLLIN }, { .fd = end_event, .events = POLLIN } };
-		if (poll(fds, 2, -1) < 0 || !(fds[0].revents & POLLIN))
-			continue;
-		int client = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-		if (client < 0) {
-			if (errno == EINTR)
-				continue;
-			break;
-		}
-		bool detached;
-		server.in = server.out = client;
-		server.closed = false;
-		server.parser.state = OUTSIDE;
-		converse(&server);
-		detached = anyone_runs(vm) && !vm->non_stop && !server.waiting;
-		close(client);
-		if (!detached)
-			stand_still(vm);
-		forget_client(&server);
-	}
-	unlink(listen_path);
-	return 0;
 }

@@ -308,6 +308,17 @@ for (const [what, end] of [
   });
 }
 
+recordTest('a command that handles no signal has those of its shell', async () => {
+  const cwd = place();
+  // Shells, and Node, let through what was blocked when they were started: tail does not.
+  writeFileSync(join(cwd, 'said'), 'ready\n');
+  const { child, ended } = await job(cwd, 'tail', '-f', 'said');
+  process.kill(-child.pid!, 'SIGINT');
+  const { status, err } = await ended;
+  assert.equal(status, 128 + 2, err);
+  said(err);
+});
+
 recordTest('a helper that is killed leaves an earlier file alone, and its own instance to the next', async () => {
   const cwd = place();
   writeFileSync(join(cwd, 'trace.dat'), 'before');

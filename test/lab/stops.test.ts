@@ -274,6 +274,13 @@ const PARTS: readonly (readonly [
       assert.equal(stop?.reason, 'guest-pf');
       assert.equal(stop.gva, 0x70_0000_0000n);
       assert.equal(await machine.rip(), handlers + 0x100n);
+      // Nor is anything left where it looked: mov al, (rbx); mov cl, (rdx); hlt
+      await client.vendor('QKvm.Stop:');
+      await client.writePhysical(FREE, Uint8Array.of(0x8a, 0x03, 0x8a, 0x0a, 0xf4));
+      await client.writeRegisters('1', { rip: FREE, rbx: handlers, rdx: handlers + 0x100n, rax: 0n, rcx: 0n });
+      assert.equal((await machine.go())?.reason, 'halt');
+      const registers = await client.readRegisters('1');
+      assert.deepEqual([registers.get('rax'), registers.get('rcx')], [0x90n, 0x90n]);
     },
   ],
   [
