@@ -1,7 +1,7 @@
 import { roleWords } from '../kernel/role.ts';
 import { hex } from '../memory/words.ts';
 import type { Recording } from './recording.ts';
-import { TRACEPOINTS } from './tracepoints.ts';
+import { TRACEPOINTS, traceKind } from './tracepoints.ts';
 
 /** A field of an event; undefined where the recording does not have it. */
 export function eventField(recording: Recording, at: number, name: string): bigint | undefined {
@@ -43,8 +43,26 @@ const CLASSES: Readonly<Record<string, EventClass>> = {
 };
 const byKind = TRACEPOINTS.map(({ name }) => CLASSES[name] ?? 'other');
 
+const PAGE_FAULT = traceKind('kvm_page_fault');
+const REQUESTED = traceKind('kvm_mmu_spte_requested');
+/** Recordings in which faults are told by kvm_page_fault. */
+const toldOf = new WeakMap<Recording, boolean>();
+
+/** A KVM whose processor has no second stage may tell of a fault only when it maps the page (kvm_mmu_spte_requested). */
+function tellsFaults(recording: Recording): boolean {
+  let told = toldOf.get(recording);
+  if (told === undefined) {
+    told = false;
+    for (let at = 0; at < recording.length && !told; at++) told = recording.kind(at) === PAGE_FAULT;
+    toldOf.set(recording, told);
+  }
+  return told;
+}
+
 export function eventClass(recording: Recording, at: number): EventClass {
-  return byKind[recording.kind(at)]!;
+  const kind = recording.kind(at);
+  if (kind === REQUESTED) return tellsFaults(recording) ? 'other' : 'second-stage';
+  return byKind[kind]!;
 }
 
 /** Whether an event belongs into a list of faults. */

@@ -644,16 +644,17 @@ export class Inference {
         ...(isTold(table) ? {} : { untold: true }),
       });
     }
-    const vcpus = [...this.#state.threads].filter(([, each]) => each.machine === number && each.vcpu !== undefined);
+    const own = [...this.#state.threads].filter(([, each]) => each.machine === number);
+    const named = own.filter(([, each]) => each.vcpu !== undefined);
+    // Where no event names vCPUs, each thread that builds tables stands for one.
+    const vcpus = (named.length > 0 ? named : own).map(([pid, each], index) => [pid, each.vcpu ?? index] as const);
     const rootOf = (root: InferredRoot, vcpu: number, which: KvmRoot['which']): KvmRoot => {
       const table = machine.tables.get(root.table)!;
       return { vcpu, which, frame: table.frame, levels: table.level, invalid: root.invalid };
     };
     const shadow = machine.kind === 'shadow';
     const roots = machine.roots.flatMap((root) => {
-      const users = vcpus
-        .filter(([pid]) => (shadow ? root.threads.has(pid) : !root.invalid))
-        .map(([, each]) => each.vcpu!);
+      const users = vcpus.filter(([pid]) => (shadow ? root.threads.has(pid) : !root.invalid)).map(([, vcpu]) => vcpu);
       return users.length > 0 ? users.map((vcpu) => rootOf(root, vcpu, 'current')) : [rootOf(root, 0, 0)];
     });
     return {

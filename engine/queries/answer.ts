@@ -342,7 +342,8 @@ function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames
       runs[runs.length - 1] = { ...previous, count: previous.count + 1 };
       continue;
     }
-    const note = notes && spteNote(notes, lo, hi);
+    const untold = built && state === TABLE && builtTable(built, format.frame(query.level, lo, hi))?.untold;
+    const note = untold ? 'where this table lies was not recorded' : notes && spteNote(notes, lo, hi);
     const doubt = own?.doubtful?.get(index);
     const input = inputFrame(stage, (below ?? 0) + index * format.span[query.level]!);
     const child =

@@ -83,11 +83,12 @@ export function builtRoots({ tables, maxPhyAddr }: Built): RootAnswer[] {
 
 const rank = ({ which }: KvmRoot): number => (which === 'current' ? -1 : which);
 
-function titleOf({ kind }: KvmTables, { which, frame, pgd, invalid }: KvmRoot): string {
+function titleOf({ kind, tables }: KvmTables, { which, frame, pgd, invalid }: KvmRoot): string {
   const what = kind === 'shadow' ? 'Shadow root' : `KVM's ${kind.toUpperCase()} root`;
+  const where = tables.get(frame)?.untold ? '' : ` at hpa ${hex(frameToAddress(frame))}`;
   const of = kind === 'shadow' && pgd !== undefined ? ` of CR3 ${hex(pgd)}` : '';
   const state = invalid ? ' (being taken down)' : which === 'current' ? '' : ` (previous, ${which + 1} back)`;
-  return `${what} at hpa ${hex(frameToAddress(frame))}${of}${state}`;
+  return `${what}${where}${of}${state}`;
 }
 
 const ORDER: readonly Certainty[] = ['exact', 'inferred', 'stale', 'unknown'];
@@ -135,7 +136,10 @@ export function withBuilt(built: Built, walk: WalkAnswer): WalkAnswer {
   for (const reference of walk.references) {
     // Shadow tables translate the address as a whole: the guest's own are read by KVM, not by the processor.
     if (!shadow && reference.stage === 'guest') below(BigInt(reference.address), reference.forLevel, reference.purpose);
-    references.push(reference);
+    // The guest's entry lies where KVM has put the frame that it is in.
+    const host = !shadow && last?.end === 'leaf' ? last.target : undefined;
+    const offset = pageOffset(BigInt(reference.address));
+    references.push(host === undefined ? reference : { ...reference, address: hex(frameToAddress(host, offset)) });
   }
   // Without KVM's tables the guest's memory is all that there is, and its address stands for the host's.
   const { hpa: _gpa, ...withoutHpa } = walk.outcome;

@@ -16,7 +16,8 @@ export function formatAddress(value: string | bigint): string {
 export function formatSize(bytes: number): string {
   for (const [power, unit] of [...['', 'K', 'M', 'G', 'T', 'P'].entries()].reverse()) {
     const value = bytes / 1024 ** power;
-    if (value >= 1 && Number.isInteger(value * 10)) return `${value}${unit}`;
+    // There is no larger unit: 127.75P is shorter than what it is in T.
+    if (value >= 1 && Number.isInteger(value * (unit === 'P' ? 100 : 10))) return `${value}${unit}`;
   }
   return `${bytes}`;
 }

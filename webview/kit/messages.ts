@@ -1,7 +1,7 @@
 import type { Answer, StopAnswer } from '../../engine/queries/answers.ts';
 import type { ViewEvent } from '../../engine/queries/protocol.ts';
 
-const ANSWER_KINDS = ['walk', 'table', 'roots', 'slots', 'costs', 'history', 'error'];
+const ANSWER_KINDS = ['walk', 'table', 'roots', 'slots', 'costs', 'history', 'recording', 'faults', 'error'];
 
 function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
@@ -16,6 +16,10 @@ function isAnswer(value: unknown): value is Answer {
       return Array.isArray(value.runs) && isRecord(value.query);
     case 'roots':
       return Array.isArray(value.roots);
+    case 'recording':
+      return isRecord(value.buckets) && Array.isArray(value.lost) && Array.isArray(value.problems);
+    case 'faults':
+      return Array.isArray(value.rows);
     case 'error':
       return typeof value.message === 'string';
     default:

@@ -52,8 +52,8 @@ body.append(
     h(
       'div',
       { class: 'controls' },
-      button('Previous fault', () => toFault(-1)),
-      button('Next fault', () => toFault(1)),
+      button('Previous fault', () => toFault(-1), { class: 'tool' }),
+      button('Next fault', () => toFault(1), { class: 'tool' }),
       where,
     ),
   ),

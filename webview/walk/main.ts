@@ -161,7 +161,12 @@ function showSelected(walk: WalkAnswer): void {
     details.replaceChildren();
     return;
   }
-  const { entry, index, note, number, purpose, table, address } = selected;
+  const { entry, index, note, number, purpose, table, address, stage } = selected;
+  // Without tables that say where the host has it, the guest's memory is by its own addresses.
+  const place =
+    stage === 'guest' && (walk.second === 'shadow' || (walk.second === 'none' && walk.outcome.status !== 'no-root'))
+      ? 'gpa'
+      : 'hpa';
   details.replaceChildren(
     entryDetails({
       entry,
@@ -181,7 +186,7 @@ function showSelected(walk: WalkAnswer): void {
             copyable(formatAddress(table), table, 'table'),
           ),
         ],
-        ['entry at', h('span', {}, 'hpa ', copyable(formatAddress(address), address, 'address of the entry'))],
+        ['entry at', h('span', {}, `${place} `, copyable(formatAddress(address), address, 'address of the entry'))],
         ...(entry.address === undefined
           ? []
           : [['points to', copyable(formatAddress(entry.address), entry.address, 'target')] as const]),

@@ -1,5 +1,6 @@
 // The Walk and Page Tables views, as a person meets them in a session.
 import * as assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -20,8 +21,8 @@ class Stops implements vscode.Disposable {
   });
 
   /** Waits for the stop of this number, counted from 1. */
-  async number(count: number): Promise<string> {
-    await until(() => this.sentences.length >= count, `stop ${count}; there were ${this.sentences.length}`);
+  async number(count: number, timeout?: number): Promise<string> {
+    await until(() => this.sentences.length >= count, `stop ${count}; there were ${this.sentences.length}`, timeout);
     return this.sentences[count - 1]!;
   }
 
@@ -36,6 +37,12 @@ async function until(condition: () => boolean | Promise<boolean>, what: string, 
     if (Date.now() > deadline) throw new Error(`not within ${timeout} ms: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
+}
+
+/** Why no lab can be had here. */
+function withoutLab(): string | undefined {
+  if (spawnSync('qemu-system-x86_64', ['--version']).error) return 'there is no qemu-system-x86_64';
+  return existsSync(join(__dirname, '../../../native/build/lab-init')) ? undefined : 'the helper is not built';
 }
 
 async function launch(name: string): Promise<void> {
@@ -220,6 +227,62 @@ describe('the views', () => {
     await pictures(page, 'kvm-scenario');
     await vscode.debug.stopDebugging();
     await walk.getByText('The session has ended').waitFor();
+  });
+
+  it('show a recording, any moment of which is a click away', async function () {
+    const page = await needPage(this);
+    const trace = join(__dirname, '../../trace/shadow.dat');
+    const config = { type: 'kvm-mmu', request: 'launch', name: 'recording', trace };
+    assert.ok(await vscode.debug.startDebugging(undefined, config), 'the session did not start');
+    assert.match(await stops.number(1), /^shadow\.dat: \d+ events of .*It can be stepped and run both ways\.$/);
+    const recording = await webviewFrame(page, { viewType: 'kvm-mmu.recording' });
+    await recording.locator('.fault-row').first().waitFor();
+    await makeRoom();
+    await pictures(page, 'recording-first');
+    await recording.locator('.fault-row').nth(5).click();
+    await stops.number(2);
+    await recording.locator('.fault-row.here').waitFor();
+    const happened = await recording.locator('.where').textContent();
+    assert.match(happened ?? '', /fault 6 of \d+/);
+    await recording.getByText('Next fault').click();
+    await stops.number(3);
+    await until(async () => /fault 7 of/.test((await recording.locator('.where').textContent()) ?? ''), 'fault 7');
+    await vscode.commands.executeCommand('kvm-mmu.showPageTables');
+    const tables = await webviewFrame(page, { viewType: 'kvm-mmu.page-tables' });
+    await tables.locator('.certainty').first().waitFor();
+    await pictures(page, 'recording-tables');
+    await vscode.debug.stopDebugging();
+    await tables.getByText('The session has ended').waitFor();
+  });
+
+  it('show what upstream KVM has built, in a lab', async function () {
+    this.timeout(120_000);
+    const page = await needPage(this);
+    const elf = join(__dirname, '../../../examples/guests/build/user.elf');
+    const missing = withoutLab() ?? (existsSync(elf) ? undefined : 'the guest is not built');
+    if (missing !== undefined) {
+      this.test!.title += ` (${missing})`;
+      this.skip();
+    }
+    const lab = { kernel: 'linux-image-amd64', params: { npt: 1 } };
+    const config = { type: 'kvm-mmu', request: 'launch', name: 'lab', guest: elf, memory: '16M', lab };
+    assert.ok(await vscode.debug.startDebugging(undefined, config), 'the session did not start');
+    const sentence = await stops.number(1, 60_000);
+    assert.match(sentence, /the guest gets #PF with error code/);
+    const walk = await webviewFrame(page, { viewType: 'kvm-mmu.walk' });
+    await shows(walk, sentence);
+    await makeRoom();
+    await pictures(page, 'lab-walk');
+    await vscode.commands.executeCommand('kvm-mmu.showPageTables');
+    const tables = await webviewFrame(page, { viewType: 'kvm-mmu.page-tables' });
+    const picker = tables.locator('.root-picker');
+    await until(async () => /KVM's NPT root/.test((await picker.textContent()) ?? ''), 'the root that KVM has');
+    const option = await picker.locator('option', { hasText: "KVM's NPT root" }).getAttribute('value');
+    await picker.selectOption(option!);
+    await tables.getByText('Read from the kernel.').waitFor();
+    await pictures(page, 'lab-tables');
+    await vscode.debug.stopDebugging();
+    await tables.getByText('The session has ended').waitFor();
   });
 
   it('say what they will show before there is a session', async function () {
