@@ -99,6 +99,9 @@ export class KvmMmuSession extends DebugSession {
   #here = 0;
   #generation = 0;
   #showsProgress = false;
+  /** A machine is being made, and nobody wants it any more. */
+  #loading = false;
+  #abandoned = false;
   #boots = 0;
 
   constructor(host: SessionHost) {
@@ -165,6 +168,7 @@ export class KvmMmuSession extends DebugSession {
   }
 
   async #load(): Promise<void> {
+    this.#loading = true;
     const say: Say = {
       print: (text, category, line) => this.#print(text, category, line),
       console: (text) => this.sendEvent(new OutputEvent(text, 'stdout')),
@@ -186,7 +190,12 @@ export class KvmMmuSession extends DebugSession {
       if (isAttached) this.#end();
       throw error;
     } finally {
+      this.#loading = false;
       if (booting) this.sendEvent(new ProgressEndEvent(booting));
+    }
+    if (this.#abandoned) {
+      await target.dispose();
+      throw new RequestError('the session was ended while its machine was being made');
     }
     await this.#target?.dispose();
     this.#target = target;
@@ -243,6 +252,11 @@ export class KvmMmuSession extends DebugSession {
   }
 
   #end(exitCode?: number): void {
+    // A lab takes seconds to boot: who ends the session meanwhile does not wait for it.
+    if (this.#loading && !this.#abandoned) {
+      this.#abandoned = true;
+      if (!this.#target) this.sendEvent(new TerminatedEvent());
+    }
     if (!this.#target) return;
     this.#generation++;
     this.#left = this.#target.dispose();

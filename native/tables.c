@@ -34,6 +34,7 @@ int tables_json(struct vm *vm, struct text *json)
 #include <bpf/libbpf.h>
 
 #include "bpf/exchange.h"
+#include "server.h"
 
 /* The program as clang made it. */
 __asm__(".section .rodata\n"
@@ -498,7 +499,7 @@ int tables_json(struct vm *vm, struct text *json)
 		error = read_vm(vm, &after);
 	if (!error) {
 		text_add(json, "{\"steady\":%s,\"cut\":%s,\"role\":{",
-			 state.mmu_invalidate_seq == after.mmu_invalidate_seq && state.used_pages == after.used_pages &&
+			 !anyone_runs(vm) && !after.mmu_invalidate_in_progress && state.mmu_invalidate_seq == after.mmu_invalidate_seq && state.used_pages == after.used_pages &&
 					 state.tdp_pages == after.tdp_pages ?
 				 "true" :
 				 "false",

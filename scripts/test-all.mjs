@@ -30,6 +30,12 @@ const steps = [
     ['scripts/test.mjs', 'test/kvm', '--test-concurrency=1'],
     long ? { env: { KVM_MMU_FUZZ_SECONDS: '180', KVM_MMU_SCENARIOS: '150', KVM_MMU_CONFORM_CASES: '1000000' } } : {},
   ],
+  // Kernels in QEMU, one after the other: each takes a processor.
+  [
+    'on upstream KVM in labs',
+    ['scripts/test.mjs', 'test/lab', '--test-concurrency=1'],
+    long ? { env: { KVM_MMU_AGREEMENT: '210', KVM_MMU_LAB_KERNELS: 'linux-image-amd64,linux-image-6.12-amd64' } } : {},
+  ],
   ...(long ? [['real guests under QEMU', ['scripts/test.mjs', 'test/guests'], {}]] : []),
   ['inside VS Code', ['test/vscode/run.mjs'], {}],
 ];

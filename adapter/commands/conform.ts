@@ -39,7 +39,7 @@ export async function conform(args: string[]): Promise<number> {
   if (positionals.length > 0) throw new UsageError(`conform takes no ${positionals[0]}`);
   const helper = values.helper ?? built('kvm-mmu-helper');
   const wanted = readConform(values);
-  const why = cannotRun(helper);
+  const why = cannotRun(helper, values.guest);
   if (why !== undefined) return tellCannotRun(why);
   return conformAt(thisMachine(helper), wanted, values.json === true);
 }
@@ -114,14 +114,19 @@ function whole(written: string | undefined, what: string): number | undefined {
 }
 
 /** What is missing, and what to do about it. */
-function cannotRun(helper: string): string | undefined {
+function cannotRun(helper: string, program: string | undefined): string | undefined {
   if (!existsSync('/dev/kvm')) return 'there is no /dev/kvm: this needs Linux with KVM (modprobe kvm_intel or kvm_amd)';
   try {
     accessSync('/dev/kvm', constants.R_OK | constants.W_OK);
   } catch {
     return '/dev/kvm may not be opened: join the group that owns it (usually kvm), or ask for access';
   }
-  return existsSync(helper) ? undefined : `the helper ${helper} is not built: make -C native`;
+  for (const [what, path] of [
+    ['helper', helper],
+    ['guest program', program],
+  ] as const)
+    if (path !== undefined && !existsSync(path)) return `the ${what} ${path} is not built: make -C native`;
+  return undefined;
 }
 
 function agreementText(

@@ -84,7 +84,8 @@ function labsOf({
  * it KVM's own walk.
  */
 function withoutNpt(launch: LabLaunch): LabLaunch {
-  return { ...launch, params: { npt: '0', ...launch.params } };
+  const given = Object.keys(launch.params).some((name) => /^(kvm[-_]amd\.)?npt$/.test(name));
+  return given ? launch : { ...launch, params: { ...launch.params, 'kvm_amd.npt': '0' } };
 }
 
 /** Words about a lab, on standard error: its standard output may be a helper's. */
@@ -107,33 +108,48 @@ async function withLab(launch: LabLaunch, printer: LabPrinter, work: (place: Lab
     console.error(`kvm-mmu: ${(error as Error).message}`);
     return CANNOT_RUN;
   }
+  const end = (): void => process.exit(130);
+  process.once('SIGINT', end);
+  process.once('SIGTERM', end);
   try {
     return await work(place);
   } finally {
+    process.off('SIGINT', end);
+    process.off('SIGTERM', end);
     place.close();
   }
 }
 
-/** The helper's standard input and output become ours. Ends with it, or when our input ends. */
-function connectHelper(place: Lab, args: readonly string[]): Promise<number> {
+/** How long a helper has to end by itself when its input has ended: it answers first what it was asked. */
+const ENDING_MS = 5000;
+
+/** The helper's standard input and output become ours. Ends with the helper, which ends when our input does. */
+async function connectHelper(place: Lab, args: readonly string[]): Promise<number> {
   const at = args.indexOf('--image');
-  const image = at < 0 ? undefined : args[at + 1];
+  const written = at < 0 ? undefined : args[at + 1];
   const others = at < 0 ? args : [...args.slice(0, at), ...args.slice(at + 2)];
-  const [, path, address] = /^(.*?)(?:@(\w+))?$/.exec(image ?? '') ?? [];
-  return place
-    .start(others, image === undefined ? undefined : { path: path!, ...(address === undefined ? {} : { at: address }) })
-    .then(
-      (stream) =>
-        new Promise<number>((resolve) => {
-          stream.onData((chunk) => void process.stdout.write(chunk));
-          stream.onClose((reason) => {
-            if (reason !== 'exit status 0') console.error(`the helper has ended: ${reason}`);
-            resolve(reason === 'exit status 0' ? 0 : 1);
-          });
-          process.stdin.on('data', (chunk: Uint8Array) => stream.write(chunk));
-          process.stdin.on('end', () => stream.close());
-        }),
-    );
+  const [, path, address] = /^(.*?)(?:@(\w+))?$/.exec(written ?? '') ?? [];
+  const image = written === undefined ? undefined : { path: path!, ...(address === undefined ? {} : { at: address }) };
+  const stream = await place.start(others, image);
+  const { stdin } = process;
+  return new Promise((resolve) => {
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    stream.onData((chunk) => void process.stdout.write(chunk));
+    stream.onClose((reason) => {
+      clearTimeout(timer);
+      // Whoever still reads would keep this process.
+      stdin.removeAllListeners();
+      stdin.destroy();
+      const good = reason === 'exit status 0';
+      if (!good) console.error(`the helper has ended: ${reason}`);
+      resolve(good ? 0 : 1);
+    });
+    stdin.on('data', (chunk: Uint8Array) => stream.write(chunk));
+    stdin.on('end', () => {
+      stream.end();
+      timer = setTimeout(() => stream.close(), ENDING_MS);
+    });
+  });
 }
 
 /** One scenario in several labs at once, and what they differ in. */

@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -11,7 +11,7 @@ import { type LabArchitecture, labArchitecture } from './arch.ts';
 import { CHARACTER_DEVICE, FOLDER, type InitramfsEntry, initramfs, PROGRAM } from './initramfs.ts';
 import { findKernel, type LabKernel } from './kernel.ts';
 import type { LabLaunch } from './launch.ts';
-import { LabLine } from './line.ts';
+import { LabLine, type LabStream } from './line.ts';
 import { type ModulePlan, planModules } from './modules.ts';
 import type { LabPrinter } from './printer.ts';
 
@@ -51,12 +51,12 @@ export class Lab implements HelperPlace {
     const begun = Date.now();
     const folder = makeFolder();
     const initrd = join(folder, 'initramfs');
-    writeFileSync(initrd, initramfs(contents(plan)));
     const servers: Server[] = [];
     let qemu: ChildProcess | undefined;
     try {
-      const port = listenOnce(join(folder, 'port'));
-      const serial = listenOnce(join(folder, 'serial'));
+      writeFileSync(initrd, initramfs(contents(plan)));
+      const port = await listenOnce(join(folder, 'port'));
+      const serial = await listenOnce(join(folder, 'serial'));
       servers.push(port.server, serial.server);
       qemu = startQemu(arch, kernel, plan, initrd, folder);
       const { line, hasKvm } = await begin(qemu, [port.socket, serial.socket], printer);
@@ -69,7 +69,7 @@ export class Lab implements HelperPlace {
     }
   }
 
-  async start(args: readonly string[], image?: HelperImage): Promise<ByteStream> {
+  async start(args: readonly string[], image?: HelperImage): Promise<LabStream> {
     if (!image) return this.#line.run([HELPER, ...args]);
     const path = `/tmp/image${this.#files++}`;
     await this.#line.put(path, readFileSync(image.path));
@@ -82,16 +82,39 @@ export class Lab implements HelperPlace {
   }
 }
 
-/** A folder for sockets and the initramfs, which goes with this process; those of processes that were killed go now. */
+/** The longest path of a Unix socket, without the zero behind it. */
+const LONGEST_SOCKET = 107;
+/** Folders that go with this process, however it ends by itself. */
+const ownFolders = new Set<string>();
+
+/** A folder for sockets and the initramfs, which goes with this process; our own of processes that were killed go now. */
 function makeFolder(): string {
-  for (const name of readdirSync(tmpdir())) {
+  // QEMU ends a socket's path at a comma.
+  const temporary = tmpdir();
+  const fits =
+    temporary.length + '/kvm-mmu-lab-4194304-XXXXXX/serial'.length <= LONGEST_SOCKET && !temporary.includes(',');
+  const base = fits ? temporary : '/tmp';
+  for (const name of readdirSync(base)) {
     const [, pid] = /^kvm-mmu-lab-(\d+)-/.exec(name) ?? [];
-    if (pid !== undefined && !isAlive(Number(pid))) rmSync(join(tmpdir(), name), { recursive: true, force: true });
+    if (pid === undefined || isAlive(Number(pid))) continue;
+    try {
+      if (statSync(join(base, name)).uid === process.getuid?.())
+        rmSync(join(base, name), { recursive: true, force: true });
+    } catch {
+      // Somebody else was faster, or may do what we may not.
+    }
   }
-  const folder = mkdtempSync(join(tmpdir(), `kvm-mmu-lab-${process.pid}-`));
-  process.once('exit', () => rmSync(folder, { recursive: true, force: true }));
+  const folder = mkdtempSync(join(base, `kvm-mmu-lab-${process.pid}-`));
+  if (ownFolders.size === 0 && !watchesExit) {
+    watchesExit = true;
+    process.once('exit', () => {
+      for (const each of ownFolders) rmSync(each, { recursive: true, force: true });
+    });
+  }
+  ownFolders.add(folder);
   return folder;
 }
+let watchesExit = false;
 
 function isAlive(pid: number): boolean {
   try {
@@ -106,6 +129,7 @@ function endAll(qemu: ChildProcess | undefined, folder: string, servers: readonl
   qemu?.kill('SIGKILL');
   for (const server of servers) server.close();
   rmSync(folder, { recursive: true, force: true });
+  ownFolders.delete(folder);
 }
 
 function contents(plan: ModulePlan): InitramfsEntry[] {
@@ -124,11 +148,13 @@ function contents(plan: ModulePlan): InitramfsEntry[] {
 }
 
 /** A socket in a folder of ours, to which QEMU connects: so there is no moment at which nobody listens yet. */
-function listenOnce(path: string): { readonly server: Server; readonly socket: Promise<Socket> } {
+function listenOnce(path: string): Promise<{ readonly server: Server; readonly socket: Promise<Socket> }> {
   const server = createServer();
   const socket = new Promise<Socket>((resolve) => server.once('connection', resolve));
-  server.listen(path);
-  return { server, socket };
+  return new Promise((resolve, reject) => {
+    server.once('error', (error) => reject(new Error(`no socket for the lab at ${path}: ${error.message}`)));
+    server.listen(path, () => resolve({ server, socket }));
+  });
 }
 
 function startQemu(

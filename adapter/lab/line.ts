@@ -6,6 +6,12 @@ const CHANNELS = 32;
 /** Lines of a program's standard error that are kept, for the message when it ends. */
 const LAST_LINES = 5;
 
+/** A program's standard input and output. */
+export interface LabStream extends ByteStream {
+  /** Its input is over; what it still says comes. */
+  end(): void;
+}
+
 export interface LineEvents {
   /** A step of the boot, for people. */
   progress(words: string): void;
@@ -38,6 +44,7 @@ export class LabLine {
     stream.onData((chunk) => {
       for (const frame of this.#reader.take(chunk)) this.#take(frame);
     });
+    stream.onClose(() => this.lose('the line into the lab has been closed'));
   }
 
   /** The lab has ended: whoever waits for it hears why. */
@@ -92,7 +99,7 @@ export class LabLine {
   }
 
   /** Starts a program of the lab; the stream is its standard input and output. */
-  run(argv: readonly string[]): ByteStream {
+  run(argv: readonly string[]): LabStream {
     let onData: (chunk: Uint8Array) => void = () => {};
     let onClose: (reason: string) => void = () => {};
     let closed = false;
@@ -126,8 +133,10 @@ export class LabLine {
       onClose(listener) {
         onClose = listener;
       },
-      close: () => {
+      end: () => {
         if (!closed) this.#send(number, TO_LAB.endInput);
+      },
+      close: () => {
         if (!closed) this.#send(number, TO_LAB.kill);
       },
     };

@@ -80,7 +80,9 @@ export function planModules(
     // What is built in may not tell its parameters: the kernel judges.
     else if (module !== undefined && !order.some(({ info }) => info.name === module))
       append.push(`${module}.${name}=${value}`);
-    else throw new Error(`no module has a parameter "${written}"; ${knownParameters(order.map(({ info }) => info))}`);
+    // Without KVM there is something worse to tell.
+    else if (missing.length === 0)
+      throw new Error(`no module has a parameter "${written}"; ${knownParameters(order.map(({ info }) => info))}`);
   }
   return {
     modules: order.map(({ info, bytes }) => ({

@@ -283,12 +283,23 @@ static void run(int number, char *payload, size_t length)
 	for (size_t at = 0; at < length && count < ARGUMENTS_MOST; at += strlen(payload + at) + 1)
 		arguments[count++] = payload + at;
 	arguments[count] = NULL;
+	int pipes = 0;
 	errno = EBUSY;
-	if (!count || channel->pid || pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC) || pipe2(err, O_CLOEXEC)) {
+	if (count && !channel->pid)
+		pipes = pipe2(in, O_CLOEXEC) ? 0 : pipe2(out, O_CLOEXEC) ? 1 : pipe2(err, O_CLOEXEC) ? 2 : 3;
+	pid_t pid = pipes == 3 ? fork() : -1;
+	if (pid < 0) {
 		refuse(number, "cannot start ", count ? arguments[0] : "nothing");
+		for (int i = 0; i < 2; i++) {
+			if (pipes > 0)
+				close(in[i]);
+			if (pipes > 1)
+				close(out[i]);
+			if (pipes > 2)
+				close(err[i]);
+		}
 		return;
 	}
-	pid_t pid = fork();
 	if (!pid) {
 		sigset_t none;
 		sigemptyset(&none);

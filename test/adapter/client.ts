@@ -90,19 +90,23 @@ export class Client {
   }
 
   /** Resolves with the next event of a kind that comes from now on. */
-  event(name: string, test: (event: DebugProtocol.Event) => boolean = () => true): Promise<DebugProtocol.Event> {
+  event(
+    name: string,
+    test: (event: DebugProtocol.Event) => boolean = () => true,
+    seconds = 10,
+  ): Promise<DebugProtocol.Event> {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(
         () =>
           reject(
             new Error(
-              `no ${name} event within 10 s; the last were ${this.events
+              `no ${name} event within ${seconds} s; the last were ${this.events
                 .slice(-5)
                 .map((event) => event.event)
                 .join(', ')}`,
             ),
           ),
-        10_000,
+        1000 * seconds,
       );
       this.#waiting.push({
         test: (event) => event.event === name && test(event),
@@ -131,10 +135,12 @@ export class Client {
       readonly filters?: readonly string[];
       readonly lines?: readonly number[];
       readonly filterOptions?: readonly DebugProtocol.ExceptionFilterOptions[];
+      /** Seconds in which it must be there, and come to its first stop. */
+      readonly patience?: number;
     } = {},
   ): Promise<DebugProtocol.Event> {
     await this.initialize();
-    const initialized = this.event('initialized');
+    const initialized = this.event('initialized', () => true, options.patience);
     await this.request('launch', { type: 'kvm-mmu', request: 'launch', name: 'test', program, ...options.launch });
     await initialized;
     if (options.lines)
@@ -146,15 +152,15 @@ export class Client {
       filters: options.filters ?? ['second-stage', 'guest'],
       filterOptions: options.filterOptions ?? [],
     });
-    const stop = this.stop();
+    const stop = this.stop(options.patience);
     await this.request('configurationDone');
     return stop;
   }
 
   /** The next stop, or the end of the session. */
-  stop(): Promise<DebugProtocol.Event> {
+  stop(seconds = 20): Promise<DebugProtocol.Event> {
     return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => reject(new Error('no stop within 20 s')), 20_000);
+      const timer = setTimeout(() => reject(new Error(`no stop within ${seconds} s`)), 1000 * seconds);
       this.#waiting.push({
         test: (event) => event.event === 'stopped' || event.event === 'terminated',
         resolve: (event) => {

@@ -25,5 +25,5 @@ const why = withoutLab();
 
 /** A test that runs where a lab can be had, and else is skipped by name. */
 export function labTest(name: string, body: () => Promise<void>): void {
-  test(name, { skip: why ?? false, timeout: 180_000 }, body);
+  test(name, { skip: why ?? false, timeout: process.env.KVM_MMU_AGREEMENT ? 1_800_000 : 180_000 }, body);
 }

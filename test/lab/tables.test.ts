@@ -8,7 +8,7 @@ import { randomProgram } from './programs.ts';
 
 // What KVM has built, by the kernel's own memory and by its tracepoints: two ways that know nothing of each other.
 
-const ROUNDS = Number(process.env.KVM_MMU_AGREEMENT ?? 6);
+const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 6);
 const labs: Lab[] = [];
 after(() => {
   for (const lab of labs) lab.close();
@@ -20,7 +20,7 @@ for (const kernel of KERNELS)
       const lab = await Lab.boot({ kernel, modules: [], params: { npt } }, SILENT);
       labs.push(lab);
       let same = 0;
-      for (let seed = 1; seed <= ROUNDS; seed++) {
+      for (let seed = 1; seed <= PROGRAMS; seed++) {
         const text = randomProgram(seed, { statements: 40, host: seed % 2 === 0, guest: true });
         const found = await bothWays(text, lab);
         same += found.same;
@@ -28,5 +28,5 @@ for (const kernel of KERNELS)
         // Of shadow tables it is said when something was silent.
         if (npt === '1') assert.equal(found.certainty, 'inferred', `seed ${seed}: ${found.why}`);
       }
-      assert.ok(same > 5 * ROUNDS, `only ${same} entries were alike`);
+      assert.ok(same > 5 * PROGRAMS, `only ${same} entries were alike`);
     });
