@@ -36,6 +36,16 @@ export interface InferredRoot {
   /** Threads that have loaded it, of shadow roots; the TDP MMU's are everybody's. */
   readonly threads: Set<number>;
   invalid: boolean;
+  /** That it was given up may have been said of another machine's. */
+  guessed: boolean;
+}
+
+/** A table that was taken out of a tree, and the entries that events have yet to tell of. */
+export interface RemovedTable {
+  readonly id: number;
+  /** The table that it hung in. */
+  readonly under: number;
+  left: number;
 }
 
 export function newTable(
@@ -85,9 +95,20 @@ export function frameOf(lo: number, hi: number): number {
   return (hi & 0xf_ffff) * 2 ** 20 + (lo >>> 12);
 }
 
-/** EPT and NPT differ in where the accessed bit is, and KVM sets it in every entry that it makes. */
-export function secondStageOf(lo: number): SecondStageKind {
-  return lo & 0x100 ? 'ept' : 'npt';
+/** Whether a table has no entry that is present. */
+export function isEmpty({ entries, children }: InferredTable): boolean {
+  if (children.size > 0) return false;
+  for (let index = 0; index < ENTRIES; index++) if ((entries[2 * index]! & PRESENT) !== 0) return false;
+  return true;
+}
+
+/**
+ * EPT and NPT differ in where the accessed bit is, and KVM sets it in every entry that it makes; where EPT has none, bits 53:52
+ * say so. Of an entry that is not present nothing follows.
+ */
+export function secondStageOf(lo: number, hi: number): SecondStageKind | undefined {
+  if ((lo & PRESENT) === 0) return undefined;
+  return (lo & 0x100) !== 0 || ((hi >>> 20) & 3) === 1 ? 'ept' : 'npt';
 }
 
 /** Bits that the processor sets without a word: accessed and dirty. */

@@ -2,16 +2,19 @@ import { roleField } from '../kernel/role.ts';
 import type { KvmRoot, KvmTable, KvmTables, SecondStageKind } from '../kernel/tables.ts';
 import {
   copyTable,
+  ENTRIES,
   FROZEN_LO,
   fillSplit,
   frameOf,
   type InferredRoot,
   type InferredTable,
+  isEmpty,
   isLeaf,
   isTold,
   leadsToTable,
   newTable,
   PRESENT,
+  type RemovedTable,
   secondStageOf,
   silentBits,
 } from './infer-pages.ts';
@@ -41,6 +44,7 @@ const PAGE = {
   created: traceField(GET_PAGE, 'created'),
 };
 const SPTE = {
+  gfn: traceField(SET_SPTE, 'gfn'),
   spte: traceField(SET_SPTE, 'spte'),
   sptep: traceField(SET_SPTE, 'sptep'),
   level: traceField(SET_SPTE, 'level'),
@@ -62,6 +66,7 @@ const FASTER = {
 const FAULT = { vcpu: traceField(PAGE_FAULT, 'vcpu_id'), address: traceField(PAGE_FAULT, 'fault_address') };
 const WALKED = { address: traceField(WALK, 'addr') };
 const VCPU = { entry: traceField(ENTRY, 'vcpu_id'), exit: traceField(EXIT, 'vcpu_id') };
+const ISA = traceField(EXIT, 'isa');
 
 /** A role's bits without `invalid`, which a root gets when it is given up. */
 const SAME_ROLE = ~(1 << 11);
@@ -76,6 +81,17 @@ interface Thread {
   /** Pages that it has made for the TDP MMU, by their place, and that hang nowhere yet. */
   readonly loose: Map<string, { readonly role: number; readonly roleKnown: number }>;
   vcpu: number | undefined;
+  /** It has faulted, and has not mapped the address since: what it removes meanwhile belongs to that. */
+  handling: boolean;
+  /** It has changed entries of the TDP MMU. */
+  tdp: boolean;
+  /** The address space of what it mapped last. */
+  asId: number;
+  /** Machines that what it has changed fits, while these are several, and those changes. */
+  candidates: number[];
+  pending: Change[];
+  /** Page directories that it has loaded one after the other. */
+  directories: number[];
 }
 
 /** A virtual machine, as far as its events can be told from others'. */
@@ -86,8 +102,18 @@ interface Machine {
   readonly byKey: Map<string, number>;
   readonly byFrame: Map<number, number>;
   readonly roots: InferredRoot[];
-  /** Tables of the TDP MMU that were taken out: events of their entries come after that. */
-  readonly removed: Map<string, number[]>;
+  /** Roots of the second stage that were given up, until they are empty. */
+  readonly dying: InferredRoot[];
+  /** It has had a root of the second stage. */
+  hadRoot: boolean;
+  /** Events have told of entries of the TDP MMU: what its other events tell of belongs to nested guests. */
+  tdp: boolean;
+  /** KVM maps gpas without the TDP MMU (tdp_mmu=0). */
+  direct: boolean;
+  /** A thread of nobody's that gave all up, which was taken for this machine's. */
+  zapper: number | undefined;
+  /** Tables of the TDP MMU that were taken out, by place: events of their entries come after that. */
+  readonly removed: Map<string, RemovedTable[]>;
   /** The upper word of an entry that maps nothing: newer kernels set bit 63. */
   emptyHi: number;
   /** Events whose entry was not what it should have been: others are missing. */
@@ -99,11 +125,20 @@ interface Machine {
 interface State {
   readonly machines: Machine[];
   readonly threads: Map<number, Thread>;
+  /** Threads whose changes fit several machines. */
+  readonly waiting: Set<number>;
+  /** What the processor is, where exits say it. */
+  isa: SecondStageKind | undefined;
   nextId: number;
 }
 
 /** Events between two moments that are kept for going back. */
 const CHECKPOINT = 1 << 18;
+/** Changes that wait for the machine that they belong to, and trees that wait to be taken down. */
+const PENDING_MOST = 1024;
+const DYING_MOST = 32;
+
+const WHOSE = 'a thread changed tables of this virtual machine or of another’s: events do not tell which';
 
 export interface InferredMachine {
   /** Its number in the recording, and the threads that run or change it. */
@@ -132,7 +167,7 @@ export class Inference {
   }
 
   #begin(): State {
-    const state: State = { machines: [], threads: new Map(), nextId: 1 };
+    const state: State = { machines: [], threads: new Map(), waiting: new Set(), isa: undefined, nextId: 1 };
     if (this.#own) {
       state.machines.push(newMachine(this.#given));
       for (const [thread, vcpu] of this.#own) state.threads.set(thread, { ...newThread(), machine: 0, vcpu });
@@ -203,21 +238,28 @@ export class Inference {
         break;
       case PAGE_FAULT: {
         const thread = this.#thread(pid);
-        thread.fault = pageOf(recording, at, FAULT.address);
-        thread.path = [];
+        this.#faults(thread, pageOf(recording, at, FAULT.address));
+        thread.handling = true;
         if (recording.known(at, FAULT.vcpu)) thread.vcpu = recording.number(at, FAULT.vcpu);
         break;
       }
       case WALK: {
+        // Of a machine with a second stage it is an instruction that KVM emulates, and virtual.
         const thread = this.#thread(pid);
-        thread.fault = pageOf(recording, at, WALKED.address);
-        thread.path = [];
+        const machine = this.#state.machines[thread.machine];
+        if (machine && isTwoStage(machine)) break;
+        this.#faults(thread, pageOf(recording, at, WALKED.address));
+        thread.handling = true;
         break;
       }
       case ENTRY:
       case EXIT: {
+        const thread = this.#thread(pid);
+        thread.handling = false;
+        thread.directories = [];
         const field = recording.kind(at) === ENTRY ? VCPU.entry : VCPU.exit;
-        if (recording.known(at, field)) this.#thread(pid).vcpu = recording.number(at, field);
+        if (recording.known(at, field)) thread.vcpu = recording.number(at, field);
+        if (this.#state.isa === undefined && recording.kind(at) === EXIT) this.#toldIsa(at);
         break;
       }
       case UNSYNC:
@@ -231,18 +273,86 @@ export class Inference {
             'a shadow page was synchronized with the guest’s table: what became of its entries is not traced';
         break;
       }
-      case ZAP_ALL: {
-        const machine = this.#ownerOf(pid);
-        for (const root of machine?.roots ?? []) root.invalid = true;
+      case ZAP_ALL:
+        this.#zapAll(pid);
         break;
-      }
       case UNMAP: {
-        const machine = this.#ownerOf(pid);
-        if (machine?.kind === 'shadow')
-          machine.stale ||= 'the host took memory back (MMU notifier): which shadow entries were dropped is not traced';
+        // Whoever takes memory back: where the thread is nobody's, it can be anybody's memory.
+        const owner = this.#ownerOf(pid);
+        for (const machine of owner ? [owner] : this.#state.machines)
+          if (machine.kind === 'shadow' || machine.direct)
+            machine.stale ||=
+              'the host took memory back (MMU notifier): which entries were dropped of it is not traced';
         break;
       }
     }
+  }
+
+  #faults(thread: Thread, address: number | undefined): void {
+    thread.fault = address;
+    thread.path = [];
+    thread.directories = [];
+  }
+
+  /** What exits say of the processor is better than what entries look like. */
+  #toldIsa(at: number): void {
+    const isa = this.#recording.known(at, ISA) ? this.#recording.number(at, ISA) : 0;
+    const kind = isa === 1 ? 'ept' : isa === 2 ? 'npt' : undefined;
+    this.#state.isa = kind;
+    if (kind === undefined || this.#given) return;
+    for (const machine of this.#state.machines) if (machine.kind && machine.kind !== 'shadow') machine.kind = kind;
+  }
+
+  /** All tables are given up. Who does it may be any thread of the process, or of another machine's. */
+  #zapAll(pid: number): void {
+    const { machines } = this.#state;
+    this.#thread(pid).handling = false;
+    const owner = this.#ownerOf(pid);
+    if (owner) this.#giveUp(owner, false);
+    else if (machines.length === 1) {
+      machines[0]!.zapper = pid;
+      this.#giveUp(machines[0]!, true);
+    } else
+      for (const machine of machines)
+        machine.stale ||=
+          'a thread that is of no virtual machine known gave up all tables (kvm_mmu_zap_all_fast): whose is not told';
+  }
+
+  #giveUp(machine: Machine, guessed: boolean): void {
+    for (const root of machine.roots) {
+      if (!root.invalid) root.guessed = guessed;
+      root.invalid = true;
+    }
+    if (machine.kind === 'shadow') return;
+    for (const root of machine.roots.splice(0)) {
+      if (isEmpty(machine.tables.get(root.table)!)) this.#discard(machine, root.table);
+      else machine.dying.push(root);
+    }
+    while (machine.dying.length > DYING_MOST) {
+      machine.stale ||= 'trees were given up that no event tells the end of';
+      this.#discard(machine, machine.dying.shift()!.table);
+    }
+  }
+
+  /** They go on being used: what gave them up was of another machine. */
+  #revive(machine: Machine): void {
+    for (const root of machine.roots) if (root.guessed) root.invalid = false;
+    for (const root of machine.dying.filter(({ guessed }) => guessed)) {
+      machine.dying.splice(machine.dying.indexOf(root), 1);
+      machine.roots.push(root);
+      root.invalid = false;
+    }
+    for (const root of machine.roots) root.guessed = false;
+    machine.zapper = undefined;
+  }
+
+  /** A table and all below it are gone. */
+  #discard(machine: Machine, id: number): void {
+    const table = machine.tables.get(id);
+    if (!table) return;
+    machine.tables.delete(id);
+    if (machine.byFrame.get(table.frame) === id) machine.byFrame.delete(table.frame);
+    for (const child of table.children.values()) this.#discard(machine, child);
   }
 
   #thread(pid: number): Thread {
@@ -291,25 +401,95 @@ export class Inference {
     const newHi = recording.hi(at, CHANGED.new);
     const change = { gfn, level, asId, oldLo, oldHi, newLo, newHi };
     const thread = this.#thread(pid);
+    thread.tdp = true;
     const machine = this.#state.machines[thread.machine];
-    const frozen = (newLo & 0xfff) === FROZEN_LO;
-    const tells = (of: Machine): boolean =>
-      (frozen && this.#dropRemoved(of, change)) || this.#change(of, change, thread, true);
     if (machine) {
-      if (!tells(machine)) this.#change(machine, change, thread, false);
+      if (this.#state.waiting.size > 0 && !this.#fits(machine, change)) this.#decideByLink(machine, change);
+      this.#tell(machine, change, thread);
+      return;
+    }
+    if (thread.candidates.length > 0) {
+      this.#narrow(pid, thread, change);
       return;
     }
     // Nobody knows the thread: it is of a machine in which this can happen. Where the machine's own threads are known, others'
     // events are its only when they change what is there: an empty place is everybody's.
+    const isVcpu = thread.vcpu !== undefined || thread.loose.size > 0;
     if (!this.#own || oldLo !== 0) {
-      const found = this.#state.machines.findIndex((each) => !this.#hasOther(each, thread) && tells(each));
-      if (found >= 0) {
-        if (thread.vcpu !== undefined || thread.loose.size > 0) thread.machine = found;
+      const fitting = this.#state.machines.filter((each) => !this.#hasOther(each, thread) && this.#fits(each, change));
+      if (fitting.length > 1 && isVcpu && oldLo === 0) {
+        thread.candidates = fitting.map((each) => this.#state.machines.indexOf(each));
+        thread.pending.push(change);
+        this.#state.waiting.add(pid);
+        return;
+      }
+      if (fitting.length > 0) {
+        // Of what is not there, it is all the same who drops it.
+        if (fitting.length > 1 && oldLo !== 0) for (const each of fitting) each.stale ||= WHOSE;
+        else if (isVcpu) thread.machine = this.#state.machines.indexOf(fitting[0]!);
+        this.#tell(fitting[0]!, change, thread);
         return;
       }
     }
+    if (isNothing(change)) return;
     const claimed = this.#claim(pid);
-    if (claimed) this.#change(claimed, change, thread, false);
+    if (claimed) this.#tell(claimed, change, thread);
+  }
+
+  #tell(machine: Machine, change: Change, thread: Thread): void {
+    machine.tdp = true;
+    // Pages that looked like a shadow MMU's were those of a nested guest.
+    if (machine.kind === 'shadow' && this.#given !== 'shadow') this.#restart(machine);
+    if (isFrozen(change) && this.#dropRemoved(machine, change)) return;
+    this.#change(machine, change, thread, false);
+  }
+
+  #restart(machine: Machine): void {
+    machine.kind = undefined;
+    machine.stale ||= 'the recording begins after the tables were made';
+    for (const list of [machine.roots, machine.dying]) list.length = 0;
+    for (const map of [machine.tables, machine.byKey, machine.byFrame, machine.removed]) map.clear();
+  }
+
+  /** Whether an entry is in a machine as it was before a change. */
+  #fits(machine: Machine, change: Change): boolean {
+    if (isFrozen(change) && this.#removedOf(machine, change)) return true;
+    return [machine.roots, machine.dying].some((roots) => this.#matching(machine, roots, change).length > 0);
+  }
+
+  /** A thread whose changes fit several machines: one that has what it changes now is its own. */
+  #narrow(pid: number, thread: Thread, change: Change): void {
+    const { machines, waiting } = this.#state;
+    thread.candidates = thread.candidates.filter((each) => !this.#hasOther(machines[each]!, thread));
+    const below = thread.pending.some((each) => isBelow(each, change));
+    const fitting = below ? [] : thread.candidates.filter((each) => this.#fits(machines[each]!, change));
+    thread.pending.push(change);
+    if (fitting.length === 1 || thread.candidates.length === 1) this.#settle(pid, fitting[0] ?? thread.candidates[0]!);
+    else if (thread.candidates.length === 0 || thread.pending.length > PENDING_MOST) {
+      for (const each of thread.candidates) machines[each]!.stale ||= WHOSE;
+      thread.candidates = [];
+      thread.pending = [];
+      waiting.delete(pid);
+    }
+  }
+
+  /** An entry of a table that nobody has made but a thread that waits for its machine: now it is known. */
+  #decideByLink(machine: Machine, change: Change): void {
+    const number = this.#state.machines.indexOf(machine);
+    for (const pid of this.#state.waiting) {
+      const { candidates, pending } = this.#state.threads.get(pid)!;
+      if (candidates.includes(number) && pending.some((each) => isBelow(each, change))) this.#settle(pid, number);
+    }
+  }
+
+  #settle(pid: number, number: number): void {
+    const thread = this.#thread(pid);
+    const { pending } = thread;
+    thread.machine = number;
+    thread.candidates = [];
+    thread.pending = [];
+    this.#state.waiting.delete(pid);
+    for (const change of pending) this.#tell(this.#state.machines[number]!, change, thread);
   }
 
   /** Whether a machine has another thread for the same vCPU. */
@@ -319,77 +499,116 @@ export class Inference {
     return [...this.#state.threads.values()].some((each) => each.machine === number && each.vcpu === vcpu);
   }
 
+  /** A table that was taken out and has an entry that is emptied. */
+  #removedOf(machine: Machine, { gfn, level, oldLo, oldHi }: Change): RemovedTable | undefined {
+    const index = indexOf(gfn, level);
+    return machine.removed
+      .get(placeKey(level, gfn))
+      ?.find(({ id }) => this.#same(machine, machine.tables.get(id)!, index, oldLo, oldHi));
+  }
+
   /** An entry of a table that was taken out, as it is emptied. @returns whether there is such a table */
-  #dropRemoved(machine: Machine, { gfn, level, oldLo, oldHi }: Change): boolean {
-    const key = placeKey(level, gfn);
-    for (const id of machine.removed.get(key) ?? []) {
-      const table = machine.tables.get(id)!;
-      const index = indexOf(gfn, level);
-      if (!this.#same(machine, table, index, oldLo, oldHi)) continue;
-      const child = table.children.get(index);
-      table.children.delete(index);
-      if (child !== undefined) this.#remove(machine, machine.tables.get(child)!);
-      // The last entry of a table that is emptied ends it.
-      if (index === 511) this.#forget(machine, table, key);
-      return true;
-    }
-    return false;
+  #dropRemoved(machine: Machine, change: Change): boolean {
+    const removed = this.#removedOf(machine, change);
+    if (!removed) return false;
+    const table = machine.tables.get(removed.id)!;
+    const index = indexOf(change.gfn, change.level);
+    const child = table.children.get(index);
+    table.children.delete(index);
+    if (table.entries[2 * index] !== 0) removed.left--;
+    table.entries[2 * index] = 0;
+    if (child !== undefined) this.#remove(machine, machine.tables.get(child)!);
+    if (removed.left === 0 || index === 511) this.#forget(machine, removed, placeKey(table.level, table.gfn));
+    return true;
   }
 
   #remove(machine: Machine, table: InferredTable): void {
-    const key = placeKey(table.level, table.gfn);
-    machine.removed.set(key, [...(machine.removed.get(key) ?? []), table.id]);
     if (machine.byFrame.get(table.frame) === table.id) machine.byFrame.delete(table.frame);
+    let left = 0;
+    for (let index = 0; index < ENTRIES; index++) if (table.entries[2 * index] !== 0) left++;
+    if (left === 0) {
+      machine.tables.delete(table.id);
+      return;
+    }
+    const key = placeKey(table.level, table.gfn);
+    const there = machine.removed.get(key);
+    const removed = { id: table.id, under: table.parent?.id ?? -1, left };
+    if (there) there.push(removed);
+    else machine.removed.set(key, [removed]);
     table.parent = undefined;
   }
 
-  #forget(machine: Machine, table: InferredTable, key: string): void {
-    const left = (machine.removed.get(key) ?? []).filter((id) => id !== table.id);
-    if (left.length > 0) machine.removed.set(key, left);
-    else machine.removed.delete(key);
-    machine.tables.delete(table.id);
+  #forget(machine: Machine, removed: RemovedTable, key: string): void {
+    const there = machine.removed.get(key)!;
+    there.splice(there.indexOf(removed), 1);
+    if (there.length === 0) machine.removed.delete(key);
+    this.#discard(machine, removed.id);
   }
 
   #same(machine: Machine, table: InferredTable, index: number, lo: number, hi: number): boolean {
     const silent = machine.kind ? silentBits(machine.kind) : 0;
     const known = table.entries[2 * index + 1]!;
+    // What is frozen while its table is taken out is emptied without a word.
+    if ((table.entries[2 * index]! & 0xfff) === FROZEN_LO && lo === 0) return true;
     // Of an entry that maps nothing bit 63 means nothing either.
     const mask = (lo & PRESENT) === 0 ? 0x7fff_ffff : -1;
     return ((table.entries[2 * index]! ^ lo) & ~silent) === 0 && ((known ^ hi) & mask) === 0;
+  }
+
+  /** Tables of trees in which a change's entry is what it was before. */
+  #matching(machine: Machine, roots: readonly InferredRoot[], change: Change): Match[] {
+    const { gfn, level, asId, oldLo, oldHi } = change;
+    const found: Match[] = [];
+    for (const root of roots) {
+      if (root.asId !== asId) continue;
+      const table = this.#tableAt(machine, root, level, gfn);
+      if (table && this.#same(machine, table, indexOf(gfn, level), oldLo, oldHi)) found.push({ root, table });
+    }
+    return found;
   }
 
   /** Makes a change in the tree that it fits; with `only`, not at all where it fits none. */
   #change(machine: Machine, change: Change, thread: Thread, only: boolean): boolean {
     const { gfn, level, asId, oldLo, oldHi, newLo, newHi } = change;
     const index = indexOf(gfn, level);
-    const roots = machine.roots
-      .filter((root) => root.asId === asId)
-      // A tree that was given up is only taken down.
-      .sort((a, b) => Number(a.invalid) - Number(b.invalid));
-    let found = roots
-      .map((root) => this.#tableAt(machine, root, level, gfn))
-      .find((table) => table && this.#same(machine, table, index, oldLo, oldHi));
-    if (!found) {
+    // A tree that was given up is only taken down, and not by whoever handles a fault.
+    const isRemoval = (newLo & PRESENT) === 0 && oldLo !== 0;
+    const fitting = this.#matching(machine, machine.roots, change);
+    if (fitting.length === 0 || (isRemoval && !thread.handling))
+      fitting.unshift(...this.#matching(machine, machine.dying, change));
+    let table = fitting[0]?.table;
+    if (!table) {
       if (only) return false;
-      found = this.#makeWay(
-        machine,
-        roots.find(({ invalid }) => !invalid),
-        change,
-      );
+      if (isNothing(change)) return true;
+      const root = machine.roots.find((each) => each.asId === asId);
+      table = this.#makeWay(machine, root, change);
       // A table that nobody saw before says nothing of what its entries were.
-      if (!this.#same(machine, found, index, oldLo, oldHi) && found.roleKnown !== 0) machine.mismatches++;
+      if (!this.#same(machine, table, index, oldLo, oldHi) && table.roleKnown !== 0) machine.mismatches++;
     }
-    machine.kind ??= secondStageOf(newLo | oldLo);
+    const { root } = fitting[0] ?? {};
+    if (root?.guessed && root.invalid && !isRemoval) this.#revive(machine);
+    machine.kind ??= this.#state.isa ?? secondStageOf(newLo, newHi) ?? secondStageOf(oldLo, oldHi);
     if (oldLo === 0) machine.emptyHi = oldHi;
-    found.entries[2 * index] = newLo;
-    found.entries[2 * index + 1] = newHi;
-    found.doubtful.delete(index);
-    const before = found.children.get(index);
+    table.entries[2 * index] = newLo;
+    table.entries[2 * index + 1] = newHi;
+    table.doubtful.delete(index);
+    if (fitting.length > 1) for (const each of fitting) each.table.doubtful.set(index, 'stale');
+    const before = table.children.get(index);
     if (before !== undefined) {
-      found.children.delete(index);
+      table.children.delete(index);
       this.#remove(machine, machine.tables.get(before)!);
     }
-    if (leadsToTable(level, newLo)) this.#link(machine, found, index, change, thread);
+    if (leadsToTable(level, newLo)) this.#link(machine, table, index, change, thread);
+    if (!isRemoval && thread.handling) {
+      thread.asId = asId;
+      const span = 512 ** (level - 1);
+      if (isLeaf(level, newLo) && Math.floor(gfn / span) === Math.floor((thread.fault ?? -1) / span))
+        thread.handling = false;
+    }
+    if (root?.invalid && table.id === root.table && isEmpty(table)) {
+      machine.dying.splice(machine.dying.indexOf(root), 1);
+      this.#discard(machine, root.table);
+    }
     return true;
   }
 
@@ -405,16 +624,15 @@ export class Inference {
     if (isLeaf(parent.level, oldLo)) fillSplit(child, oldLo, oldHi);
     child.parent = { id: parent.id, index };
     parent.children.set(index, child.id);
+    // Nothing more comes of what was there before.
+    const key = placeKey(level, first);
+    for (const removed of machine.removed.get(key)?.filter(({ under }) => under === parent.id) ?? [])
+      this.#forget(machine, removed, key);
   }
 
   /** The table of a level that translates a gfn, if the way there is known. */
   #tableAt(machine: Machine, root: InferredRoot, level: number, gfn: number): InferredTable | undefined {
-    let table = machine.tables.get(root.table);
-    while (table && table.level > level) {
-      const next: number | undefined = table.children.get(indexOf(gfn, table.level));
-      table = next === undefined ? undefined : machine.tables.get(next);
-    }
-    return table?.level === level ? table : undefined;
+    return this.#descend(machine, machine.tables.get(root.table)!, gfn, level);
   }
 
   /** The same, made where it is missing: the recording began later, or lost something. */
@@ -422,8 +640,9 @@ export class Inference {
     let root = known;
     if (!root) {
       const top = this.#add(machine, { level: Math.max(level, 4), gfn: 0 });
-      root = { table: top.id, asId, threads: new Set(), invalid: false };
+      root = { table: top.id, asId, threads: new Set(), invalid: false, guessed: false };
       machine.roots.push(root);
+      machine.hadRoot = true;
       // The first entry of a tree's root is told like any other.
       if (level < top.level) machine.stale ||= 'the recording begins after the tables were made';
     }
@@ -482,26 +701,31 @@ export class Inference {
       const isTop = level >= 4 && gfn === 0;
       // Another vCPU may be the first to need a new root.
       if (thread.machine < 0 && isTop) {
-        const waiting = this.#state.machines.findIndex(
-          (each) =>
-            each.roots.length > 0 && each.roots.every(({ invalid }) => invalid) && !this.#hasOther(each, thread),
+        const waiting = this.#state.machines.filter(
+          (each) => each.hadRoot && each.roots.length === 0 && !this.#hasOther(each, thread),
         );
-        if (waiting >= 0) thread.machine = waiting;
+        if (waiting.length > 1) for (const each of waiting) each.stale ||= WHOSE;
+        if (waiting.length > 0) thread.machine = this.#state.machines.indexOf(waiting[0]!);
       }
       const machine = isTop ? this.#claim(pid) : known;
       if (machine && isTop && created && !this.#hasRoot(machine, role, level)) {
         const root = this.#add(machine, { level, gfn: 0 });
         root.role = role;
         root.roleKnown = roleKnown;
+        machine.hadRoot = true;
         machine.roots.push({
           table: root.id,
           asId: roleField(role, 'smm') ? 1 : 0,
           threads: new Set(),
           invalid: false,
+          guessed: false,
         });
       } else thread.loose.set(placeKey(level, gfn), { role, roleKnown });
+      this.#withoutPaging(thread, pid, { level, gfn, role, roleKnown });
       return;
     }
+    // A second stage stays one: what shadows a nested guest's tables is not of its own.
+    if (known ? isTwoStage(known) : thread.tdp || thread.loose.size > 0) return;
     const machine = this.#claim(pid);
     if (!machine) return;
     machine.kind = 'shadow';
@@ -517,26 +741,96 @@ export class Inference {
     this.#hang(machine, thread, table, pid);
   }
 
+  /** Four page directories in a row, which map the first 4G to themselves, are those of a guest without paging: a second stage has no such. */
+  #withoutPaging(
+    thread: Thread,
+    pid: number,
+    { level, gfn, role, roleKnown }: { level: number; gfn: number; role: number; roleKnown: number },
+  ): void {
+    const { directories } = thread;
+    const follows = level === 2 && gfn === directories.length * 2 ** 18 && !thread.tdp && !this.#given;
+    if (!follows) directories.length = 0;
+    else directories.push(role);
+    if (directories.length < 4) return;
+    const roles = directories.splice(0);
+    const machine = this.#claim(pid);
+    if (!machine || isTwoStage(machine)) return;
+    machine.kind = 'shadow';
+    roles.forEach((each, index) => {
+      const table = this.#add(machine, { level: 2, gfn: index * 2 ** 18 });
+      table.role = each;
+      table.roleKnown = roleKnown;
+      machine.byKey.set(pageKey(table.gfn, each), table.id);
+      this.#loadDirectory(machine, thread, table, pid);
+    });
+    thread.loose.clear();
+  }
+
   #hasRoot(machine: Machine, role: number, level: number): boolean {
     return machine.roots.some((root) => {
       const table = machine.tables.get(root.table);
-      return !root.invalid && table?.level === level && ((table.role ^ role) & SAME_ROLE) === 0;
+      return table?.level === level && ((table.role ^ role) & SAME_ROLE) === 0;
     });
   }
 
   /** A shadow page that a thread has looked up hangs below the one before it, at the index of the address that faulted. */
   #hang(machine: Machine, thread: Thread, table: InferredTable, pid: number): void {
-    const above = machine.tables.get(thread.path.at(-1) ?? -1);
-    const follows = above !== undefined && above.level === table.level + 1;
-    if (!follows) {
-      thread.path = [table.id];
-      // Nothing is above a page of the upper levels that is looked up first: it is a root.
-      if (table.level >= 3 || roleField(table.role, 'quadrant') !== 0) this.#load(machine, table, pid);
-      else this.#resume(machine, thread, table, pid);
+    if (this.#isDirectory(machine, thread, table, pid)) {
+      this.#loadDirectory(machine, thread, table, pid);
       return;
     }
-    thread.path.push(table.id);
-    if (thread.fault !== undefined) this.#hangAt(machine, above, indexOf(thread.fault, above.level), table);
+    thread.directories = [];
+    const above = machine.tables.get(thread.path.at(-1) ?? -1);
+    if (above?.level === table.level + 1) {
+      thread.path.push(table.id);
+      if (thread.fault !== undefined) this.#hangAt(machine, above, indexOf(thread.fault, above.level), table);
+      return;
+    }
+    thread.path = [table.id];
+    const root = this.#rootOf(machine, pid);
+    // Nothing is above a page of the upper levels that is looked up first, unless a fault goes on below a root.
+    const isRoot = table.level >= 4 && !(thread.handling && root && root.level > table.level);
+    if (isRoot) this.#load(machine, table, pid);
+    else this.#resume(machine, thread, table, pid, root);
+  }
+
+  #rootOf(machine: Machine, pid: number): InferredTable | undefined {
+    const root = machine.roots.findLast(({ threads, invalid }) => !invalid && threads.has(pid));
+    return root && machine.tables.get(root.table);
+  }
+
+  /** Guests of 32 bits, with PAE or without paging have no root of one page: KVM makes one of up to four page directories. */
+  #isDirectory(machine: Machine, thread: Thread, table: InferredTable, pid: number): boolean {
+    if (table.level !== 2) return false;
+    if (roleField(table.role, 'has_4_byte_gpte') !== 0) return true;
+    if (thread.handling || machine.tables.get(thread.path.at(-1) ?? -1)?.level === 3) return false;
+    // Below a root of four levels a directory is looked up alone.
+    return (this.#rootOf(machine, pid)?.level ?? 3) === 3;
+  }
+
+  #loadDirectory(machine: Machine, thread: Thread, table: InferredTable, pid: number): void {
+    const { directories } = thread;
+    const place = roleField(table.role, 'has_4_byte_gpte')
+      ? roleField(table.role, 'quadrant')
+      : roleField(table.role, 'direct')
+        ? Math.floor(table.gfn / 2 ** 18) % 4
+        : undefined;
+    if (directories.length === 4 || (place !== undefined && place < directories.length)) directories.length = 0;
+    if (directories.length === 0) {
+      // Where its pages cannot say it, their order does.
+      const top = this.#add(machine, { level: 3, gfn: table.gfn });
+      top.roleKnown = 0xf;
+      this.#load(machine, top, pid);
+    }
+    const top = this.#rootOf(machine, pid)!;
+    const index = place ?? directories.length;
+    directories.push(table.id);
+    thread.path = [table.id];
+    top.children.set(index, table.id);
+    writePointer(top, index, table);
+    // Of a guest with PAE, which of its directories are absent is told only when none is.
+    for (const each of top.children.keys())
+      top.doubtful.set(each, place === undefined && directories.length < 4 ? 'stale' : 'inferred');
   }
 
   #hangAt(machine: Machine, above: InferredTable, index: number, table: InferredTable): void {
@@ -552,28 +846,51 @@ export class Inference {
     above.doubtful.set(index, 'inferred');
   }
 
-  /** A fault looks up only what is below its vCPU's root, and that is not traced again. */
-  #resume(machine: Machine, thread: Thread, table: InferredTable, pid: number): void {
-    const root = machine.roots.findLast((each) => each.threads.has(pid));
-    if (!root || thread.fault === undefined) return;
-    const above = machine.tables.get(root.table);
-    if (above && above.level === table.level + 1)
-      this.#hangAt(machine, above, indexOf(thread.fault, above.level), table);
+  /** A fault looks up only what is missing below its vCPU's root, and that is not traced again. */
+  #resume(machine: Machine, thread: Thread, table: InferredTable, pid: number, root: InferredTable | undefined): void {
+    if (thread.fault === undefined) return;
+    let above = root;
+    if (!above && table.level >= 3) {
+      machine.stale ||= 'the recording begins after roots were loaded';
+      above = this.#add(machine, { level: table.level + 1, gfn: -1 });
+      this.#load(machine, above, pid);
+    }
+    above = above && this.#descend(machine, above, thread.fault, table.level + 1);
+    if (above) this.#hangAt(machine, above, indexOf(thread.fault, above.level), table);
+  }
+
+  /** The table of a level that translates a frame, below another. */
+  #descend(machine: Machine, from: InferredTable, frame: number, level: number): InferredTable | undefined {
+    let table: InferredTable | undefined = from;
+    while (table && table.level > level)
+      table = machine.tables.get(table.children.get(indexOf(frame, table.level)) ?? -1);
+    return table?.level === level ? table : undefined;
   }
 
   #load(machine: Machine, table: InferredTable, pid: number): void {
     for (const root of machine.roots) if (root.table !== table.id) root.threads.delete(pid);
+    // The four entries above page directories are each vCPU's own, and written anew.
+    for (const [index, root] of [...machine.roots.entries()].reverse()) {
+      if (root.table === table.id || root.threads.size > 0 || machine.tables.get(root.table)?.level !== 3) continue;
+      machine.roots.splice(index, 1);
+      machine.tables.delete(root.table);
+    }
     const known = machine.roots.find((root) => root.table === table.id);
+    if (known?.guessed) this.#revive(machine);
     if (known) known.threads.add(pid);
-    else machine.roots.push({ table: table.id, asId: 0, threads: new Set([pid]), invalid: false });
+    else machine.roots.push({ table: table.id, asId: 0, threads: new Set([pid]), invalid: false, guessed: false });
   }
 
   #setSpte(at: number, pid: number): void {
     const recording = this.#recording;
+    // Nested guests aside, the TDP MMU tells of its entries otherwise.
+    if (this.#ownerOf(pid)?.tdp || this.#thread(pid).tdp) return;
     const machine = this.#claim(pid);
     if (!machine) return;
-    // Nested guests aside, the TDP MMU tells of its entries otherwise.
-    if (machine.kind !== undefined && machine.kind !== 'shadow') return;
+    if (isTwoStage(machine)) {
+      this.#setDirect(machine, at, pid);
+      return;
+    }
     machine.kind = 'shadow';
     const level = recording.number(at, SPTE.level);
     const address = recording.value(at, SPTE.sptep);
@@ -581,18 +898,23 @@ export class Inference {
     const index = Number((address & 0xfffn) >> 3n);
     let table = machine.tables.get(machine.byFrame.get(frame) ?? -1);
     if (!table || table.level !== level) {
-      const thread = this.#thread(pid);
-      const last = thread.path.map((id) => machine.tables.get(id)).findLast((each) => each?.level === level);
-      table = last && !isTold(last) ? last : this.#add(machine, { level, gfn: -1 });
-      table.frame = frame;
-      machine.byFrame.set(frame, table.id);
-      // What leads to it has its address from now on.
-      const above = table.parent && machine.tables.get(table.parent.id);
-      if (above && table.parent) writeLink(above, table.parent.index, table);
+      table = this.#untoldAt(machine, pid, level) ?? this.#add(machine, { level, gfn: -1 });
+      if (table.gfn < 0) machine.stale ||= 'an entry was set in a table that no event has told of';
+      this.#toldFrame(machine, table, frame);
     }
     table.entries[2 * index] = recording.lo(at, SPTE.spte);
     table.entries[2 * index + 1] = recording.hi(at, SPTE.spte);
     table.doubtful.delete(index);
+  }
+
+  /** The shadow page that a thread maps something in, while its address is not known. */
+  #untoldAt(machine: Machine, pid: number, level: number): InferredTable | undefined {
+    const { path, fault } = this.#thread(pid);
+    const last = path.map((id) => machine.tables.get(id)).findLast((each) => each?.level === level);
+    if (last && !isTold(last)) return last;
+    const root = this.#rootOf(machine, pid);
+    const table = root && fault !== undefined ? this.#descend(machine, root, fault, level) : undefined;
+    return table && !isTold(table) ? table : undefined;
   }
 
   #byKey(machine: Machine, at: number): InferredTable | undefined {
@@ -600,11 +922,98 @@ export class Inference {
     return machine.tables.get(machine.byKey.get(key) ?? -1);
   }
 
+  /** An entry of a second stage that KVM keeps in shadow pages: by its gfn, since those pages are direct. */
+  #setDirect(machine: Machine, at: number, pid: number): void {
+    const recording = this.#recording;
+    const thread = this.#thread(pid);
+    const gfn = recording.number(at, SPTE.gfn);
+    const level = recording.number(at, SPTE.level);
+    const [lo, hi] = [recording.lo(at, SPTE.spte), recording.hi(at, SPTE.spte)];
+    machine.direct = true;
+    machine.kind ??= this.#state.isa ?? secondStageOf(lo, hi);
+    let root = machine.roots.find(({ asId }) => asId === thread.asId) ?? machine.roots[0];
+    if (!root) {
+      machine.stale ||= 'the recording begins after the tables were made';
+      const top = this.#add(machine, { level: 4, gfn: 0 });
+      root = { table: top.id, asId: 0, threads: new Set(), invalid: false, guessed: false };
+      machine.roots.push(root);
+      machine.hadRoot = true;
+    }
+    let table = machine.tables.get(root.table)!;
+    while (table.level > level) {
+      const index = indexOf(gfn, table.level);
+      const next = machine.tables.get(table.children.get(index) ?? -1);
+      if (next) {
+        table = next;
+        continue;
+      }
+      const below = table.level - 1;
+      const first = gfn - (gfn % 512 ** below);
+      const made = thread.loose.get(placeKey(below, first));
+      const child = this.#add(machine, { level: below, gfn: first });
+      child.role = made?.role ?? (table.role & ~15) | below;
+      child.roleKnown = made?.roleKnown ?? 0xf;
+      this.#hangAt(machine, table, index, child);
+      table = child;
+    }
+    const address = recording.value(at, SPTE.sptep);
+    this.#toldFrame(machine, table, Number(address >> 12n));
+    const index = Number((address & 0xfffn) >> 3n);
+    const before = table.children.get(index);
+    if (before !== undefined) this.#discard(machine, before);
+    table.children.delete(index);
+    table.entries[2 * index] = lo;
+    table.entries[2 * index + 1] = hi;
+    table.doubtful.delete(index);
+  }
+
+  /** A table's address is known from now on, and so is what leads to it. */
+  #toldFrame(machine: Machine, table: InferredTable, frame: number): void {
+    if (table.frame === frame) return;
+    table.frame = frame;
+    machine.byFrame.set(frame, table.id);
+    const above = table.parent && machine.tables.get(table.parent.id);
+    if (above && table.parent) writeLink(above, table.parent.index, table);
+    for (const [top, index] of pointersTo(machine, table)) writePointer(top, index, table);
+  }
+
   #zapPage(at: number, pid: number): void {
-    const machine =
-      this.#ownerOf(pid) ?? this.#state.machines.find((each) => each.kind === 'shadow' && this.#byKey(each, at));
-    const table = machine && this.#byKey(machine, at);
-    if (table) this.#dropPage(machine, table, pageKey(table.gfn, table.role));
+    const owner = this.#ownerOf(pid);
+    const { machines } = this.#state;
+    const found = (owner ? [owner] : machines).filter((each) => this.#pageOf(each, at));
+    // Other machines have pages of the same gfn and role.
+    if (!owner && (this.#own || found.length > 1))
+      for (const machine of found)
+        machine.stale ||= 'a shadow page was zapped that is of this virtual machine or of another: events do not tell';
+    const machine = owner ?? (found.length === 1 && (!this.#own || found[0]!.zapper === pid) ? found[0] : undefined);
+    const table = machine && this.#pageOf(machine, at);
+    if (!table) return;
+    const isRoot = [...machine.roots, ...machine.dying].some((root) => root.table === table.id);
+    if (!machine.direct) this.#dropPage(machine, table, pageKey(table.gfn, table.role));
+    else if (!isRoot) this.#dropDirect(machine, table);
+  }
+
+  /** The page that an event is about, of those that are looked up by gfn and role. */
+  #pageOf(machine: Machine, at: number): InferredTable | undefined {
+    if (machine.kind === 'shadow') return this.#byKey(machine, at);
+    const gfn = this.#recording.number(at, PAGE.gfn);
+    const role = this.#recording.lo(at, PAGE.role);
+    if (!machine.direct || roleField(role, 'direct') === 0) return undefined;
+    const asId = roleField(role, 'smm') ? 1 : 0;
+    for (const root of [...machine.dying, ...machine.roots]) {
+      const table = root.asId === asId ? this.#tableAt(machine, root, roleField(role, 'level'), gfn) : undefined;
+      if (table) return table;
+    }
+    return undefined;
+  }
+
+  #dropDirect(machine: Machine, table: InferredTable): void {
+    const above = table.parent && machine.tables.get(table.parent.id);
+    if (above && table.parent) {
+      above.children.delete(table.parent.index);
+      above.entries.fill(0, 2 * table.parent.index, 2 * table.parent.index + 2);
+    }
+    this.#discard(machine, table.id);
   }
 
   #dropPage(machine: Machine, table: InferredTable, key: string): void {
@@ -618,6 +1027,10 @@ export class Inference {
       const child = machine.tables.get(id);
       if (child) child.parent = undefined;
     }
+    for (const [top, index] of pointersTo(machine, table)) {
+      top.children.delete(index);
+      top.entries.fill(0, 2 * index, 2 * index + 2);
+    }
     machine.tables.delete(table.id);
     machine.byKey.delete(key);
     if (machine.byFrame.get(table.frame) === table.id) machine.byFrame.delete(table.frame);
@@ -628,8 +1041,8 @@ export class Inference {
   // ---- what came of it
 
   #tables(machine: Machine, number: number): KvmTables {
-    const removed = new Set([...machine.removed.values()].flat());
-    const stale = this.#staleWords(machine);
+    const removed = new Set([...machine.removed.values()].flat().map(({ id }) => id));
+    const stale = this.#staleWords(machine, number);
     const tables = new Map<number, KvmTable>();
     for (const table of machine.tables.values()) {
       if (removed.has(table.id)) continue;
@@ -652,10 +1065,9 @@ export class Inference {
       const table = machine.tables.get(root.table)!;
       return { vcpu, which, frame: table.frame, levels: table.level, invalid: root.invalid };
     };
-    const shadow = machine.kind === 'shadow';
-    const roots = machine.roots.flatMap((root) => {
-      const users = vcpus.filter(([pid]) => (shadow ? root.threads.has(pid) : !root.invalid)).map(([, vcpu]) => vcpu);
-      return users.length > 0 ? users.map((vcpu) => rootOf(root, vcpu, 'current')) : [rootOf(root, 0, 0)];
+    const roots = [...machine.roots, ...machine.dying].flatMap((root) => {
+      const users = vcpus.filter(([pid]) => this.#isCurrent(machine, root, pid));
+      return users.length > 0 ? users.map(([, vcpu]) => rootOf(root, vcpu, 'current')) : [rootOf(root, 0, 'untold')];
     });
     return {
       kind: machine.kind ?? 'npt',
@@ -667,8 +1079,19 @@ export class Inference {
     };
   }
 
-  #staleWords(machine: Machine): string {
+  /**
+   * Shadow roots are loaded. Of a second stage's no event tells which is in use: there can be one for SMM and one for a nested guest, and
+   * what a thread mapped last says that it was in SMM, not that it has left it.
+   */
+  #isCurrent(machine: Machine, root: InferredRoot, pid: number): boolean {
+    if (machine.kind === 'shadow') return root.threads.has(pid);
+    if (root.invalid || root.asId !== 0 || this.#state.threads.get(pid)?.asId) return false;
+    return machine.roots.every((each) => each === root || each.asId !== 0);
+  }
+
+  #staleWords(machine: Machine, number: number): string {
     if (machine.stale !== '') return machine.stale;
+    for (const pid of this.#state.waiting) if (this.#state.threads.get(pid)!.candidates.includes(number)) return WHOSE;
     const lost = this.#recording.losses.filter(({ beforeIndex }) => beforeIndex <= this.#at);
     if (lost.length > 0) return 'events were lost';
     const { mismatches } = machine;
@@ -688,7 +1111,52 @@ interface Change {
   readonly newHi: number;
 }
 
-const newThread = (): Thread => ({ machine: -1, fault: undefined, path: [], loose: new Map(), vcpu: undefined });
+/** A table of a tree in which a change's entry is what it was before. */
+interface Match {
+  readonly root: InferredRoot;
+  readonly table: InferredTable;
+}
+
+const newThread = (): Thread => ({
+  machine: -1,
+  fault: undefined,
+  path: [],
+  loose: new Map(),
+  vcpu: undefined,
+  handling: false,
+  tdp: false,
+  asId: 0,
+  candidates: [],
+  pending: [],
+  directories: [],
+});
+
+/** Entries of roots that KVM has made of page directories, and that lead to one. */
+function pointersTo(machine: Machine, { id, level }: InferredTable): [InferredTable, number][] {
+  if (level !== 2 || machine.kind !== 'shadow') return [];
+  return machine.roots.flatMap(({ table }) => {
+    const top = machine.tables.get(table);
+    if (top?.level !== 3) return [];
+    return [...top.children]
+      .filter(([, child]) => child === id)
+      .map(([index]): [InferredTable, number] => [top, index]);
+  });
+}
+
+/** Whether a machine translates gpas, in whatever kind of entries. */
+const isTwoStage = ({ kind, tdp, hadRoot }: Machine): boolean =>
+  tdp || (kind === undefined ? hadRoot : kind !== 'shadow');
+
+const isFrozen = ({ newLo }: Change): boolean => (newLo & 0xfff) === FROZEN_LO;
+/** An empty entry of a table that is taken out: nothing was there. */
+const isNothing = (change: Change): boolean => isFrozen(change) && change.oldLo === 0;
+
+/** Whether a change is to what another one made: its entry, or an entry of its table. */
+function isBelow(made: Change, { gfn, level, asId }: Change): boolean {
+  if (made.asId !== asId) return false;
+  if (made.level === level) return made.gfn === gfn;
+  return leadsToTable(made.level, made.newLo) && placeKey(made.level - 1, made.gfn) === placeKey(level, gfn);
+}
 
 function newMachine(kind: SecondStageKind | undefined): Machine {
   return {
@@ -697,6 +1165,11 @@ function newMachine(kind: SecondStageKind | undefined): Machine {
     byKey: new Map(),
     byFrame: new Map(),
     roots: [],
+    dying: [],
+    hadRoot: false,
+    tdp: false,
+    direct: false,
+    zapper: undefined,
     removed: new Map(),
     emptyHi: 0,
     mismatches: 0,
@@ -704,19 +1177,32 @@ function newMachine(kind: SecondStageKind | undefined): Machine {
   };
 }
 
-function copyState({ machines, threads, nextId }: State): State {
+function copyState({ machines, threads, waiting, isa, nextId }: State): State {
+  const copyRoot = (root: InferredRoot): InferredRoot => ({ ...root, threads: new Set(root.threads) });
   return {
     nextId,
+    isa,
+    waiting: new Set(waiting),
     threads: new Map(
-      [...threads].map(([pid, thread]) => [pid, { ...thread, path: [...thread.path], loose: new Map(thread.loose) }]),
+      [...threads].map(([pid, thread]) => [
+        pid,
+        {
+          ...thread,
+          path: [...thread.path],
+          loose: new Map(thread.loose),
+          pending: [...thread.pending],
+          directories: [...thread.directories],
+        },
+      ]),
     ),
     machines: machines.map((machine) => ({
       ...machine,
       tables: new Map([...machine.tables].map(([id, table]) => [id, copyTable(table)])),
       byKey: new Map(machine.byKey),
       byFrame: new Map(machine.byFrame),
-      roots: machine.roots.map((root) => ({ ...root, threads: new Set(root.threads) })),
-      removed: new Map(machine.removed),
+      roots: machine.roots.map(copyRoot),
+      dying: machine.dying.map(copyRoot),
+      removed: new Map([...machine.removed].map(([key, list]) => [key, list.map((each) => ({ ...each }))])),
     })),
   };
 }
@@ -738,4 +1224,11 @@ function pageOf(recording: Recording, at: number, field: number): number | undef
 function writeLink(table: InferredTable, index: number, child: InferredTable): void {
   table.entries[2 * index] = ((child.frame % 2 ** 20) * 4096 + 0x827) >>> 0;
   table.entries[2 * index + 1] = Math.floor(child.frame / 2 ** 20);
+}
+
+/** The same above page directories, whose entries have nothing but the address and that they are present. */
+function writePointer(table: InferredTable, index: number, child: InferredTable): void {
+  writeLink(table, index, child);
+  table.entries[2 * index]! &= ~0xfff;
+  table.entries[2 * index]! |= 1;
 }

@@ -45,8 +45,8 @@ export interface KvmPageCounts {
 /** A root that a vCPU has or had. */
 export interface KvmRoot {
   readonly vcpu: number;
-  /** `current`, or the place among those before it: 0 is the last. */
-  readonly which: 'current' | 0 | 1 | 2;
+  /** `current`, or the place among those before it: 0 is the last. `untold` is whether it is any of these, and of which vCPU. */
+  readonly which: 'current' | 0 | 1 | 2 | 'untold';
   /** Frame of the root's table, of `pae_root` for 32-bit and PAE guests. */
   readonly frame: number;
   /** What it was loaded for: the guest's CR3, or nCR3 of a nested guest. */
@@ -88,6 +88,11 @@ export function kvmFormat(kind: SecondStageKind, levels: number, maxPhyAddr: num
     formats.set(key, format);
   }
   return format;
+}
+
+/** Whether there is a format for the tables below a root. */
+export function isReadable(kind: SecondStageKind, { levels }: KvmRoot): boolean {
+  return SPECS[kind][levels] !== undefined;
 }
 
 /** A root of KVM's as the stage of a translation: of gpas with EPT and NPT, of gvas with shadow tables. */

@@ -1,7 +1,15 @@
 import { decodeEntry } from '../formats/decode.ts';
 import type { Stage } from '../guest/regime.ts';
 import { roleWords } from '../kernel/role.ts';
-import { currentRoot, type KvmRoot, type KvmTable, type KvmTables, kvmMemory, kvmStage } from '../kernel/tables.ts';
+import {
+  currentRoot,
+  isReadable,
+  type KvmRoot,
+  type KvmTable,
+  type KvmTables,
+  kvmMemory,
+  kvmStage,
+} from '../kernel/tables.ts';
 import { addressToFrame, frameToAddress, hex, pageOffset } from '../memory/words.ts';
 import type { Mirror } from '../mirror.ts';
 import { type Descent, type DescentStep, descend } from '../pgtable/descend.ts';
@@ -15,8 +23,15 @@ type Built = NonNullable<ReturnType<NonNullable<Mirror['built']>>>;
 
 export function builtCertainty(built: Built | undefined): { certainty?: Certainty; why?: string } {
   if (!built) return {};
-  const { certainty, why } = built.tables;
-  return { certainty, ...(why === '' ? {} : { why }) };
+  const { certainty, why, kind, roots } = built.tables;
+  const skipped = roots
+    .filter((root) => !isReadable(kind, root))
+    .map(
+      ({ frame, levels }) =>
+        `the root at hpa ${hex(frameToAddress(frame))} has ${levels} levels, which ${kind} has not`,
+    );
+  const words = [...(why === '' ? [] : [why]), ...new Set(skipped)].join('; ');
+  return { certainty, ...(words === '' ? {} : { why: words }) };
 }
 
 export function builtTable({ tables }: Built, frame: number): KvmTable | undefined {
@@ -38,19 +53,26 @@ export function builtPage({ gfn, role, roleKnown, counts }: KvmTable): string {
 
 /** How the tables of a vCPU are read: from its current root down, or the first that is known. */
 export function builtStage({ tables, maxPhyAddr }: Built, vcpu: number): Stage | undefined {
-  const root = currentRoot(tables, vcpu) ?? tables.roots.find((each) => each.vcpu === vcpu) ?? tables.roots[0];
+  const roots = tables.roots.filter((root) => isReadable(tables.kind, root));
+  const root = roots.find((each) => each.vcpu === vcpu && each.which === 'current') ?? firstOf(roots, vcpu);
   return root && kvmStage(tables, root, maxPhyAddr);
 }
 
-/** Every root that vCPUs have: the current ones first. */
+function firstOf(roots: readonly KvmRoot[], vcpu: number): KvmRoot | undefined {
+  const told = roots.filter(({ which }) => which !== 'untold');
+  return told.find((each) => each.vcpu === vcpu) ?? roots.find(({ invalid }) => !invalid) ?? roots[0];
+}
+
+/** Every root that vCPUs have: the current ones first. What cannot be read is not among them, and builtCertainty says so. */
 export function builtRoots({ tables, maxPhyAddr }: Built): RootAnswer[] {
   const answers = new Map<number, RootAnswer>();
   const memory = kvmMemory(tables);
-  const ordered = [...tables.roots].sort((a, b) => rank(a) - rank(b));
+  const ordered = tables.roots.filter((root) => isReadable(tables.kind, root)).sort((a, b) => rank(a) - rank(b));
   for (const root of ordered) {
     const known = answers.get(root.frame);
     if (known) {
-      if (!known.vcpus.includes(root.vcpu)) answers.set(root.frame, { ...known, vcpus: [...known.vcpus, root.vcpu] });
+      if (root.which !== 'untold' && !known.vcpus.includes(root.vcpu))
+        answers.set(root.frame, { ...known, vcpus: [...known.vcpus, root.vcpu] });
       continue;
     }
     const stage = kvmStage(tables, root, maxPhyAddr);
@@ -61,7 +83,7 @@ export function builtRoots({ tables, maxPhyAddr }: Built): RootAnswer[] {
       id: `second ${root.frame}`,
       title: titleOf(tables, root),
       space: 'second',
-      vcpus: [root.vcpu],
+      vcpus: root.which === 'untold' ? [] : [root.vcpu],
       table: {
         kind: 'table',
         space: 'second',
@@ -81,14 +103,19 @@ export function builtRoots({ tables, maxPhyAddr }: Built): RootAnswer[] {
   return [...answers.values()];
 }
 
-const rank = ({ which }: KvmRoot): number => (which === 'current' ? -1 : which);
+const rank = ({ which }: KvmRoot): number => (which === 'current' ? -1 : which === 'untold' ? 3 : which);
 
 function titleOf({ kind, tables }: KvmTables, { which, frame, pgd, invalid }: KvmRoot): string {
   const what = kind === 'shadow' ? 'Shadow root' : `KVM's ${kind.toUpperCase()} root`;
   const where = tables.get(frame)?.untold ? '' : ` at hpa ${hex(frameToAddress(frame))}`;
   const of = kind === 'shadow' && pgd !== undefined ? ` of CR3 ${hex(pgd)}` : '';
-  const state = invalid ? ' (being taken down)' : which === 'current' ? '' : ` (previous, ${which + 1} back)`;
-  return `${what}${where}${of}${state}`;
+  return `${what}${where}${of}${stateOf(which, invalid)}`;
+}
+
+function stateOf(which: KvmRoot['which'], invalid: boolean): string {
+  if (invalid) return ' (being taken down)';
+  if (which === 'untold') return ' (no event tells which vCPU uses it)';
+  return which === 'current' ? '' : ` (previous, ${which + 1} back)`;
 }
 
 const ORDER: readonly Certainty[] = ['exact', 'inferred', 'stale', 'unknown'];
@@ -101,8 +128,13 @@ const worse = (a: Certainty, b: Certainty): Certainty => (ORDER.indexOf(a) >= OR
 export function withBuilt(built: Built, walk: WalkAnswer): WalkAnswer {
   const root = currentRoot(built.tables, walk.vcpu);
   const base = { ...walk, certainty: worse(walk.certainty, root ? built.tables.certainty : 'exact') };
-  if (!root || !built.tables.tables.has(root.frame)) {
-    const reason = 'KVM has no root for this vCPU yet: the next entry into the guest makes one';
+  if (!root || !isReadable(built.tables.kind, root) || !built.tables.tables.has(root.frame)) {
+    const isUntold = built.tables.roots.some(({ which, invalid }) => which === 'untold' && !invalid);
+    const reason = root
+      ? 'the tables below this vCPU’s root cannot be read'
+      : isUntold
+        ? 'no event tells which of KVM’s roots this vCPU uses'
+        : 'KVM has no root for this vCPU yet: the next entry into the guest makes one';
     return { ...base, sentence: `${walk.sentence}; ${reason}` };
   }
   const stage = kvmStage(built.tables, root, built.maxPhyAddr);
@@ -116,7 +148,9 @@ export function withBuilt(built: Built, walk: WalkAnswer): WalkAnswer {
     for (const { level, table, index, frame, offset, lo, hi } of steps) {
       const own = built.tables.tables.get(table);
       const note = spteNote(spteFormat(format), lo, hi);
-      const doubt = own?.doubtful?.get(index) ?? own?.certainty;
+      const told = own?.doubtful?.get(index) ?? own?.certainty;
+      // One entry is no better than the whole.
+      const doubt = told && worse(told, built.tables.certainty);
       references.push({
         number: 0,
         stage: 'second',
