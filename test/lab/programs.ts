@@ -14,7 +14,8 @@ export interface ProgramShape {
 /** Where a program's data lie: guest-virtual pages, and the guest-physical ones that they are mapped to. */
 export const FIRST_GVA = 0x400000;
 export const FIRST_GPA = 0x200000;
-const PAGES = 12;
+/** Pages from there on. */
+export const PAGES = 12;
 
 /** A program that a seed determines. */
 export function randomProgram(seed: number, { second, statements, host, guest }: ProgramShape): string {
