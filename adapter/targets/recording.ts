@@ -4,7 +4,7 @@ import { x86Regime } from '../../engine/guest/x86-regime.ts';
 import { type EventClass, eventAddress, eventClass, eventField, eventText } from '../../engine/history/event-text.ts';
 import { Inference, type InferredMachine } from '../../engine/history/infer.ts';
 import type { Recording } from '../../engine/history/recording.ts';
-import type { KvmTables } from '../../engine/kernel/tables.ts';
+import type { KvmTables, SecondStageKind } from '../../engine/kernel/tables.ts';
 import type { Machine } from '../../engine/machine.ts';
 import { hex } from '../../engine/memory/words.ts';
 import { type Mirror, mirrorMachine } from '../../engine/mirror.ts';
@@ -24,6 +24,8 @@ const FIRST_TEXT = 100_000;
 /** Events between two looks at the clock, and how long a slice may take. */
 const SLICE = 512;
 const SLICE_MS = 8;
+/** Tasks that a session can have. */
+const TASKS_MOST = 1024;
 const PAST = 'a recording is the past: nothing in it can be changed';
 const NO_CODE = 'a recording has no guest code';
 
@@ -55,9 +57,16 @@ export class RecordingTarget implements Target {
   readonly #inference: Inference;
   readonly #number: number;
   readonly #about: string;
-  /** Threads of the machine that is shown, by vCPU. */
-  readonly #vcpus: readonly { readonly thread: number; readonly vcpu: number | undefined }[];
+  readonly #kind: SecondStageKind | undefined;
+  /** Threads of the machine that is shown, and their tasks: their vCPUs where `named`. */
+  readonly #tasks: ReadonlyMap<number, number>;
+  readonly #named: boolean;
+  /** Whether a thread's faults are the machine's. */
+  readonly #counts: (pid: number) => boolean;
+  /** Threads of other machines, and their vCPUs. */
+  readonly #foreign: ReadonlyMap<number, number | undefined>;
   readonly #points = new Map<string, LinePoint[]>();
+  #pointsAt = new Map<number, LinePoint[]>();
   #position = 0;
   #tables: KvmTables | undefined;
   #pauseWanted = false;
@@ -77,15 +86,27 @@ export class RecordingTarget implements Target {
       );
     const shown = machines[wanted];
     this.#number = shown?.number ?? -1;
-    this.#vcpus = vcpusOf(shown);
-    const faults = faultIndices(recording);
+    this.#kind = shown?.tables.kind;
+    this.#named = shown?.threads.some(({ vcpu }) => vcpu !== undefined) ?? false;
+    this.#tasks = tasksOf(shown);
+    this.#foreign = new Map(
+      machines
+        .filter((each) => each !== shown)
+        .flatMap(({ threads }) => threads.map((each) => [each.thread, each.vcpu])),
+    );
+    const own = new Set(shown?.threads.map(({ thread }) => thread));
+    this.#counts = (pid) => machines.length < 2 || own.has(pid);
+    const faults = faultIndices(recording, this.#counts);
     const shadow = shown?.tables.kind === 'shadow';
+    const vcpus = 1 + Math.max(0, ...this.#tasks.values());
     const mirror: Mirror = {
       memory: NO_MEMORY,
       guestMemory: NO_MEMORY,
       resolve: () => -1,
       places: 'recording',
-      regimes: this.#vcpus.map(() => x86Regime(undefined, { maxPhyAddr: MAX_PHYS, features: new Set() }, undefined)),
+      regimes: Array.from({ length: vcpus }, () =>
+        x86Regime(undefined, { maxPhyAddr: MAX_PHYS, features: new Set() }, undefined),
+      ),
       counted: new Set(),
       built: () => ({ tables: this.#now(), maxPhyAddr: MAX_PHYS }),
       recording: () => ({
@@ -94,6 +115,7 @@ export class RecordingTarget implements Target {
         faults,
         shadow,
         thread: (pid) => this.#thread(pid),
+        isForeign: (pid) => this.#foreign.has(pid),
         machine: wanted,
         machines: machines.length,
       }),
@@ -122,15 +144,25 @@ export class RecordingTarget implements Target {
   }
 
   #thread(pid: number): string {
-    const own = this.#vcpus.find(({ thread, vcpu }) => thread === pid && vcpu !== undefined);
-    return own ? `vCPU ${own.vcpu}` : (this.#recording.comm(pid) ?? `thread ${pid}`);
+    const task = this.#named ? this.#tasks.get(pid) : undefined;
+    return task !== undefined ? `vCPU ${task}` : (this.#recording.comm(pid) ?? `thread ${pid}`);
   }
 
+  /** What a session calls a thread; threads that are no vCPU of the machine go with its first. */
   #task(pid: number): number {
-    return Math.max(
-      0,
-      this.#vcpus.findIndex(({ thread }) => thread === pid),
-    );
+    return this.#tasks.get(pid) ?? 0;
+  }
+
+  /** The thread of the event where the session stands. */
+  #here(): number {
+    return this.#recording.length > 0 ? this.#recording.pid(Math.max(0, this.#position - 1)) : -1;
+  }
+
+  /** Threads that a motion goes along: a task's, unless it only stands for the thread of the last event. */
+  #along(task: number): (pid: number) => boolean {
+    const here = this.#here();
+    const isTold = [...this.#tasks.values()].includes(task) && (task !== 0 || this.#tasks.has(here));
+    return isTold ? (pid) => this.#tasks.get(pid) === task : (pid) => pid === here;
   }
 
   // ---- moving
@@ -145,12 +177,12 @@ export class RecordingTarget implements Target {
         return this.#position < length ? this.#stand(this.#position + 1, this.#stepped()) : END;
       case 'step-over':
       case 'step-out': {
-        const thread = this.#vcpus[motion.task]?.thread;
+        const isAlong = this.#along(motion.task);
         return this.#search(
           1,
           watcher,
           (at) =>
-            this.#recording.pid(at) === thread &&
+            isAlong(this.#recording.pid(at)) &&
             (motion.kind === 'step-over' || eventClass(this.#recording, at) === 'second-stage'),
         );
       }
@@ -196,12 +228,13 @@ export class RecordingTarget implements Target {
   }
 
   #match(at: number, watcher: Watcher): Halt | undefined {
-    const task = this.#task(this.#recording.pid(at));
-    const filter = FILTER_OF[eventClass(this.#recording, at)];
+    const pid = this.#recording.pid(at);
+    const task = this.#task(pid);
+    const filter = this.#counts(pid) ? FILTER_OF[eventClass(this.#recording, at)] : undefined;
     if (filter !== undefined && watcher.wants(filter) && watcher.admits(filter, this.#scope(at)))
       return { kind: 'matched', match: { kind: 'exception', task, ids: [], filter } };
-    const points = [...this.#points.values()].flat().filter(({ index }) => index === at);
-    const ids = points.length > 0 ? watcher.hit(points, this.#scope(at)) : [];
+    const points = this.#pointsAt.get(at);
+    const ids = points ? watcher.hit(points, this.#scope(at)) : [];
     return ids.length > 0 ? { kind: 'matched', match: { kind: 'breakpoint', task, ids } } : undefined;
   }
 
@@ -229,9 +262,11 @@ export class RecordingTarget implements Target {
         if (typeof name !== 'string') return undefined;
         const error = eventField(recording, at, 'error_code');
         const bit = (mask: bigint): Value | undefined => (error === undefined ? undefined : (error & mask) !== 0n);
+        // VMX gives the exit qualification of an EPT violation, which says nothing of who accesses.
+        const isViolation = this.#kind === 'ept' && recording.shape(at).tracepoint.name === 'kvm_page_fault';
         switch (name) {
           case 'vcpu':
-            return BigInt(this.#task(recording.pid(at)));
+            return eventField(recording, at, 'vcpu_id') ?? this.#vcpu(recording.pid(at));
           case 'gpa':
           case 'gva':
             return address?.space === name ? address.address : undefined;
@@ -240,9 +275,9 @@ export class RecordingTarget implements Target {
           case 'write':
             return bit(2n);
           case 'fetch':
-            return bit(16n);
+            return bit(isViolation ? 4n : 16n);
           case 'user':
-            return bit(4n);
+            return isViolation ? undefined : bit(4n);
           case 'index':
             return BigInt(at);
           case 'thread':
@@ -259,17 +294,25 @@ export class RecordingTarget implements Target {
     };
   }
 
+  #vcpu(pid: number): bigint | undefined {
+    const vcpu = this.#tasks.get(pid) ?? this.#foreign.get(pid);
+    return vcpu === undefined ? undefined : BigInt(vcpu);
+  }
+
   #describe(halt: Halt | { readonly kind: 'entry' }, vcpu: number): { stop: StopAnswer; fault: undefined } {
     const [reason, sentence] = this.#words(halt);
     const at = this.#position - 1;
-    const address = at >= 0 ? eventAddress(this.#recording, at, this.machine.mirror!.recording!().shadow) : undefined;
+    const pid = this.#here();
+    // Another machine's address is none of this one.
+    const isOwn = at >= 0 && !this.#foreign.has(pid);
+    const address = isOwn ? eventAddress(this.#recording, at, this.machine.mirror!.recording!().shadow) : undefined;
     const task = this.machine.task(vcpu);
     return {
       stop: {
         reason,
         sentence,
         task: vcpu,
-        taskName: task.name,
+        taskName: at < 0 || this.#tasks.has(pid) ? task.name : this.#thread(pid),
         step: this.#position,
         ...(address
           ? {
@@ -409,6 +452,12 @@ export class RecordingTarget implements Target {
       return { id, verified: true, line: point.line };
     });
     this.#points.set(path, points);
+    this.#pointsAt = new Map();
+    for (const point of [...this.#points.values()].flat()) {
+      const there = this.#pointsAt.get(point.index);
+      if (there) there.push(point);
+      else this.#pointsAt.set(point.index, [point]);
+    }
     return answers;
   }
 
@@ -431,9 +480,10 @@ const NO_MEMORY = {
   },
 };
 
-function vcpusOf(machine: InferredMachine | undefined) {
-  const threads = [...(machine?.threads ?? [])].sort((a, b) => (a.vcpu ?? 1e6) - (b.vcpu ?? 1e6));
-  const vcpus = threads.filter(({ vcpu }) => vcpu !== undefined);
-  const found = vcpus.length > 0 ? vcpus : threads;
-  return found.length > 0 ? found : [{ thread: -1, vcpu: undefined }];
+/** Threads of a machine and their vCPUs; where no event names these, its threads in turn. */
+function tasksOf(machine: InferredMachine | undefined): Map<number, number> {
+  const threads = machine?.threads ?? [];
+  const named = threads.flatMap(({ thread, vcpu }) => (vcpu === undefined ? [] : [[thread, vcpu] as const]));
+  if (named.length > 0) return new Map(named.filter(([, vcpu]) => vcpu < TASKS_MOST));
+  return new Map(threads.slice(0, TASKS_MOST).map(({ thread }, index) => [thread, index]));
 }

@@ -13,22 +13,24 @@ export interface RecordingView {
   readonly recording: Recording;
   /** Events up to here have happened. */
   readonly position: number;
-  /** Indices of all faults. */
+  /** Indices of all faults of the machine. */
   readonly faults: Uint32Array;
   readonly shadow: boolean;
   /** How threads are called: `vCPU 0`, or their names. */
   thread(pid: number): string;
+  /** Whether a thread is another machine's. */
+  isForeign(pid: number): boolean;
   /** The machine that is shown, of how many. */
   readonly machine: number;
   readonly machines: number;
 }
 
-/** Indices of the faults of a recording. */
-export function faultIndices(recording: Recording): Uint32Array {
+/** Indices of the faults of a recording, of the threads that count. */
+export function faultIndices(recording: Recording, counts: (pid: number) => boolean): Uint32Array {
   let found = new Uint32Array(1024);
   let count = 0;
   for (let at = 0; at < recording.length; at++) {
-    if (!isFault(recording, at)) continue;
+    if (!isFault(recording, at) || !counts(recording.pid(at))) continue;
     if (count === found.length) {
       const larger = new Uint32Array(2 * found.length);
       larger.set(found);
@@ -39,23 +41,25 @@ export function faultIndices(recording: Recording): Uint32Array {
   return found.subarray(0, count);
 }
 
-const overviews = new WeakMap<Recording, RecordingAnswer['buckets']>();
+/** By their faults, which are each view's own. */
+const overviews = new WeakMap<Uint32Array, RecordingAnswer['buckets']>();
 
 /** How many faults and changes of entries there are in each stretch of time. */
-function bucketsOf(recording: Recording): RecordingAnswer['buckets'] {
-  const known = overviews.get(recording);
+function bucketsOf(view: RecordingView): RecordingAnswer['buckets'] {
+  const { recording } = view;
+  const known = overviews.get(view.faults);
   if (known) return known;
   const first = recording.length > 0 ? recording.time(0) : 0;
   const span = recording.length > 0 ? Math.max(1, recording.time(recording.length - 1) - first) : 1;
   const faults = new Array<number>(BUCKETS).fill(0);
   const changes = new Array<number>(BUCKETS).fill(0);
-  for (let at = 0; at < recording.length; at++) {
-    const bucket = Math.min(BUCKETS - 1, Math.floor(((recording.time(at) - first) / span) * BUCKETS));
-    if (isFault(recording, at)) faults[bucket]!++;
-    else if (eventClass(recording, at) === 'change') changes[bucket]!++;
-  }
+  const bucketAt = (at: number): number =>
+    Math.min(BUCKETS - 1, Math.floor(((recording.time(at) - first) / span) * BUCKETS));
+  for (const at of view.faults) faults[bucketAt(at)]!++;
+  for (let at = 0; at < recording.length; at++)
+    if (eventClass(recording, at) === 'change' && !view.isForeign(recording.pid(at))) changes[bucketAt(at)]!++;
   const buckets = { faults, changes };
-  overviews.set(recording, buckets);
+  overviews.set(view.faults, buckets);
   return buckets;
 }
 
@@ -77,7 +81,7 @@ export function recordingAnswer(view: RecordingView): RecordingAnswer {
     machine,
     machines,
     event: position > 0 ? eventText(recording, position - 1) : '',
-    buckets: bucketsOf(recording),
+    buckets: bucketsOf(view),
     lost: recording.losses.map(({ time, count, beforeIndex }) => ({
       at: beforeIndex,
       time: time - first,
