@@ -587,6 +587,8 @@ export class Inference {
     }
     const { root } = fitting[0] ?? {};
     if (root?.guessed && root.invalid && !isRemoval) this.#revive(machine);
+    // Nobody else takes tables out.
+    if (root?.guessed && isRemoval && leadsToTable(level, oldLo)) confirm(machine);
     machine.kind ??= this.#state.isa ?? secondStageOf(newLo, newHi) ?? secondStageOf(oldLo, oldHi);
     if (oldLo === 0) machine.emptyHi = oldHi;
     table.entries[2 * index] = newLo;
@@ -713,6 +715,7 @@ export class Inference {
         root.role = role;
         root.roleKnown = roleKnown;
         machine.hadRoot = true;
+        confirm(machine);
         machine.roots.push({
           table: root.id,
           asId: roleField(role, 'smm') ? 1 : 0,
@@ -803,9 +806,11 @@ export class Inference {
   #isDirectory(machine: Machine, thread: Thread, table: InferredTable, pid: number): boolean {
     if (table.level !== 2) return false;
     if (roleField(table.role, 'has_4_byte_gpte') !== 0) return true;
-    if (thread.handling || machine.tables.get(thread.path.at(-1) ?? -1)?.level === 3) return false;
-    // Below a root of four levels a directory is looked up alone.
-    return (this.#rootOf(machine, pid)?.level ?? 3) === 3;
+    // A guest that is reset turns paging off.
+    if (!thread.handling && roleField(table.role, 'direct') !== 0 && table.gfn % 2 ** 18 === 0) return true;
+    const root = this.#rootOf(machine, pid);
+    if (root) return root.level === 3;
+    return !thread.handling && machine.tables.get(thread.path.at(-1) ?? -1)?.level !== 3;
   }
 
   #loadDirectory(machine: Machine, thread: Thread, table: InferredTable, pid: number): void {
@@ -815,14 +820,15 @@ export class Inference {
       : roleField(table.role, 'direct')
         ? Math.floor(table.gfn / 2 ** 18) % 4
         : undefined;
-    if (directories.length === 4 || (place !== undefined && place < directories.length)) directories.length = 0;
-    if (directories.length === 0) {
-      // Where its pages cannot say it, their order does.
-      const top = this.#add(machine, { level: 3, gfn: table.gfn });
+    let top = this.#rootOf(machine, pid);
+    const isNext = directories.length < 4 && (place === undefined || place >= directories.length);
+    if (directories.length === 0 || !isNext || top?.level !== 3) {
+      directories.length = 0;
+      top = this.#add(machine, { level: 3, gfn: table.gfn });
       top.roleKnown = 0xf;
       this.#load(machine, top, pid);
     }
-    const top = this.#rootOf(machine, pid)!;
+    // Where its pages cannot say it, their order does.
     const index = place ?? directories.length;
     directories.push(table.id);
     thread.path = [table.id];
@@ -892,6 +898,7 @@ export class Inference {
       return;
     }
     machine.kind = 'shadow';
+    this.#thread(pid).handling = false;
     const level = recording.number(at, SPTE.level);
     const address = recording.value(at, SPTE.sptep);
     const frame = Number(address >> 12n);
@@ -988,7 +995,7 @@ export class Inference {
     const machine = owner ?? (found.length === 1 && (!this.#own || found[0]!.zapper === pid) ? found[0] : undefined);
     const table = machine && this.#pageOf(machine, at);
     if (!table) return;
-    const isRoot = [...machine.roots, ...machine.dying].some((root) => root.table === table.id);
+    const isRoot = machine.roots.some((root) => root.table === table.id);
     if (!machine.direct) this.#dropPage(machine, table, pageKey(table.gfn, table.role));
     else if (!isRoot) this.#dropDirect(machine, table);
   }
@@ -1013,6 +1020,8 @@ export class Inference {
       above.children.delete(table.parent.index);
       above.entries.fill(0, 2 * table.parent.index, 2 * table.parent.index + 2);
     }
+    const dying = machine.dying.findIndex((root) => root.table === table.id);
+    if (dying >= 0) machine.dying.splice(dying, 1);
     this.#discard(machine, table.id);
   }
 
@@ -1092,6 +1101,8 @@ export class Inference {
   #staleWords(machine: Machine, number: number): string {
     if (machine.stale !== '') return machine.stale;
     for (const pid of this.#state.waiting) if (this.#state.threads.get(pid)!.candidates.includes(number)) return WHOSE;
+    if ([...machine.roots, ...machine.dying].some(({ guessed }) => guessed))
+      return 'a thread that is of no virtual machine known gave up all tables (kvm_mmu_zap_all_fast): they may be another’s';
     const lost = this.#recording.losses.filter(({ beforeIndex }) => beforeIndex <= this.#at);
     if (lost.length > 0) return 'events were lost';
     const { mismatches } = machine;
@@ -1141,6 +1152,11 @@ function pointersTo(machine: Machine, { id, level }: InferredTable): [InferredTa
       .filter(([, child]) => child === id)
       .map(([index]): [InferredTable, number] => [top, index]);
   });
+}
+
+/** It was this machine whose tables were given up. */
+function confirm({ roots, dying }: Machine): void {
+  for (const root of [...roots, ...dying]) root.guessed = false;
 }
 
 /** Whether a machine translates gpas, in whatever kind of entries. */

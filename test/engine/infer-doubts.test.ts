@@ -60,6 +60,13 @@ test('tables are given up by threads that are no vCPU too', () => {
   assert.deepEqual(mapped(rebuilt(20).machines()[0]!), { live: [['5=77']], dying: [['5=77']] });
   const [own] = rebuilt(20).machines(new Map([[10, 0]]), 'npt');
   assert.deepEqual(mapped(own!), { live: [['5=77']], dying: [['5=77']] });
+  // Until something tells whose they were, that is in doubt.
+  assert.match(begun().zapAll(20).machines()[0]!.tables.why, /may be another’s/);
+  const [down] = begun()
+    .zapAll(20)
+    .change(20, 4, 0, (0x1000n << 12n) | LINK, 0n)
+    .machines();
+  assert.equal(down!.tables.certainty, 'inferred');
   // It was another machine's: this one goes on with what it has.
   const [going] = begun()
     .zapAll(20)
@@ -189,6 +196,19 @@ for (const [name, directories] of [
     );
   });
 
+test('a guest that is reset has page directories again, and tables that another thread gives up end them', () => {
+  const events = shadowed().entry(10, 0);
+  for (let index = 0; index < 4; index++) events.page(10, index * 2 ** 18, SHADOW | DIRECT | 2);
+  const format = (): string[] =>
+    builtRoots({ tables: events.machines()[0]!.tables, maxPhyAddr: 52 })
+      .filter(({ vcpus, invalid }) => vcpus.length > 0 && !invalid)
+      .map((root) => `${root.format}: ${root.present}`);
+  assert.deepEqual(format(), ['KVM shadow, PAE: 4']);
+  events.page(10, 0x60, SHADOW_32 | 2).zapAll(20);
+  for (let index = 1; index < 4; index++) events.page(10, 0x60, SHADOW_32 | 2 | (index << 5));
+  assert.deepEqual(format(), ['KVM shadow, PAE: 3']);
+});
+
 test('without the TDP MMU a second stage is in shadow pages, and stays a second stage', () => {
   const events = new Events().page(10, 0, ROOT).fault(10, 0, 0x5000);
   for (const level of [3, 2, 1]) events.page(10, 0, (ROOT & ~15) | level);
@@ -202,6 +222,8 @@ test('without the TDP MMU a second stage is in shadow pages, and stays a second 
   // What is dropped with a page, and what is dropped without a word.
   const [zapped] = events.zapPage(10, 0, (ROOT & ~15) | 1).machines();
   assert.deepEqual(mapped(zapped!).live, [[]]);
+  const [gone] = events.zapAll(10).zapPage(10, 0, ROOT).page(10, 0, ROOT).machines();
+  assert.deepEqual(mapped(gone!), { live: [[]], dying: [] });
   assert.match(events.unmap(99).machines()[0]!.tables.why, /MMU notifier/);
 });
 
