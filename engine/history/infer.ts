@@ -437,9 +437,11 @@ export class Inference {
   }
 
   #tell(machine: Machine, change: Change, thread: Thread): void {
+    // A machine that is known to have no second stage has no such changes: they are another's.
+    if (this.#given === 'shadow') return;
     machine.tdp = true;
     // Pages that looked like a shadow MMU's were those of a nested guest.
-    if (machine.kind === 'shadow' && this.#given !== 'shadow') this.#restart(machine);
+    if (machine.kind === 'shadow') this.#restart(machine);
     if (isFrozen(change) && this.#dropRemoved(machine, change)) return;
     this.#change(machine, change, thread, false);
   }

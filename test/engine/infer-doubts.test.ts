@@ -38,6 +38,15 @@ test('what looked like a shadow page is a nested guest’s once the TDP MMU is t
   assert.match(machine!.tables.why, /begins after/);
 });
 
+test('a machine that is known to have shadow tables takes no changes of a second stage', () => {
+  const [machine] = shadowed()
+    .zapAll(10)
+    .change(10, 4, 0, 0n, (0x1000n << 12n) | LINK)
+    .change(10, 4, 0, (0x1000n << 12n) | LINK, 0n)
+    .machines(new Map([[10, 0]]), 'shadow');
+  assert.deepEqual(mapped(machine!), { live: [], dying: [['5=77']] });
+});
+
 /** All is given up, and mapped anew before the old tree is taken down. */
 const rebuilt = (zapper: number): Events => begun().zapAll(zapper).page(10, 0, ROOT).map(10, 0, 0x2000n, 5, 0x77n);
 
