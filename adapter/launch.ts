@@ -1,7 +1,7 @@
 import { PAGING, type PagingName } from '../engine/guest/registers.ts';
 import { IMAGE_REGISTERS, type ImageRegister } from './image/machine.ts';
-import { type KvmLaunch, OF_KVM_GUESTS, parseKvm, parseTableSource } from './kvm/launch.ts';
-import type { TableSource } from './kvm/table-source.ts';
+import { type KvmLaunch, OF_KVM_GUESTS, parseKvm, parseWanted } from './kvm/launch.ts';
+import type { WantedOfKvm } from './kvm/wanted.ts';
 import { type LabLaunch, parseLab } from './lab/launch.ts';
 
 /** An image of memory to look at, and what is known of its machine. */
@@ -22,7 +22,7 @@ export interface TraceLaunch {
 }
 
 /** What a launch configuration says, checked. The schema in package.json describes the same attributes. */
-export interface LaunchArguments {
+export interface LaunchArguments extends WantedOfKvm {
   /** Path of a `.mmu` file; of the image that is looked at, or of the guest. */
   readonly program: string;
   readonly image?: ImageLaunch;
@@ -32,8 +32,6 @@ export interface LaunchArguments {
   readonly target?: 'emulator' | 'kvm';
   /** In which lab a scenario runs on KVM; without it on this machine. */
   readonly lab?: LabLaunch;
-  /** Who tells of KVM's own tables, of a scenario on KVM. */
-  readonly tables?: TableSource;
   readonly stopOnEntry: boolean;
   /** Stops once more when everything has ended, instead of ending the session. */
   readonly stopAtEnd: boolean;
@@ -49,6 +47,8 @@ export const DEFAULT_HISTORY = 1 << 20;
 const MAX_HISTORY = 1 << 26;
 const OF_IMAGES = ['image', 'map', 'registers', 'paging', 'el2'];
 const OF_SCENARIOS = ['program', 'target', 'stopOnEntry', 'stopAtEnd', 'history', 'policies'];
+/** Of a scenario on KVM as of a guest. */
+const OF_BOTH = ['lab', 'kvmTables', 'record'];
 const OF_TRACES = ['trace', 'machine'];
 const KNOWN = [...OF_SCENARIOS, ...OF_IMAGES, ...OF_TRACES, ...OF_KVM_GUESTS];
 /** Attributes that VS Code itself puts into every configuration. */
@@ -83,7 +83,7 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
   if (given.image !== undefined) return parseImage(given);
   const alone = OF_IMAGES.find((name) => given[name] !== undefined);
   if (alone !== undefined) return { error: `"${alone}" is for images: "image" is missing` };
-  const ofKvm = OF_KVM_GUESTS.find((name) => given[name] !== undefined && name !== 'lab' && name !== 'kvmTables');
+  const ofKvm = OF_KVM_GUESTS.find((name) => given[name] !== undefined && !OF_BOTH.includes(name));
   if (ofKvm !== undefined) return { error: `"${ofKvm}" is for a guest under KVM: "guest" is missing` };
   const {
     program,
@@ -101,10 +101,12 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
     return { error: '"lab" is a machine with KVM, and "target" says that the emulator is to run the scenario' };
   const lab = given.lab === undefined ? undefined : parseLab(given.lab);
   if (lab && 'error' in lab) return lab;
-  const tables = parseTableSource(given.kvmTables);
-  if (typeof tables === 'object') return tables;
-  if (target === 'emulator' && tables !== undefined)
+  const wanted = parseWanted(given);
+  if ('error' in wanted) return wanted;
+  if (target === 'emulator' && wanted.tables !== undefined)
     return { error: '"kvmTables" is for "target": "kvm": the emulator’s tables are its own' };
+  if (target === 'emulator' && wanted.record !== undefined)
+    return { error: '"record" is for "target": "kvm": it saves what KVM’s tracepoints tell' };
   if (typeof stopOnEntry !== 'boolean')
     return { error: `"stopOnEntry" must be true or false, not ${shown(stopOnEntry)}` };
   if (typeof stopAtEnd !== 'boolean') return { error: `"stopAtEnd" must be true or false, not ${shown(stopAtEnd)}` };
@@ -119,7 +121,7 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
   return {
     target,
     ...(lab ? { lab } : {}),
-    ...(tables === undefined ? {} : { tables }),
+    ...wanted,
     policies,
     program,
     stopOnEntry,

@@ -25,7 +25,11 @@ export interface SessionHost {
   /** Makes or reaches a machine under KVM; absent where no process can be started. @throws with a message for people */
   openKvm?(launch: KvmLaunch, say: Say): Promise<Target>;
   /** Makes a machine under KVM for a scenario; absent as `openKvm`. @throws with a message for people */
-  openScenario?(program: Program, say: Say, launch: Pick<LaunchArguments, 'lab' | 'tables'>): Promise<Target>;
+  openScenario?(
+    program: Program,
+    say: Say,
+    launch: Pick<LaunchArguments, 'lab' | 'tables' | 'record'>,
+  ): Promise<Target>;
 }
 
 /** Where words go while a target is loaded and runs. */

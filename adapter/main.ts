@@ -26,9 +26,9 @@ const session = new KvmMmuSession({
   openImage: (launch) => new ImageTarget(launch),
   openKvm,
   openTrace: ({ path, machine }, say) => new RecordingTarget(readRecordingFile(path), path, machine, say.print),
-  openScenario: async (program, say, { lab, tables }) => {
+  openScenario: async (program, say, { lab, ...wanted }) => {
     const place = lab ? await Lab.boot(lab, say) : thisMachine();
-    return new KvmScenarioTarget(await openScenario(program, say.print, place, tables));
+    return new KvmScenarioTarget(await openScenario(program, say.print, place, wanted));
   },
   ...(onKvm ? { onKvm } : {}),
 });

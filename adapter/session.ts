@@ -246,9 +246,20 @@ export class KvmMmuSession extends DebugSession {
   /** The process ends soon after: what the target still has to say comes first. */
   protected override async disconnectRequest(response: DebugProtocol.DisconnectResponse): Promise<void> {
     this.#generation++;
-    await (this.#target?.dispose() ?? this.#left);
+    await this.#leave();
     this.sendResponse(response);
     this.shutdown();
+  }
+
+  /** Also where the client has gone without a word. */
+  override shutdown(): void {
+    void this.#leave().finally(() => super.shutdown());
+  }
+
+  async #leave(): Promise<void> {
+    this.#left = this.#target?.dispose() ?? this.#left;
+    this.#target = undefined;
+    await this.#left;
   }
 
   #end(exitCode?: number): void {
@@ -259,8 +270,7 @@ export class KvmMmuSession extends DebugSession {
     }
     if (!this.#target) return;
     this.#generation++;
-    this.#left = this.#target.dispose();
-    this.#target = undefined;
+    void this.#leave();
     this.#running = false;
     this.#view({ type: 'ended' });
     if (exitCode !== undefined) this.sendEvent(new ExitedEvent(exitCode));

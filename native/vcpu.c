@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -960,6 +961,9 @@ static void *vcpu_main(void *argument)
 	pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
 	pthread_mutex_lock(&vm->lock);
 	vcpu->tid = gettid();
+	char name[16];
+	snprintf(name, sizeof(name), "vcpu%d", vcpu->id);
+	prctl(PR_SET_NAME, name);
 	pthread_cond_broadcast(&vm->changed);
 	for (;;) {
 		while (vcpu->state != VCPU_RUNNING)

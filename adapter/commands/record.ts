@@ -1,25 +1,11 @@
 import { spawn } from 'node:child_process';
-import {
-  closeSync,
-  existsSync,
-  mkdtempSync,
-  openSync,
-  readSync,
-  realpathSync,
-  renameSync,
-  rmSync,
-  statSync,
-  writeSync,
-} from 'node:fs';
-import { basename, dirname, join } from 'node:path';
+import { existsSync } from 'node:fs';
 import type { Readable } from 'node:stream';
 import { built } from '../kvm/built.ts';
 import { jsonAnswer } from '../rsp/json-answer.ts';
 import { RspError } from '../rsp/packet.ts';
-import { parseTraceFormats, parseTraceLost, type TraceFormats, type TraceLost } from '../rsp/trace.ts';
-import { writeTraceDat } from '../trace/dat-write.ts';
-import { TraceError } from '../trace/errors.ts';
-import { parseHeaderPage } from '../trace/layout.ts';
+import { parseTraceFormats, parseTraceLost, type TraceLost } from '../rsp/trace.ts';
+import { Spool } from '../trace/spool.ts';
 import { readOptions, UsageError } from './usage.ts';
 
 /** Exit status when nothing can be recorded, or what was recorded cannot be saved. */
@@ -33,7 +19,6 @@ const END_CPU = 0xffff;
 const HEADER = 6;
 /** No page and no end is longer. */
 const LONGEST_RECORD = 1 << 25;
-const COPIED_AT_ONCE = 1 << 20;
 
 /** `kvm-mmu record`: KVM's events while a command runs, as a trace.dat. The exit status: the command's. */
 export async function record(args: string[]): Promise<number> {
@@ -55,18 +40,22 @@ export async function record(args: string[]): Promise<number> {
     const helper = values.helper ?? built('kvm-mmu-helper');
     if (!existsSync(helper)) throw new Error(`there is no helper at ${helper}`);
     spool = new Spool(values.output);
-    const ended = await runHelper([helper, '--record', '3', ...(values.all ? ['--all'] : []), '--', ...command], spool);
+    const stream = new HelperStream(spool);
+    const ended = await runHelper(
+      [helper, '--record', '3', ...(values.all ? ['--all'] : []), '--', ...command],
+      stream,
+    );
     // It has said why.
     if (!spool.hasBegun) {
       if (ended.code === 0) throw new Error(`${helper} records nothing: it is no helper`);
       return ended.code === NOT_FOUND || ended.code === NOT_RUN ? ended.code : CANNOT_RUN;
     }
-    const end = spool.end;
+    const { end } = stream;
     if (!end)
       throw new Error(
         `the recording was cut off: the helper ended with ${ended.signal ?? `exit status ${ended.code}`}; ${values.output} is not written`,
       );
-    spool.save();
+    spool.save(parseComms(end.comms));
     const lost = end.lost.overrun + end.lost.dropped;
     console.error(
       `kvm-mmu: ${end.events} events in ${values.output}${lost > 0 ? `; ${lost} were lost` : ', none lost'}`,
@@ -83,7 +72,7 @@ export async function record(args: string[]): Promise<number> {
 /** The command has this process's standard input and output. Ctrl-C is for it: this process lives on and saves. */
 function runHelper(
   [helper, ...args]: readonly [string, ...string[]],
-  spool: Spool,
+  taker: HelperStream,
 ): Promise<{ readonly code: number | null; readonly signal: string | null }> {
   const ignored = (): void => {};
   process.on('SIGINT', ignored).on('SIGQUIT', ignored);
@@ -96,7 +85,7 @@ function runHelper(
     stream.on('data', (chunk: Buffer) => {
       if (failed !== undefined) return;
       try {
-        spool.take(chunk);
+        taker.take(chunk);
       } catch (error) {
         failed = error;
         // The helper ends the command when nobody takes what it records.
@@ -111,12 +100,6 @@ function runHelper(
   });
 }
 
-interface SpooledCpu {
-  readonly path: string;
-  readonly fd: number;
-  pages: number;
-}
-
 /** What stands at the end of the helper's stream (native/PROTOCOL.md, "Recording a command"). */
 interface End {
   readonly events: number;
@@ -127,41 +110,23 @@ interface End {
   readonly comms: string;
 }
 
-/** The helper's stream, on disk: pages wait beside the file until all are there. */
-class Spool {
-  readonly #output: string;
-  readonly #folder: string;
-  readonly #cpus = new Map<number, SpooledCpu>();
+/** What the helper writes, taken apart. */
+class HelperStream {
+  readonly #spool: Spool;
   #rest: Buffer = Buffer.alloc(0);
-  #formats: TraceFormats | undefined;
-  #pageSize = 0;
   end: End | undefined;
 
-  /** @throws Error when nothing can be written there */
-  constructor(output: string) {
-    if (existsSync(output) && !statSync(output).isFile()) throw new Error(`${output} is there, and it is no file`);
-    // A link stays one.
-    this.#output = existsSync(output) ? realpathSync(output) : output;
-    try {
-      this.#folder = mkdtempSync(join(dirname(this.#output), `.${basename(this.#output)}-`));
-    } catch (error) {
-      throw new Error(`${output} cannot be written: ${(error as Error).message}`);
-    }
-  }
-
-  /** Whether the command was started. */
-  get hasBegun(): boolean {
-    return this.#formats !== undefined;
+  constructor(spool: Spool) {
+    this.#spool = spool;
   }
 
   /** @throws Error when the stream is not one of the helper's, or the disk is full */
   take(chunk: Buffer): void {
     this.#rest = this.#rest.length === 0 ? chunk : Buffer.concat([this.#rest, chunk]);
-    if (!this.#formats) {
+    if (!this.#spool.hasBegun) {
       const newline = this.#rest.indexOf(10);
       if (newline < 0) return;
-      this.#formats = parseTraceFormats(this.#rest.toString('utf8', 0, newline));
-      this.#pageSize = parseHeaderPage(this.#formats.headerPage).pageSize;
+      this.#spool.begin(parseTraceFormats(this.#rest.toString('utf8', 0, newline)));
       this.#rest = this.#rest.subarray(newline + 1);
     }
     let at = 0;
@@ -172,66 +137,10 @@ class Spool {
       if (this.#rest.length - at - HEADER < length) break;
       const bytes = this.#rest.subarray(at + HEADER, at + HEADER + length);
       if (cpu === END_CPU) this.end = parseEnd(bytes.toString('utf8'));
-      else this.#add(cpu, bytes);
+      else this.#spool.add(cpu, bytes);
       at += HEADER + length;
     }
     this.#rest = this.#rest.subarray(at);
-  }
-
-  #add(cpu: number, page: Buffer): void {
-    if (page.length > this.#pageSize)
-      throw new TraceError(
-        `a page of CPU ${cpu} has ${page.length} bytes, more than the ${this.#pageSize} of header_page`,
-      );
-    let to = this.#cpus.get(cpu);
-    if (!to) {
-      const path = join(this.#folder, `cpu${cpu}`);
-      to = { path, fd: openSync(path, 'wx+'), pages: 0 };
-      this.#cpus.set(cpu, to);
-    }
-    writeAll(to.fd, page);
-    if (page.length < this.#pageSize) writeAll(to.fd, Buffer.alloc(this.#pageSize - page.length));
-    to.pages++;
-  }
-
-  /** Puts the file in place, whole. @throws Error */
-  save(): void {
-    const formats = this.#formats!;
-    // A file without a page is no recording to some readers: one without a record is.
-    if (this.#cpus.size === 0) this.#add(0, Buffer.alloc(this.#pageSize));
-    const count = Math.max(...this.#cpus.keys()) + 1;
-    // Only their number counts: the pages themselves are on disk.
-    const page = new Uint8Array(this.#pageSize);
-    const cpus = Array.from({ length: count }, (_, cpu) =>
-      Array<Uint8Array>(this.#cpus.get(cpu)?.pages ?? 0).fill(page),
-    );
-    const chunks = writeTraceDat({
-      formats: formats.events.map(({ system, format }) => ({ system, text: format })),
-      headerPage: formats.headerPage,
-      headerEvent: formats.headerEvent,
-      cpus,
-      comms: parseComms(this.end!.comms),
-      uname: formats.uname,
-      clock: formats.clock,
-    });
-    const path = join(this.#folder, 'trace.dat');
-    const fd = openSync(path, 'wx');
-    try {
-      // What stands before the pages, and what fills it up to the first.
-      for (let part = 0; part < 2; part++) writeAll(fd, chunks.next().value!);
-      for (let cpu = 0; cpu < count; cpu++) {
-        const from = this.#cpus.get(cpu);
-        if (from) copy(from.fd, fd);
-      }
-    } finally {
-      closeSync(fd);
-    }
-    renameSync(path, this.#output);
-  }
-
-  remove(): void {
-    for (const { fd } of this.#cpus.values()) closeSync(fd);
-    rmSync(this.#folder, { recursive: true, force: true });
   }
 }
 
@@ -248,19 +157,4 @@ function parseEnd(text: string): End {
 
 function parseComms(text: string): Map<number, string> {
   return new Map([...text.matchAll(/^(\d+) (.*)$/gm)].map(([, pid, comm]) => [Number(pid), comm!]));
-}
-
-function writeAll(fd: number, bytes: Uint8Array): void {
-  for (let done = 0; done < bytes.length; ) done += writeSync(fd, bytes, done);
-}
-
-/** The whole of a file to the end of another. */
-function copy(from: number, to: number): void {
-  const bytes = Buffer.allocUnsafe(COPIED_AT_ONCE);
-  for (let at = 0; ; ) {
-    const length = readSync(from, bytes, 0, bytes.length, at);
-    if (length === 0) return;
-    writeAll(to, bytes.subarray(0, length));
-    at += length;
-  }
 }

@@ -64,7 +64,7 @@ export async function runOnKvm({ path, program, limit }: Wanted, place: HelperPl
       ...(stuck === undefined ? {} : { stuck }),
     };
   } finally {
-    close();
+    await close();
   }
 }
 

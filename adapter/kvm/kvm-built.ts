@@ -4,15 +4,24 @@ import type { RspClient } from '../rsp/client.ts';
 import type { KvmInfo } from '../rsp/info.ts';
 import { LostError } from '../rsp/packet.ts';
 import { parseTables } from '../rsp/tables.ts';
+import { EventPump } from './event-pump.ts';
 import { EventStream } from './event-stream.ts';
-import type { TableSource } from './table-source.ts';
+import { SavedEvents } from './saved-events.ts';
+import type { TableSource, WantedOfKvm } from './wanted.ts';
+import { within } from './within.ts';
+
+/** How long a helper has to hand over its last events. */
+const LAST_MS = 5000;
 
 /** What KVM has built for a machine, asked for at most once a stop, and only when somebody wants it. */
 export class KvmBuilt {
   readonly #client: RspClient;
   readonly #info: KvmInfo;
   readonly #print: (text: string) => void;
-  /** Where events are recorded, whoever tells of tables. */
+  /** Where events are recorded. */
+  readonly #pump: EventPump | undefined;
+  readonly #saved: SavedEvents | undefined;
+  /** Where tables are worked out from events. */
   readonly events: EventStream | undefined;
   readonly source: TableSource;
   #tables: KvmTables | undefined;
@@ -26,40 +35,55 @@ export class KvmBuilt {
     info: KvmInfo,
     print: (text: string) => void,
     source: TableSource,
-    events: EventStream | undefined,
+    recorded: { readonly pump?: EventPump; readonly events?: EventStream; readonly saved?: SavedEvents },
   ) {
     this.#client = client;
     this.#info = info;
     this.#print = print;
     this.source = source;
-    this.events = events;
+    this.#pump = recorded.pump;
+    this.#saved = recorded.saved;
+    this.events = recorded.events;
   }
 
   /**
-   * Before a machine first runs: events tell only of what comes after. Without `wanted` the kernel is asked where it can be, else its
-   * events. @throws Error in words where what is wanted cannot be had
+   * Before a machine first runs: events tell only of what comes after. Without `tables` the kernel is asked where it can be, else its
+   * events; `record` is the file that becomes a trace.dat of them. @throws Error in words where what is wanted cannot be had
    */
   static async open(
     client: RspClient,
     info: KvmInfo,
     print: (text: string) => void,
-    wanted: TableSource | undefined,
+    wanted: WantedOfKvm,
   ): Promise<KvmBuilt> {
     const { tables = 'this helper cannot read them', events = 'this helper has none' } = info.has;
-    if (wanted === 'kernel' && tables !== '') throw new Error(`KVM’s tables cannot be read from the kernel: ${tables}`);
-    if (wanted === 'events' && events !== '') throw new Error(`KVM’s events cannot be recorded: ${events}`);
-    const source = wanted ?? (tables === '' ? 'kernel' : events === '' ? 'events' : 'none');
-    if (wanted === undefined && source !== 'kernel')
+    if (wanted.tables === 'kernel' && tables !== '')
+      throw new Error(`KVM’s tables cannot be read from the kernel: ${tables}`);
+    if ((wanted.tables === 'events' || wanted.record !== undefined) && events !== '')
+      throw new Error(`KVM’s events cannot be recorded: ${events}`);
+    const source = wanted.tables ?? (tables === '' ? 'kernel' : events === '' ? 'events' : 'none');
+    if (wanted.tables === undefined && source !== 'kernel')
       print(
         `KVM’s own tables cannot be read from the kernel: ${tables}; ${source === 'events' ? 'they are worked out from its tracepoints' : `nor can its events be recorded: ${events}`}\n`,
       );
-    return new KvmBuilt(
-      client,
-      info,
-      print,
-      source,
-      source === 'events' ? await EventStream.start(client, info) : undefined,
-    );
+    if (source !== 'events' && wanted.record === undefined) return new KvmBuilt(client, info, print, source, {});
+    const formats = await client.traceFormats();
+    const stream = source === 'events' ? new EventStream(client, info, formats) : undefined;
+    const saved = wanted.record === undefined ? undefined : new SavedEvents(wanted.record, formats, info, print);
+    try {
+      const pump = await EventPump.start(
+        client,
+        [stream, saved].filter((each) => each !== undefined),
+      );
+      return new KvmBuilt(client, info, print, source, {
+        pump,
+        ...(stream ? { events: stream } : {}),
+        ...(saved ? { saved } : {}),
+      });
+    } catch (error) {
+      saved?.abandon();
+      throw error;
+    }
   }
 
   /** The machine has run: what was read is no longer so. */
@@ -78,7 +102,7 @@ export class KvmBuilt {
   async fetch(): Promise<void> {
     try {
       this.#tables = this.events
-        ? await this.events.tables()
+        ? await this.events.tables(await this.pull())
         : parseTables(await this.#client.vendor('qKvm.Tables'), this.#info.secondStage).tables;
     } catch (error) {
       if (error instanceof LostError) throw error;
@@ -88,8 +112,17 @@ export class KvmBuilt {
     }
   }
 
-  /** The machine is let go of. */
-  close(): void {
-    this.events?.abandon();
+  /** Takes the events of until now. @returns how many were lost since the beginning. @throws RspError, LostError */
+  async pull(): Promise<number> {
+    await this.#pump!.pull();
+    return this.#pump!.lost();
+  }
+
+  /** Before the machine is let go of. */
+  async close(): Promise<void> {
+    this.#pump?.stop();
+    // A helper that is gone, or hangs, takes nothing away from what it has told.
+    const lost = this.#saved && (await within(this.pull(), LAST_MS, '').catch(() => undefined));
+    this.#saved?.close(lost);
   }
 }

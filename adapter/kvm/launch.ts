@@ -1,8 +1,8 @@
 import { type LabLaunch, parseLab } from '../lab/launch.ts';
-import { TABLE_SOURCES, type TableSource } from './table-source.ts';
+import { TABLE_SOURCES, type WantedOfKvm } from './wanted.ts';
 
 /** A virtual machine under KVM: one that is to be made, or one that a helper has already. */
-export interface KvmLaunch {
+export interface KvmLaunch extends WantedOfKvm {
   /** An ELF64 or flat image; of a machine that is connected to, the file whose symbols and lines count. */
   readonly guest?: string;
   /** Arguments of the helper that is to be started, without the image. */
@@ -11,8 +11,6 @@ export interface KvmLaunch {
   readonly helper?: string;
   /** Where the helper is to be started, when not on this machine. */
   readonly lab?: LabLaunch;
-  /** Who tells of KVM's own tables. */
-  readonly tables?: TableSource;
   /** A Unix socket, or a command whose standard input and output lead to a helper. */
   readonly connect?: string | readonly string[];
   /** Address or symbol of the guest's #PF handler. */
@@ -28,6 +26,7 @@ export const OF_KVM_GUESTS = [
   'helper',
   'lab',
   'kvmTables',
+  'record',
   'connect',
   'pageFaultHandler',
 ];
@@ -49,11 +48,17 @@ function isTexts(value: unknown): value is string[] {
   return Array.isArray(value) && value.length > 0 && value.every(isText);
 }
 
-/** Checks the attribute `kvmTables`. @returns what is wrong with it, or undefined where it is not given */
-export function parseTableSource(given: unknown): TableSource | { readonly error: string } | undefined {
-  const found = TABLE_SOURCES.find((source) => source === given);
-  if (given === undefined || found !== undefined) return found;
-  return { error: `"kvmTables" must be ${TABLE_SOURCES.map((each) => `"${each}"`).join(', ')}, not ${shown(given)}` };
+/** Checks the attributes `kvmTables` and `record`. @returns what is wrong with them, if anything */
+export function parseWanted(given: Readonly<Record<string, unknown>>): WantedOfKvm | { readonly error: string } {
+  const { kvmTables, record } = given;
+  const tables = TABLE_SOURCES.find((source) => source === kvmTables);
+  if (kvmTables !== undefined && tables === undefined)
+    return {
+      error: `"kvmTables" must be ${TABLE_SOURCES.map((each) => `"${each}"`).join(', ')}, not ${shown(kvmTables)}`,
+    };
+  if (record !== undefined && !isText(record))
+    return { error: `"record" must be the path of a file such as "trace.dat", not ${shown(record)}` };
+  return { ...(tables === undefined ? {} : { tables }), ...(record === undefined ? {} : { record }) };
 }
 
 /** Checks the attributes of a KVM machine. @returns what is wrong, naming attribute, value and what would do. */
@@ -90,8 +95,8 @@ export function parseKvm(
     return { error: '"helper" is for this machine: a lab has the helper that was built here' };
   const lab = given.lab === undefined ? undefined : parseLab(given.lab);
   if (lab && 'error' in lab) return lab;
-  const tables = parseTableSource(given.kvmTables);
-  if (typeof tables === 'object') return tables;
+  const wanted = parseWanted(given);
+  if ('error' in wanted) return wanted;
   const args = ['--memory', isText(memory) ? memory : '64M', '--vcpus', `${vcpus}`];
   if (isTexts(slots)) args.push(...slots.flatMap((slot) => ['--slot', slot]));
   if (dirtyRing !== undefined) args.push('--dirty-ring', `${dirtyRing}`);
@@ -100,7 +105,7 @@ export function parseKvm(
     ...(isText(guest) ? { guest } : {}),
     ...(isText(helper) ? { helper } : {}),
     ...(lab ? { lab } : {}),
-    ...(tables === undefined ? {} : { tables }),
+    ...wanted,
     ...(isText(connect) || isTexts(connect) ? { connect } : {}),
     ...(isText(pageFaultHandler) ? { pageFaultHandler } : {}),
   };

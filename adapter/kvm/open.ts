@@ -65,7 +65,7 @@ async function openAt(place: HelperPlace, launch: KvmLaunch, printer: KvmPrinter
       disassemble,
       memoryOperands,
       owned,
-      built: await KvmBuilt.open(client, info, printer.print, launch.tables),
+      built: await KvmBuilt.open(client, info, printer.print, launch),
       place,
       local,
       ...printer,

@@ -5,7 +5,7 @@ import { KvmBuilt } from '../kvm/kvm-built.ts';
 import { LocalRam } from '../kvm/local-ram.ts';
 import { GuestMemory } from '../kvm/memory.ts';
 import type { HelperPlace } from '../kvm/place.ts';
-import type { TableSource } from '../kvm/table-source.ts';
+import type { WantedOfKvm } from '../kvm/wanted.ts';
 import { RspClient } from '../rsp/client.ts';
 import type { KvmInfo } from '../rsp/info.ts';
 import { ScenarioRun } from './run.ts';
@@ -18,7 +18,7 @@ export interface OpenedScenario {
   readonly info: KvmInfo;
   readonly run: ScenarioRun;
   /** Ends the machine. */
-  close(): void;
+  close(): Promise<void>;
 }
 
 /** Makes a machine for a scenario, and takes the place over with it. @throws with a message for people */
@@ -26,16 +26,16 @@ export async function openScenario(
   program: Program,
   print: (text: string) => void,
   place: HelperPlace,
-  tables?: TableSource,
+  wanted: WantedOfKvm = {},
 ): Promise<OpenedScenario> {
   const vcpus = program.tasks.filter(({ kind }) => kind === 'vcpu').length;
   let client: RspClient | undefined;
   let local: LocalRam | undefined;
   let built: KvmBuilt | undefined;
-  const close = (): void => {
+  const close = async (): Promise<void> => {
     local?.close();
     local = undefined;
-    built?.close();
+    await built?.close();
     client?.kill();
     place.close();
   };
@@ -52,11 +52,11 @@ export async function openScenario(
       fetch: (gpa, length) => helper.readPhysical(gpa, length),
     });
     memory.renew(info.memory.slots, new Map());
-    built = await KvmBuilt.open(helper, info, print, tables);
+    built = await KvmBuilt.open(helper, info, print, wanted);
     const run = await ScenarioRun.begin({ client: helper, info, first, memory, built, program, stubs, code, print });
     return { client: helper, info, built, run, close };
   } catch (error) {
-    close();
+    await close();
     throw error;
   }
 }

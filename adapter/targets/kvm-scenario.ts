@@ -27,7 +27,7 @@ export class KvmScenarioTarget implements Target {
     why: { stepBack: FORWARDS_ONLY, writeMemory: BY_STATEMENTS, setRegisters: BY_STATEMENTS },
   };
   readonly #run: ScenarioRun;
-  readonly #close: () => void;
+  readonly #close: () => Promise<void>;
   #pauseWanted = false;
 
   constructor({ run, close }: OpenedScenario) {
@@ -53,7 +53,7 @@ export class KvmScenarioTarget implements Target {
 
   async dispose(): Promise<void> {
     this.#pauseWanted = true;
-    this.#close();
+    await this.#close();
   }
 
   async move(motion: Motion, watcher: Watcher): Promise<Halt> {

@@ -181,7 +181,7 @@ export class KvmTarget implements Target {
 
   async #leave(): Promise<void> {
     this.#parts.local?.close();
-    this.#built.close();
+    await this.#built.close();
     if (this.#parts.owned) {
       this.#client.kill();
       this.#parts.place.close();

@@ -19,6 +19,18 @@ export function withoutKvm(): string | undefined {
   return undefined;
 }
 
+export const TRACEFS = '/sys/kernel/tracing';
+
+/** Why tests that record KVM's events cannot run here; undefined when they can. */
+export function withoutRecording(): string | undefined {
+  const lacks = withoutKvm();
+  if (lacks !== undefined) return lacks;
+  if (process.getuid?.() !== 0) return 'tracing needs root';
+  if (!existsSync(join(TRACEFS, 'events/kvmmmu/kvm_mmu_get_page')))
+    return `${TRACEFS} is not mounted, or has no tracepoints of KVM’s MMU`;
+  return undefined;
+}
+
 /** Why nothing can be built with sanitizers here; undefined when it is built. A failing compile throws. */
 export function withoutSanitizers(): string | undefined {
   if (process.platform !== 'linux' || process.arch !== 'x64') return 'the helper is for Linux on x86-64';

@@ -16,21 +16,11 @@ import { readRecordingFile } from '../../adapter/trace/file.ts';
 import type { Recording } from '../../engine/history/recording.ts';
 import { TRACEPOINTS } from '../../engine/history/tracepoints.ts';
 import { folder } from '../cli/cli.ts';
-import { withoutKvm } from './kvm.ts';
+import { TRACEFS, withoutRecording } from './kvm.ts';
 
 // `kvm-mmu record`, as it was built: what a command makes KVM do, in a file.
 
-const TRACEFS = '/sys/kernel/tracing';
 const CLI = resolve('dist/cli.cjs');
-
-function withoutRecording(): string | undefined {
-  const lacks = withoutKvm();
-  if (lacks !== undefined) return lacks;
-  if (process.getuid?.() !== 0) return 'tracing needs root';
-  if (!existsSync(join(TRACEFS, 'events/kvmmmu/kvm_mmu_get_page')))
-    return `${TRACEFS} is not mounted, or has no tracepoints of KVM’s MMU`;
-  return undefined;
-}
 
 const skip = withoutRecording() ?? false;
 const withoutTraceCmd = spawnSync('trace-cmd', ['--version']).error ? 'trace-cmd is not installed' : false;

@@ -92,7 +92,7 @@ async function withTarget(path: string, work: (opened: Opened) => Promise<void>,
     disassemble,
     memoryOperands,
     owned: true,
-    built: await KvmBuilt.open(client, info, () => {}, 'none'),
+    built: await KvmBuilt.open(client, info, () => {}, { tables: 'none' }),
     place: thisMachine(),
     ...SILENT,
   });

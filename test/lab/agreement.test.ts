@@ -115,7 +115,7 @@ for (const kernel of KERNELS)
           text,
           lab,
           async ({ built }) => {
-            await built.events!.pull();
+            await built.pull();
             assert.deepEqual(built.events!.recording.losses, []);
             return byPage(built.events!.recording, isOurs);
           },

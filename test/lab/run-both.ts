@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import type { HelperPlace } from '../../adapter/kvm/place.ts';
-import type { TableSource } from '../../adapter/kvm/table-source.ts';
+import type { TableSource } from '../../adapter/kvm/wanted.ts';
 import { parseTables } from '../../adapter/rsp/tables.ts';
 import { type OpenedScenario, openScenario } from '../../adapter/scenario-kvm/open.ts';
 import type { KvmTables } from '../../engine/kernel/tables.ts';
@@ -44,13 +44,13 @@ export async function onKvm<T>(
 ): Promise<T> {
   const { program } = parseScenario(text);
   const kept = { start: place.start.bind(place), close() {} };
-  const opened = await openScenario(program!, () => {}, kept, tables);
+  const opened = await openScenario(program!, () => {}, kept, tables === undefined ? {} : { tables });
   try {
     const { run } = opened;
     for (let task = await run.pick(); task; task = await run.pick()) await run.step(task);
     return await ask(opened);
   } finally {
-    opened.close();
+    await opened.close();
   }
 }
 
