@@ -26,7 +26,9 @@ export class EventStream implements PageTaker {
       events.map(({ system, format }) => parseFormat(format, system)),
       parseHeaderPage(headerPage),
     );
-    const own = info.threads && new Map(info.threads.map((thread, vcpu) => [thread, vcpu]));
+    const own = info.threads && new Map<number, number | undefined>(info.threads.map((thread, vcpu) => [thread, vcpu]));
+    // The helper's first thread makes all calls that are of no vCPU.
+    own?.set(info.pid, undefined);
     this.#inference = new Inference(this.recording, own, info.secondStage);
   }
 

@@ -152,14 +152,14 @@ export interface InferredMachine {
 /** A recording's tables, at any of its moments. */
 export class Inference {
   readonly #recording: Recording;
-  /** Threads of the machine that is asked about, with their vCPUs; without them machines are told apart by their events. */
-  readonly #own: ReadonlyMap<number, number> | undefined;
+  /** Threads of the machine that is asked about, with their vCPUs, if they are such; without them machines are told apart by their events. */
+  readonly #own: ReadonlyMap<number, number | undefined> | undefined;
   readonly #given: SecondStageKind | undefined;
   readonly #kept: { readonly at: number; readonly state: State }[] = [];
   #state: State;
   #at = 0;
 
-  constructor(recording: Recording, own?: ReadonlyMap<number, number>, kind?: SecondStageKind) {
+  constructor(recording: Recording, own?: ReadonlyMap<number, number | undefined>, kind?: SecondStageKind) {
     this.#recording = recording;
     this.#own = own;
     this.#given = kind;
