@@ -89,7 +89,7 @@ export class Events {
     return this.change(pid, 1, gfn, 0n, leaf(page));
   }
 
-  machines(own?: ReadonlyMap<number, number>, kind?: 'ept' | 'npt' | 'shadow'): InferredMachine[] {
+  machines(own?: ReadonlyMap<number, number | undefined>, kind?: 'ept' | 'npt' | 'shadow'): InferredMachine[] {
     this.recording.settle();
     const inference = new Inference(this.recording, own, kind);
     inference.goTo(this.recording.length);

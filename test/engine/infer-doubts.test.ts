@@ -150,6 +150,17 @@ test('a zap of a shadow page is nobody’s while it may be another machine’s',
     .machines(new Map([[10, 0]]), 'shadow');
   assert.deepEqual(mapped(own!).live, [['5=77']]);
   assert.match(own!.tables.why, /zapped/);
+  // A thread of the machine's that is no vCPU.
+  const [known] = shadowed()
+    .zapPage(77, 0x31, SHADOW | 1)
+    .machines(
+      new Map([
+        [10, 0],
+        [77, undefined],
+      ]),
+      'shadow',
+    );
+  assert.deepEqual([mapped(known!).live, known!.tables.certainty], [[[]], 'inferred']);
   // The only machine that has it.
   const [only] = shadowed()
     .zapPage(77, 0x31, SHADOW | 1)
