@@ -36,6 +36,7 @@ const nodeFiles = [
   'adapter/commands/usage.ts',
   'adapter/image/file.ts',
   'adapter/trace/file.ts',
+  'adapter/trace/spool.ts',
   'adapter/rsp/node-stream.ts',
   'adapter/kvm/local-ram.ts',
   'adapter/kvm/open.ts',
