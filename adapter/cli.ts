@@ -19,7 +19,7 @@ const USAGE = `usage:
                [--perm LETTERS] [--phys ADDRESS] [--merge] [--diff IMAGE] [--format text|json|qemu]
       lists what the tables map, a row a leaf, or joined with --merge; --perm wx!u: writable, executable and
       not the user’s; --phys: who maps this memory; --diff: what another image maps otherwise, exits 1 then
-  kvm-mmu conform [--seed N] [--cases N | --case N] [--json] [--helper PATH] [--guest PATH]
+  kvm-mmu conform [--paging 4-level|pae|32-bit] [--seed N] [--cases N | --case N] [--json] [--helper PATH] [--guest PATH]
       makes random accesses through random tables, in the engine and on this machine’s KVM, and compares;
       exits 1 for a mismatch, 3 where it cannot run; --case: that one alone
 
@@ -29,7 +29,7 @@ const USAGE = `usage:
       for others too; --all: also its walks of guests’ tables, entries and exits
 
   kvm-mmu lab run FILE --kernel KERNEL [--kernel KERNEL]... [LAB] [--json] [--max-steps N]
-  kvm-mmu lab conform --kernel KERNEL [LAB] [--seed N] [--cases N | --case N] [--json]
+  kvm-mmu lab conform --kernel KERNEL [LAB] [--paging 4-level|pae|32-bit] [--seed N] [--cases N | --case N] [--json]
   kvm-mmu lab helper --kernel KERNEL [LAB] [-- HELPER-OPTION...]
       does the same on upstream KVM in a kernel of your choice, which QEMU runs in software emulation; with several
       kernels a scenario runs on each, side by side; helper: its standard input and output lead to the helper (for gdb,

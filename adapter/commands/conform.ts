@@ -5,12 +5,14 @@ import { differenceWords, ENTRY_NAMES, outcomeWords } from '../conform/compare.t
 import { EngineVerdict, type Outcome } from '../conform/engine.ts';
 import { ConformGuest } from '../conform/guest.ts';
 import { MEMORY_SIZE, PROGRAM } from '../conform/layout.ts';
+import { LEGACY_MODES, type LegacyMode } from '../conform/legacy.ts';
 import { type NotTested, probe } from '../conform/probe.ts';
 import { type Agreement, conform as compare, type Difference, type Mismatch } from '../conform/run.ts';
 import { built } from '../kvm/built.ts';
 import { type HelperPlace, thisMachine } from '../kvm/place.ts';
 import { RspClient } from '../rsp/client.ts';
 import { RspError } from '../rsp/packet.ts';
+import { compareLegacy } from './conform-legacy.ts';
 import { entryWords } from './entry-words.ts';
 import { readNumber, readOptions, UsageError } from './usage.ts';
 
@@ -31,6 +33,7 @@ export async function conform(args: string[]): Promise<number> {
       seed: { type: 'string' },
       cases: { type: 'string' },
       case: { type: 'string' },
+      paging: { type: 'string' },
       helper: { type: 'string' },
       guest: { type: 'string' },
       json: { type: 'boolean' },
@@ -49,6 +52,8 @@ interface ConformWanted {
   readonly seed: number;
   readonly first: number;
   readonly cases: number;
+  /** How the guest's addresses are translated; undefined: by tables of four levels. */
+  readonly legacy: LegacyMode | undefined;
   /** The guest program, where it is not the one that was built here. */
   readonly guest: string | undefined;
 }
@@ -56,7 +61,7 @@ interface ConformWanted {
 /** @throws UsageError */
 export function readConform(
   values: {
-    readonly [name in 'seed' | 'cases' | 'case' | 'guest']?: string | undefined;
+    readonly [name in 'seed' | 'cases' | 'case' | 'guest' | 'paging']?: string | undefined;
   },
 ): ConformWanted {
   if (values.case !== undefined && values.cases !== undefined)
@@ -64,15 +69,25 @@ export function readConform(
   const seed = whole(values.seed, '--seed') ?? Math.floor(Math.random() * 2 ** 32);
   const only = whole(values.case, '--case');
   const cases = only === undefined ? (whole(values.cases, '--cases') ?? CASES) : 1;
-  return { seed, first: only ?? 0, cases, guest: values.guest };
+  const legacy = LEGACY_MODES.find((mode) => mode === values.paging);
+  if (values.paging !== undefined && values.paging !== '4-level' && !legacy)
+    throw new UsageError(`--paging takes 4-level, ${LEGACY_MODES.join(' or ')}, not ${values.paging}`);
+  if (legacy && values.guest !== undefined) throw new UsageError('--guest is for --paging 4-level');
+  return { seed, first: only ?? 0, cases, legacy, guest: values.guest };
 }
 
 /** Compares engine and KVM there, and tells. The exit status. */
 export async function conformAt(
   place: HelperPlace,
-  { guest: program, ...wanted }: ConformWanted,
+  { guest: program, legacy, ...wanted }: ConformWanted,
   json: boolean,
 ): Promise<number> {
+  try {
+    if (legacy) return (await compareLegacy(place, legacy, wanted, json)) ? AGREEMENT : MISMATCH;
+  } catch (error) {
+    if (error instanceof RspError) return tellCannotRun(error.message);
+    throw error;
+  }
   const image = { path: program ?? built('conform.bin'), at: hex(PROGRAM) };
   const client = new RspClient(await place.start(['--memory', `${MEMORY_SIZE >> 20}M`], image));
   try {

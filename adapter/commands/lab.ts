@@ -19,6 +19,7 @@ const OPTIONS = {
   seed: { type: 'string' },
   cases: { type: 'string' },
   case: { type: 'string' },
+  paging: { type: 'string' },
 } as const;
 
 /** `kvm-mmu lab run|conform|helper`: on a kernel of one's choice, in software emulation. The exit status. */

@@ -41,7 +41,8 @@ import { Random } from './random.ts';
 // | 0x204000       | PAE: page directory and page table of the cases                                      |
 // | the rest       | as layout.ts has it; a case and a result have 64 bytes each                          |
 
-export type LegacyMode = '32-bit' | 'pae';
+export const LEGACY_MODES = ['32-bit', 'pae'] as const;
+export type LegacyMode = (typeof LEGACY_MODES)[number];
 
 export interface LegacyCase {
   readonly mode: LegacyMode;
@@ -74,6 +75,8 @@ export interface LegacyHost {
 }
 
 const RECORD = 64;
+/** Cases that the guest takes at once. */
+export const MOST_LEGACY_CASES = Number(RESULTS - CASES) / RECORD;
 const PD_32 = 0x200;
 const PT_32 = 0x203;
 const PDPT = 0x201;
@@ -212,6 +215,20 @@ function observed(of: LegacyCase, view: DataView, number: number): LegacyOutcome
   return { kind: 'stray', ...seen, words: `vector ${vector}, error code ${hex(error!)}, at EIP ${hex(eip!)}` };
 }
 
+/** How the engine walks the tables of a case. */
+export function legacyPaging(of: LegacyCase, host: LegacyHost): PagingMode {
+  const { cr0, cr3, cr4, efer } = registersOf(of);
+  const registers = {
+    cr0: BigInt(cr0),
+    cr3: BigInt(cr3),
+    cr4: BigInt(cr4),
+    efer: BigInt(efer),
+    rflags: 2n + BigInt(when(of.ac, 18)),
+  };
+  const features = new Set<Feature>(host.amd ? ['amd'] : []);
+  return pagingMode({ ...LONG_MODE, ...registers }, { maxPhyAddr: host.maxPhyAddr, features });
+}
+
 /** What the engine says comes of a case. */
 export function legacyVerdict(of: LegacyCase, host: LegacyHost): LegacyOutcome {
   const tables = new Map([PD_32, PT_32, PDPT, OWN_PD, PD_PAE, PT_PAE].map((frame) => [frame, new Uint32Array(1024)]));
@@ -225,16 +242,7 @@ export function legacyVerdict(of: LegacyCase, host: LegacyHost): LegacyOutcome {
     entries.forEach((value, index) => void store(frame, index, value, frame === PD_32 ? 4 : 8));
   const at = places(of);
   at.forEach(([frame, index], number) => void store(frame, index, of.entries[number]!, size));
-  const { cr0, cr3, cr4, efer } = registersOf(of);
-  const features = new Set<Feature>(host.amd ? ['amd'] : []);
-  const registers = {
-    cr0: BigInt(cr0),
-    cr3: BigInt(cr3),
-    cr4: BigInt(cr4),
-    efer: BigInt(efer),
-    rflags: 2n + BigInt(when(of.ac, 18)),
-  };
-  const mode: PagingMode = pagingMode({ ...LONG_MODE, ...registers }, { maxPhyAddr: host.maxPhyAddr, features });
+  const mode = legacyPaging(of, host);
   const access = {
     kind: of.kind,
     address: BigInt(of.gva),
@@ -280,7 +288,7 @@ export async function conformLegacy(
   host: LegacyHost,
   mode: LegacyMode,
   seed: number,
-  count: number,
+  { first, count }: { readonly first: number; readonly count: number },
 ): Promise<{ readonly outcomes: ReadonlyMap<string, number>; readonly mismatches: readonly LegacyMismatch[] }> {
   await client.writePhysical(BigInt(DATA_FRAME) * 4096n, dataBytes());
   for (const [frame, entries] of ownTables()) {
@@ -292,7 +300,7 @@ export async function conformLegacy(
     });
     await client.writePhysical(frameToAddress(frame), bytes);
   }
-  const cases = Array.from({ length: count }, (_, number) => makeLegacyCase(mode, seed, number, host));
+  const cases = Array.from({ length: count }, (_, number) => makeLegacyCase(mode, seed, first + number, host));
   const amount = new Uint8Array(8);
   new DataView(amount.buffer).setUint32(0, count, true);
   await client.writePhysical(CASES, encode(cases));
@@ -319,7 +327,7 @@ export async function conformLegacy(
       (kvm.kind !== '#PF' || kvm.cr2 === engine.cr2) &&
       kvm.value === engine.value &&
       kvm.entries.every((entry, at) => entry === engine.entries[at]);
-    if (!same) mismatches.push({ number, case: each, engine, kvm });
+    if (!same) mismatches.push({ number: first + number, case: each, engine, kvm });
   });
   return { outcomes, mismatches };
 }

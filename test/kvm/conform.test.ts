@@ -93,5 +93,6 @@ test('conform refuses what it does not understand', () => {
   assert.equal(cli('conform', 'x').status, 2);
   assert.match(cli('conform', '--cases', '4294967296').err, /--cases must be below 2³², not 4294967296/);
   assert.match(cli('conform', '--case', '1', '--cases', '2').err, /--case runs one case, --cases says how many/);
+  assert.match(cli('conform', '--paging', '3-level').err, /--paging takes 4-level, 32-bit or pae, not 3-level/);
   assert.match(cli('conform', '--seed', 'abc', '--helper', native('x')).err, /abc/);
 });
