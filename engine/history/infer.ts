@@ -1084,7 +1084,7 @@ export class Inference {
       kind: machine.kind ?? 'npt',
       source: 'events',
       certainty: stale === '' ? 'inferred' : 'stale',
-      why: stale === '' ? 'worked out from tracepoints' : stale,
+      why: stale === '' ? `worked out from tracepoints${this.#looseWords(machine, removed)}` : stale,
       tables,
       roots,
     };
@@ -1098,6 +1098,14 @@ export class Inference {
     if (machine.kind === 'shadow') return root.threads.has(pid);
     if (root.invalid || root.asId !== 0 || this.#state.threads.get(pid)?.asId) return false;
     return machine.roots.every((each) => each === root || each.asId !== 0);
+  }
+
+  /** Where no fault is told of, nothing says which entries lead to the shadow pages that it needed (link_shadow_page). */
+  #looseWords({ tables, roots, dying }: Machine, removed: ReadonlySet<number>): string {
+    const tops = new Set([...roots, ...dying].map(({ table }) => table));
+    const loose = [...tables.values()].filter(({ id, parent }) => !parent && !tops.has(id) && !removed.has(id)).length;
+    if (loose === 0) return '';
+    return `; they do not tell which entries lead to ${loose} of its ${tables.size} tables`;
   }
 
   #staleWords(machine: Machine, number: number): string {

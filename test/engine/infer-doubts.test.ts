@@ -289,3 +289,12 @@ test('a tree that is taken down is gone when it is empty', () => {
   assert.equal(machine!.tables.tables.size, 4);
   assert.equal(machine!.tables.certainty, 'inferred');
 });
+
+test('shadow pages of a fault that is not told of hang nowhere, and that is said', () => {
+  const events = new Events().page(10, 0x34, SHADOW | 4);
+  for (const level of [3, 2, 1]) events.page(10, 0x30 + level, SHADOW | level);
+  const [machine] = events.spte(10, 5, leaf(0x77n), 0x5000_028n).machines();
+  assert.equal(machine!.tables.certainty, 'inferred');
+  assert.match(machine!.tables.why, /do not tell which entries lead to 3 of its 4 tables$/);
+  assert.equal(shadowed().machines()[0]!.tables.why, 'worked out from tracepoints');
+});
