@@ -136,7 +136,9 @@ function entryLine(entry: DecodedEntry, index: number, note?: string): string {
       ? 'not present'
       : entry.state === 'malformed'
         ? `refused: ${entry.problems.join(', ')}`
-        : `${entry.rights} ${entry.state}${entry.size ? ` ${formatSize(entry.size)}` : ''}`);
+        : [`${entry.rights} ${entry.state}${entry.size ? ` ${formatSize(entry.size)}` : ''}`, ...entry.problems].join(
+            ', ',
+          ));
   return `${entry.name} ${index} = ${groups(BigInt(entry.value))} ${what}`;
 }
 

@@ -50,9 +50,9 @@ async function decode(): Promise<void> {
           : spteNote(spteFormat(format), lowWord(value), highWord(value));
         const size = entry.size ? ` ${formatSize(entry.size)}` : '';
         const what =
-          entry.problems.length > 0
+          entry.state === 'malformed'
             ? `refused: ${entry.problems.join(', ')}`
-            : `${entry.state}${entry.state === 'absent' ? '' : ` ${entry.rights} → ${entry.address}${size}`}`;
+            : `${entry.state}${entry.state === 'absent' ? '' : ` ${entry.rights} → ${entry.address}${size}`}${entry.problems.map((problem) => `, ${problem}`).join('')}`;
         return {
           label: `${spec.title}: ${entry.name} (level ${format.number(level)})`,
           description: note ?? what,

@@ -132,16 +132,31 @@ bool guest_pf_handler(struct vm *vm, const struct kvm_sregs *sregs, u64 *address
 bool guest_frame(struct vm *vm, const struct kvm_regs *regs, const struct kvm_sregs *sregs, bool has_error,
 		 struct exception_frame *frame)
 {
-	u64 words[6];
-	size_t size = has_error ? sizeof(words) : sizeof(words) - 8;
-	if (!(sregs->efer & EFER_LMA) || memory_read_virtual(vm, sregs, regs->rsp, words, size) != size)
-		return false;
-	const u64 *at = words;
-	frame->error = has_error ? *at++ : 0;
-	frame->rip = *at++;
-	frame->cs = *at++;
-	frame->rflags = *at++;
-	frame->rsp = *at++;
-	frame->ss = *at++;
+	bool is_long = sregs->efer & EFER_LMA;
+	unsigned word = is_long ? 8 : 4;
+	u64 at = is_long ? regs->rsp : (sregs->ss.base + regs->rsp) & 0xffffffff;
+	u64 words[6] = { 0 };
+	unsigned count = 0, error = has_error ? 1 : 0;
+	/* In protected mode the stack's own place is pushed only by who comes from another privilege level. */
+	for (unsigned wanted = error + (is_long ? 5 : 3); count < wanted; count++) {
+		if (memory_read_virtual(vm, sregs, at + (u64)count * word, &words[count], word) != word)
+			return false;
+		if (!is_long && count == error + 2 && (words[error + 1] & 3) > (sregs->cs.selector & 3U))
+			wanted += 2;
+	}
+	*frame = (struct exception_frame){
+		.error = has_error ? words[0] : 0,
+		.rip = words[error],
+		.cs = words[error + 1] & 0xffff,
+		.rflags = words[error + 2],
+		.rsp = regs->rsp + (u64)count * word,
+		.ss = sregs->ss.selector,
+		.flags_at = at + (u64)(error + 2) * word,
+		.word = word,
+	};
+	if (count == error + 5) {
+		frame->rsp = words[error + 3];
+		frame->ss = words[error + 4] & 0xffff;
+	}
 	return true;
 }

@@ -341,6 +341,9 @@ struct exception_frame {
 	u64 rflags;
 	u64 rsp;
 	u64 ss;
+	/* Where the flags lie, and how many bytes they have. */
+	u64 flags_at;
+	unsigned word;
 };
 bool guest_frame(struct vm *vm, const struct kvm_regs *regs, const struct kvm_sregs *sregs, bool has_error,
 		 struct exception_frame *frame);

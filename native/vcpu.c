@@ -457,8 +457,13 @@ static void unwind(struct vcpu *vcpu, const struct exception_frame *frame, u64 r
 		sregs.cs = before->cs;
 		sregs.ss = before->ss;
 	} else {
+		bool is_32_bit = frame->word == 4;
 		set_flat_segment(&sregs.cs, (u16)frame->cs, true);
 		set_flat_segment(&sregs.ss, (u16)frame->ss, false);
+		if (is_32_bit) {
+			sregs.cs.l = 0;
+			sregs.cs.db = sregs.ss.db = 1;
+		}
 	}
 	ioctl(vcpu->fd, KVM_SET_SREGS, &sregs);
 	ioctl(vcpu->fd, KVM_SET_REGS, &regs);
@@ -472,7 +477,7 @@ static void clear_flag_in_frame(struct vm *vm, const struct kvm_regs *regs, cons
 		return;
 	u64 rflags = frame.rflags & ~RFLAGS_TF;
 	bool written = vm->written;
-	memory_write_virtual(vm, sregs, regs->rsp + 24, &rflags, 8);
+	memory_write_virtual(vm, sregs, frame.flags_at, &rflags, frame.word);
 	/* A handler's stack holds no tables. */
 	vm->written = written;
 }

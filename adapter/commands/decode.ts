@@ -68,7 +68,7 @@ function entryText(entry: DecodedEntry, note: string | undefined): string {
     `${entry.name} (level ${entry.number}) ${entry.value}: ${entry.state} ${entry.state === 'absent' ? '' : entry.rights}${where}`.trimEnd(),
   ];
   if (note !== undefined) lines.push(`  ${note}`);
-  for (const problem of entry.problems) lines.push(`  refused: ${problem}`);
+  for (const problem of entry.problems) lines.push(`  ${entry.state === 'malformed' ? 'refused: ' : ''}${problem}`);
   for (const field of entry.fields) {
     const [high, low] = field.bits;
     lines.push(

@@ -30,7 +30,7 @@ export function entryWords({ format, level, index, lo, hi }: TableEntry): {
       : entry.state === 'malformed'
         ? `malformed: ${entry.problems.join(', ')}`
         : entry.state === 'table'
-          ? `table at ${entry.address}`
+          ? [`table at ${entry.address}`, ...entry.problems].join(', ')
           : `${formatSize(entry.size!)} page at ${entry.address}`;
   const rights = entry.state === 'absent' ? '' : `${entry.rights} `;
   const bits = entry.state === 'absent' ? '' : `  [${flags.join(' ')}]`;

@@ -2,6 +2,7 @@ import type { DebugProtocol } from '@vscode/debugprotocol';
 import type { Machine } from '../../engine/machine.ts';
 import { hex } from '../../engine/memory/words.ts';
 import type { ElfProgram } from '../elf/program.ts';
+import type { CodeWidth } from './code-width.ts';
 import type { Disassemble, DisassembledInstruction } from './disassembly.ts';
 import { readVirtual } from './virtual.ts';
 
@@ -17,8 +18,9 @@ export function instructionsAt(
   vcpu: number,
   address: bigint,
   count: number,
+  width: CodeWidth,
 ): DisassembledInstruction[] {
-  return disassemble(readVirtual(machine, vcpu, address, count * LONGEST), address, count);
+  return disassemble(readVirtual(machine, vcpu, address, count * LONGEST), address, count, width);
 }
 
 /** At most `count` instructions that end where `address` begins. */
@@ -29,6 +31,7 @@ function instructionsBefore(
   program: ElfProgram | undefined,
   address: bigint,
   count: number,
+  width: CodeWidth,
 ): DisassembledInstruction[] {
   // From the beginning of a function instructions are what they are; else some starts lead to the address, and one is taken.
   const symbol = program?.symbolAt(address - 1n)?.address;
@@ -41,7 +44,7 @@ function instructionsBefore(
     if (start < 0n) continue;
     const bytes = readVirtual(machine, vcpu, start, Number(address - start));
     if (start + BigInt(bytes.length) !== address) continue;
-    const found = disassemble(bytes, start, bytes.length);
+    const found = disassemble(bytes, start, bytes.length, width);
     const last = found.at(-1);
     if (last && last.address + BigInt(last.bytes.length) === address) return found.slice(-count);
   }
@@ -57,6 +60,7 @@ export function disassembleRequest(
   vcpu: number,
   program: ElfProgram | undefined,
   args: DebugProtocol.DisassembleArguments,
+  width: CodeWidth,
 ): DebugProtocol.DisassembledInstruction[] {
   const reference = /^(?:gva:(?:\d+:)?)?(0x[0-9a-f]+)$/i.exec(args.memoryReference);
   if (!reference) throw new Error(`${args.memoryReference} is no address of code`);
@@ -64,9 +68,11 @@ export function disassembleRequest(
   const address = BigInt.asUintN(64, BigInt(reference[1]!) + BigInt(args.offset ?? 0));
   const skip = args.instructionOffset ?? 0;
   const before =
-    skip < 0 ? instructionsBefore(disassemble, machine, vcpu, program, address, Math.min(-skip, MOST)) : [];
+    skip < 0 ? instructionsBefore(disassemble, machine, vcpu, program, address, Math.min(-skip, MOST), width) : [];
   const missing = skip < 0 ? Math.min(-skip, MOST) - before.length : 0;
-  const after = instructionsAt(disassemble, machine, vcpu, address, Math.max(0, skip) + count).slice(Math.max(0, skip));
+  const after = instructionsAt(disassemble, machine, vcpu, address, Math.max(0, skip) + count, width).slice(
+    Math.max(0, skip),
+  );
   const known = [...before, ...after].map((instruction): DebugProtocol.DisassembledInstruction => {
     const line = program?.lineAt(instruction.address);
     const symbol = program?.symbolAt(instruction.address);

@@ -26,11 +26,11 @@ for (const [text, bytes, expected] of [
   ['nothing that is an instruction', [0x06], []],
 ] as const)
   test(`memory that an instruction accesses: ${text}`, () => {
-    assert.deepEqual(memoryOperands(Uint8Array.from(bytes), 0x1000n, register), expected);
+    assert.deepEqual(memoryOperands(Uint8Array.from(bytes), 0x1000n, register, 64), expected);
   });
 
 test('code is decoded as far as it goes, and what is no instruction is one byte', () => {
-  const found = disassemble(Uint8Array.of(0x90, 0x06, 0xe8, 0x10, 0, 0, 0, 0x48), 0x4000n, 10);
+  const found = disassemble(Uint8Array.of(0x90, 0x06, 0xe8, 0x10, 0, 0, 0, 0x48), 0x4000n, 10, 64);
   assert.deepEqual(
     found.map(({ address, text, isCall }) => [address, text, isCall]),
     [
@@ -40,3 +40,23 @@ test('code is decoded as far as it goes, and what is no instruction is one byte'
     ],
   );
 });
+
+test('the same bytes are other instructions in narrower code', () => {
+  // 64 bits: a REX prefix; 32 bits: dec; 16 bits: the same, and words are shorter.
+  const code = Uint8Array.of(0x48, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8);
+  const first = (width: 16 | 32 | 64): string[] => disassemble(code, 0n, 2, width).map(({ text }) => text);
+  assert.deepEqual(first(64), ['movabs $0x807060504030201,%rax']);
+  assert.deepEqual(first(32), ['dec %eax', 'mov $0x4030201,%eax']);
+  assert.deepEqual(first(16), ['dec %ax', 'mov $0x201,%ax']);
+});
+
+for (const [text, bytes, width, expected] of [
+  ['32 bits wide wraps', [0x8b, 0x43, 0x10], 32, [0x0n]],
+  ['by a displacement alone, which in 64-bit code is relative', [0x8b, 0x05, 0, 0x20, 0x40, 0], 32, [0x402000n]],
+  ['by 16-bit registers', [0x8b, 0x40, 0x04], 16, [0x9004n]],
+] as const)
+  test(`memory that narrower code accesses: ${text}`, () => {
+    const values: Record<string, bigint> = { rbx: 0xffff_ffff_ffff_fff0n, rsi: 0x1000n, rdi: 0n };
+    const named = (name: string): bigint => (name === 'rbx' && width === 16 ? 0x18000n : (values[name] ?? 0n));
+    assert.deepEqual(memoryOperands(Uint8Array.from(bytes), 0x1000n, named, width), expected);
+  });

@@ -9,6 +9,7 @@ import {
   InstructionInfoFactory,
   Register,
 } from 'iced-x86';
+import type { CodeWidth } from './code-width.ts';
 
 export interface DisassembledInstruction {
   readonly address: bigint;
@@ -20,9 +21,14 @@ export interface DisassembledInstruction {
 export type Disassemble = typeof disassemble;
 export type MemoryOperands = typeof memoryOperands;
 
-/** Decodes x86-64 code, at most `count` instructions; fewer when the bytes end. What is none is one byte, `(bad)`. */
-export function disassemble(bytes: Uint8Array, address: bigint, count: number): DisassembledInstruction[] {
-  const decoder = new Decoder(64, bytes, DecoderOptions.None);
+/** Decodes x86 code of a width, at most `count` instructions; fewer when the bytes end. What is none is one byte, `(bad)`. */
+export function disassemble(
+  bytes: Uint8Array,
+  address: bigint,
+  count: number,
+  width: CodeWidth,
+): DisassembledInstruction[] {
+  const decoder = new Decoder(width, bytes, DecoderOptions.None);
   const formatter = new Formatter(FormatterSyntax.Gas);
   formatter.uppercaseHex = false;
   formatter.branchLeadingZeros = false;
@@ -57,7 +63,7 @@ export function disassemble(bytes: Uint8Array, address: bigint, count: number): 
   return found;
 }
 
-/** In the order of the decoder's numbers, which the 32-bit ones have too. */
+/** In the order of the decoder's numbers, which the narrower ones have too. */
 const GENERAL = [
   'rax',
   'rcx',
@@ -81,8 +87,13 @@ const GENERAL = [
  * Virtual addresses that the instruction at the beginning of `bytes` will access, its stack among them, by the registers
  * that it finds. Vector registers as indices are not known; what they lead to is left out.
  */
-export function memoryOperands(bytes: Uint8Array, rip: bigint, register: (name: string) => bigint): bigint[] {
-  const decoder = new Decoder(64, bytes, DecoderOptions.None);
+export function memoryOperands(
+  bytes: Uint8Array,
+  rip: bigint,
+  register: (name: string) => bigint,
+  width: CodeWidth,
+): bigint[] {
+  const decoder = new Decoder(width, bytes, DecoderOptions.None);
   decoder.ip = rip;
   const instruction = decoder.decode();
   const factory = new InstructionInfoFactory();
@@ -90,6 +101,8 @@ export function memoryOperands(bytes: Uint8Array, rip: bigint, register: (name: 
   const value = (number: Register): bigint | undefined => {
     if (number === Register.None) return 0n;
     if (number >= Register.RAX && number <= Register.R15) return register(GENERAL[number - Register.RAX]!);
+    if (number >= Register.AX && number <= Register.DI)
+      return BigInt.asUintN(16, register(GENERAL[number - Register.AX]!));
     if (number >= Register.EAX && number <= Register.R15D)
       return BigInt.asUintN(32, register(GENERAL[number - Register.EAX]!));
     return undefined;
@@ -103,7 +116,7 @@ export function memoryOperands(bytes: Uint8Array, rip: bigint, register: (name: 
       const { displacement, scale } = used;
       used.free();
       if (base === undefined || index === undefined) return [];
-      return [BigInt.asUintN(64, start + base + index * BigInt(scale) + displacement)];
+      return [BigInt.asUintN(width === 64 ? 64 : 32, start + base + index * BigInt(scale) + displacement)];
     });
   } finally {
     for (const each of [info, factory, instruction, decoder]) each.free();

@@ -1,4 +1,5 @@
 import type { Machine } from '../../engine/machine.ts';
+import { codeWidth } from './code-width.ts';
 import type { MemoryOperands } from './disassembly.ts';
 import type { KvmEvent } from './event.ts';
 import type { RegisterValues } from './registers.ts';
@@ -21,7 +22,10 @@ export function withAddress(
   if (gpa === undefined || completed !== false || stop.gva !== undefined) return event;
   const at = rip ?? registers.get('rip') ?? 0n;
   const code = readVirtual(machine, vcpu, at, LONGEST);
-  const operands = code.length === 0 ? [] : memoryOperands(code, at, (name) => registers.get(name) ?? 0n);
+  const operands =
+    code.length === 0
+      ? []
+      : memoryOperands(code, at, (name) => registers.get(name) ?? 0n, codeWidth(machine, vcpu, registers));
   const { regimes, memory } = machine.mirror!;
   const frame = gpa >> 12n;
   for (const address of [...operands, at]) {

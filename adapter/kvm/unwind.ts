@@ -1,5 +1,6 @@
 import type { Machine } from '../../engine/machine.ts';
 import type { ElfProgram } from '../elf/program.ts';
+import { codeWidth, isLongMode } from './code-width.ts';
 import type { KvmEvent } from './event.ts';
 import type { RegisterValues } from './registers.ts';
 import { readVirtual, readWord } from './virtual.ts';
@@ -26,34 +27,39 @@ export function callers(
 ): Caller[] {
   const value = (name: string): bigint => registers.get(name) ?? 0n;
   const chain: Caller[] = [{ address: value('rip'), isCall: false }];
-  let [rip, rsp, rbp] = [value('rip'), value('rsp'), value('rbp')];
+  let [rip, rsp, rbp, cs] = [value('rip'), value('rsp'), value('rbp'), value('cs')];
   if (event.stop.reason === 'guest-pf') {
-    // Error code, RIP, CS, RFLAGS, RSP.
-    const [interrupted, stack] = [readWord(machine, vcpu, rsp + 8n), readWord(machine, vcpu, rsp + 32n)];
-    if (interrupted === undefined || stack === undefined) return chain;
+    // Error code, RIP, CS, RFLAGS and RSP, which in protected mode is there only for who comes from another privilege level.
+    const word = isLongMode(registers) ? 8 : 4;
+    const pushed = (index: number): bigint | undefined => readWord(machine, vcpu, rsp + BigInt(index * word), word);
+    const [interrupted, selector] = [pushed(1), pushed(2)];
+    if (interrupted === undefined || selector === undefined) return chain;
+    const switched = word === 8 || (selector & 3n) !== (cs & 3n);
+    const stack = switched ? pushed(4) : rsp + 16n;
+    if (stack === undefined) return chain;
     chain.push({ address: interrupted, isCall: false });
-    [rip, rsp] = [interrupted, stack];
+    [rip, rsp, cs] = [interrupted, stack, selector];
   }
+  const word = codeWidth(machine, vcpu, registers, cs) / 8;
+  /** Takes a return address from the stack, if it is one. */
+  const push = (at: bigint): boolean => {
+    const address = readWord(machine, vcpu, at, word);
+    if (address === undefined || !isBehindCall(machine, vcpu, address)) return false;
+    chain.push({ address, isCall: true });
+    return true;
+  };
   const entry = program?.symbolAt(rip)?.address;
-  if (entry === rip) rbp = push(chain, machine, vcpu, rsp) ? rbp : 0n;
+  if (entry === rip) rbp = push(rsp) ? rbp : 0n;
   else if (entry !== undefined && rip === entry + 1n && readVirtual(machine, vcpu, entry, 1)[0] === PUSH_RBP)
-    rbp = push(chain, machine, vcpu, rsp + 8n) ? rbp : 0n;
+    rbp = push(rsp + BigInt(word)) ? rbp : 0n;
   while (rbp !== 0n && chain.length < MOST_FRAMES) {
-    const next = readWord(machine, vcpu, rbp);
-    if (next === undefined || !push(chain, machine, vcpu, rbp + 8n)) break;
+    const next = readWord(machine, vcpu, rbp, word);
+    if (next === undefined || !push(rbp + BigInt(word))) break;
     // Frames lie one above the other.
     if (next <= rbp) break;
     rbp = next;
   }
   return chain;
-}
-
-/** Takes a return address from the stack, if it is one. */
-function push(chain: Caller[], machine: Machine, vcpu: number, at: bigint): boolean {
-  const address = readWord(machine, vcpu, at);
-  if (address === undefined || !isBehindCall(machine, vcpu, address)) return false;
-  chain.push({ address, isCall: true });
-  return true;
 }
 
 /** E8 with a displacement, or FF /2 with any operand. */

@@ -15,8 +15,8 @@ export function readVirtual(machine: Machine, vcpu: number, address: bigint, len
   return bytes.subarray(0, done);
 }
 
-/** Eight bytes as a number; undefined where they are not mapped. */
-export function readWord(machine: Machine, vcpu: number, address: bigint): bigint | undefined {
-  const bytes = readVirtual(machine, vcpu, address, 8);
-  return bytes.length < 8 ? undefined : new DataView(bytes.buffer, bytes.byteOffset, 8).getBigUint64(0, true);
+/** Eight bytes, or as many as are given, as a number; undefined where they are not mapped. */
+export function readWord(machine: Machine, vcpu: number, address: bigint, size = 8): bigint | undefined {
+  const bytes = readVirtual(machine, vcpu, address, size);
+  return bytes.length < size ? undefined : bytes.reduceRight((value, byte) => (value << 8n) | BigInt(byte), 0n);
 }

@@ -10,6 +10,7 @@ import { type Located, toHost } from '../addresses.ts';
 import type { FilterName } from '../breakpoints.ts';
 import type { ElfProgram } from '../elf/program.ts';
 import { CodeBreakpoints } from '../kvm/code-breakpoints.ts';
+import { type CodeWidth, codeWidth } from '../kvm/code-width.ts';
 import { GUEST_HELP, runGuestCommand } from '../kvm/commands.ts';
 import { Control } from '../kvm/control.ts';
 import { disassembleRequest, instructionsAt } from '../kvm/disassemble-request.ts';
@@ -338,8 +339,12 @@ export class KvmTarget implements Target {
   /** Where a call that is next returns to; undefined when no call is. */
   #callAt(vcpu: number): bigint | undefined {
     const rip = this.#rip(vcpu);
-    const [instruction] = instructionsAt(this.#parts.disassemble, this.#machine, vcpu, rip, 1);
+    const [instruction] = instructionsAt(this.#parts.disassemble, this.#machine, vcpu, rip, 1, this.#width(vcpu));
     return instruction?.isCall ? rip + BigInt(instruction.bytes.length) : undefined;
+  }
+
+  #width(vcpu: number): CodeWidth {
+    return codeWidth(this.#machine, vcpu, this.#registers[vcpu]!);
   }
 
   /** Runs one vCPU to an address at this depth of its stack or above; without one, until something else stops it. */
@@ -460,7 +465,7 @@ export class KvmTarget implements Target {
         await this.#refresh();
       },
       disassemble: (vcpu, args) =>
-        disassembleRequest(this.#parts.disassemble, this.#machine, vcpu, this.#parts.program, args),
+        disassembleRequest(this.#parts.disassemble, this.#machine, vcpu, this.#parts.program, args, this.#width(vcpu)),
       sources: () => this.#parts.program?.files ?? [],
       breakableLines: (path) => {
         const file = this.#code.fileOf(path);

@@ -35,7 +35,7 @@ export interface DecodedEntry {
   /** Bytes a leaf maps. */
   readonly size?: number;
   readonly fields: readonly DecodedField[];
-  /** Why the walk refuses the entry. */
+  /** Why the walk refuses the entry; where CR3 loads it, why a load does, and the walk goes on. */
   readonly problems: readonly string[];
 }
 
@@ -84,7 +84,8 @@ export function entryProblems(format: Format, level: number, lo: number, hi: num
   }
   const illegal = format.illegalWords(level, lo);
   if (illegal) problems.push(illegal);
-  return problems;
+  if (level !== format.spec.loadedLevel) return problems;
+  return problems.map((problem) => `${problem}, which only a load of CR3 refuses`);
 }
 
 function widthWords({ spec, options }: Format): string {
@@ -124,7 +125,7 @@ export function decodeEntry(format: Format, level: number, lo: number, hi: numbe
     number: format.number(level),
     name: format.level(level).entry,
     value: hexWords(lo, hi),
-    state: state === ABSENT ? 'absent' : problems.length > 0 ? 'malformed' : kind,
+    state: state === ABSENT ? 'absent' : problems.length > 0 && level !== spec.loadedLevel ? 'malformed' : kind,
     rights: rightsWords(format, state === LEAF ? format.effective(rights) : rights),
     ...(state === ABSENT ? {} : { address: hex(BigInt(format.frame(level, lo, hi)) << 12n) }),
     ...(state === LEAF ? { size: format.span[level]! * 4096 } : {}),

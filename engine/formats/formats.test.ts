@@ -210,6 +210,11 @@ test('PAE: reserved bits at every level, and PDPTEs that take no rights away', (
   }
   assert.equal(compile(PAE, 36, 'nx').access(3, 0x1001, 0), 7);
   assert.equal(compile(PAE, 36, 'nx').entries[3], 4);
+  const loaded = decodeEntry(compile(PAE, 36, 'nx'), 3, 0x1021, 0);
+  assert.deepEqual(
+    [loaded.state, loaded.problems],
+    ['table', ['reserved bit 5 set, which only a load of CR3 refuses']],
+  );
 });
 
 test('5-level tables: PML5Es are like PML4Es', () => {

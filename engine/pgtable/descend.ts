@@ -50,7 +50,8 @@ export function descend(tables: Tables, tree: Tree, frame: number, steps?: { pus
     steps?.push({ level, table, index, frame: holder, offset: 4 * word, lo, hi });
     const judged = format.judge(level, lo, hi);
     if ((judged & 3) === ABSENT) return { end: 'absent', ...last, lo, hi, rights, target: -1 };
-    if ((judged & MALFORMED) !== 0) return { end: 'malformed', ...last, lo, hi, rights, target: -1 };
+    if ((judged & MALFORMED) !== 0 && level !== format.spec.loadedLevel)
+      return { end: 'malformed', ...last, lo, hi, rights, target: -1 };
     rights &= format.rights(level, lo, hi);
     const target = format.frame(level, lo, hi);
     if ((judged & 3) === LEAF) {

@@ -200,6 +200,14 @@ test('32-bit and PAE images', () => {
     cli('walk', '0x1c0001000', '--memory', file('pae', pae), '--cr3', '0x1020', '--paging', 'pae').out,
     /beyond 4G, which no address reaches outside of long mode/,
   );
+  // QEMU's own processor sets A in PDPTEs in memory; other processors do not read them in a walk.
+  const marked = new ImageMaker(8).entry(1, 7, 0x2021n).entry(2, 0, 0x3067n).entry(3, 1, 0x7063n).bytes;
+  const args = ['--memory', file('marked', marked), '--cr3', '0x1020', '--paging', 'pae'];
+  assert.deepEqual(rows(...args), ['0x00000000c0001000 0x0000000000007000     4K rwxs  PTE A D']);
+  assert.match(
+    cli('walk', '0xc0001000', ...args).out,
+    /PDPTE 3 .* 0x2021 +rwxu table at 0x2000, reserved bit 5 set, which only a load of CR3 refuses\b[^]*is gpa 0x7000/,
+  );
 });
 
 test('tables that contain themselves or leave memory are passed over, once each, and said', () => {

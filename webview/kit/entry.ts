@@ -37,7 +37,7 @@ export function entryState(entry: DecodedEntry): string {
     case 'malformed':
       return `malformed: ${entry.problems.join('; ')}`;
     case 'table':
-      return `${rightsWords(entry)}, points to a table`;
+      return [rightsWords(entry), 'points to a table', ...entry.problems].join(', ');
     case 'leaf':
       return `${rightsWords(entry)}, maps a page${size}`;
   }
