@@ -39,7 +39,7 @@ export class TextCursor {
     let lo = 0;
     let hi = 0;
     for (; at < end; at++) {
-      const value = hexDigit(bytes[at]!);
+      const value = HEX_DIGITS[bytes[at]!]!;
       if (value < 0) break;
       hi = (hi << 4) | (lo >>> 28);
       lo = (lo << 4) | value;
@@ -115,11 +115,10 @@ export function isSpace(byte: number): boolean {
   return byte <= SPACE && (byte === SPACE || byte === 9 || byte === 0);
 }
 
-function hexDigit(byte: number): number {
-  if (byte >= 0x30 && byte <= 0x39) return byte - 0x30;
-  const letter = byte | 0x20;
-  return letter >= 0x61 && letter <= 0x66 ? letter - 0x57 : -1;
-}
+/** Values by bytes; −1 of those that are no hexadecimal digits. */
+const HEX_DIGITS = Int8Array.from({ length: 256 }, (_, byte) =>
+  '0123456789abcdef'.indexOf(String.fromCharCode(byte).toLowerCase()),
+);
 
 export function isDigit(byte: number): boolean {
   return byte >= 0x30 && byte <= 0x39;

@@ -6,7 +6,7 @@ import { ROLE_IN_TEXT } from '../../engine/history/recording.ts';
 import { fieldIndex, TRACEPOINTS } from '../../engine/history/tracepoints.ts';
 import { exitReason } from './exit-reasons.ts';
 import { Names } from './names.ts';
-import { isDigit, isSpace, TextCursor } from './text-cursor.ts';
+import { isDigit, isSpace, SPACE, TextCursor } from './text-cursor.ts';
 
 const FIELDS_MOST = Math.max(...TRACEPOINTS.map((tracepoint) => tracepoint.fields.length));
 
@@ -36,10 +36,6 @@ export class TextValues extends TextCursor {
 type Op = (values: TextValues) => boolean;
 
 const latin = (text: string): Uint8Array => Uint8Array.from(text, (char) => char.charCodeAt(0));
-const literal = (text: string): Op => {
-  const bytes = latin(text);
-  return (values) => values.literal(bytes);
-};
 
 /** One of several words. */
 function choice(field: number, words: Readonly<Record<string, number>>): Op {
@@ -360,21 +356,34 @@ const templates: Readonly<Record<string, readonly string[]>> = {
   kvm_set_spte_hva: ['mmu notifier set pte hva: {hva}'],
 };
 
-function compile(kind: number, template: string): Op[] {
-  return template.split(/(\{[^}]*\})/).flatMap((part): Op[] => {
-    const hole = /^\{(!?)([\w-]+)(#?)\}$/.exec(part);
-    if (!hole) return part ? [literal(part)] : [];
-    const [, isSpecial, name, decimal] = hole;
-    if (isSpecial) return [special(kind, name!)];
-    const field = fieldIndex(kind, name!);
-    if (field < 0) throw new RangeError(`${TRACEPOINTS[kind]!.name} has no field ${name}`);
-    return decimal
-      ? [(values) => values.decimal() && values.set(field, values.lo, values.hi)]
-      : [(values) => values.hex() && values.set(field, values.lo, values.hi)];
-  });
+// A template is compiled to steps of three words, which one loop executes: an operation and its operands.
+const LITERAL = 0; // where its bytes begin in #pool and where they end
+const HEX = 1; // field
+const DECIMAL = 2; // field
+const SPECIAL = 3; // index into specials
+
+const pool: number[] = [];
+const specials: Op[] = [];
+
+function compile(kind: number, template: string): Int32Array {
+  return Int32Array.from(
+    template
+      .split(/(\{[^}]*\})/)
+      .flatMap((part): [op: number, first: number, second: number][] => {
+        const hole = /^\{(!?)([\w-]+)(#?)\}$/.exec(part);
+        if (!hole) return part ? [[LITERAL, pool.length, pool.push(...latin(part))]] : [];
+        const [, isSpecial, name, decimal] = hole;
+        if (isSpecial) return [[SPECIAL, specials.push(special(kind, name!)) - 1, 0]];
+        const field = fieldIndex(kind, name!);
+        if (field < 0) throw new RangeError(`${TRACEPOINTS[kind]!.name} has no field ${name}`);
+        return [[decimal ? DECIMAL : HEX, field, 0]];
+      })
+      .flat(),
+  );
 }
 
 const compiled = TRACEPOINTS.map(({ kind, name }) => templates[name]!.map((template) => compile(kind, template)));
+const literals = Uint8Array.from(pool);
 
 // -------------------------------------------------------------------------------------------------------------- reading
 
@@ -422,12 +431,43 @@ export function readEventText(kind: number, values: TextValues): boolean {
   values.spaces();
   if (values.literal(FAILED) || looksLikePairs(values)) return readPairs(kind, values);
   const start = values.at;
-  for (const ops of compiled[kind]!) {
+  for (const steps of compiled[kind]!) {
     values.begin();
     values.at = start;
-    let i = 0;
-    while (i < ops.length && ops[i]!(values)) i++;
-    if (i === ops.length) return true;
+    if (follow(steps, values)) return true;
   }
   return false;
+}
+
+/** Reads what a template says, from `values.at` on; false where the text is another. */
+function follow(steps: Int32Array, values: TextValues): boolean {
+  const { bytes, end } = values;
+  for (let step = 0; step < steps.length; step += 3) {
+    const operand = steps[step + 1]!;
+    switch (steps[step]) {
+      case LITERAL: {
+        const behind = steps[step + 2]!;
+        let { at } = values;
+        for (let i = operand; i < behind; i++) {
+          const byte = literals[i]!;
+          if (byte === SPACE) while (at < end && isSpace(bytes[at]!)) at++;
+          else if (at < end && bytes[at] === byte) at++;
+          else return false;
+        }
+        values.at = at;
+        break;
+      }
+      case HEX:
+        if (!values.hex()) return false;
+        values.set(operand, values.lo, values.hi);
+        break;
+      case DECIMAL:
+        if (!values.decimal()) return false;
+        values.set(operand, values.lo, values.hi);
+        break;
+      default:
+        if (!specials[operand]!(values)) return false;
+    }
+  }
+  return true;
 }

@@ -9,7 +9,7 @@ import type { ByteSource } from './source.ts';
 import { isDigit, isSpace, SPACE } from './text-cursor.ts';
 import { readEventText, TextValues } from './text-rules.ts';
 
-const BLOCK = 1 << 22;
+const BLOCK = 1 << 20;
 /** No tool prints longer ones; without a limit a file without line ends would be read whole. */
 const LINE_MOST = 1 << 20;
 const LINE_END = 0x0a;
@@ -272,17 +272,21 @@ class TextReader {
       values.spaces();
       const from = values.at;
       let at = from;
-      while (at < end && isDigit(bytes[at]!)) at++;
+      let seconds = 0;
+      for (; at < end && isDigit(bytes[at]!); at++) seconds = seconds * 10 + bytes[at]! - 0x30;
       const point = at;
       const fraction = at < end && bytes[at] === DOT;
+      let rest = 0;
       if (fraction) {
-        at++;
-        while (at < end && isDigit(bytes[at]!)) at++;
+        for (at++; at < end && isDigit(bytes[at]!); at++) if (at <= point + 9) rest = rest * 10 + bytes[at]! - 0x30;
+        for (let place = at - point; place <= 9; place++) rest *= 10;
       }
       if (point > from && at < end && bytes[at] === COLON && at - from <= 30) {
-        const cut = fraction ? point : Math.max(from, point - 9);
-        const seconds = digits(bytes, from, cut);
-        const rest = fraction ? digits(bytes, point + 1, at, 9) : digits(bytes, cut, point);
+        if (!fraction) {
+          const cut = Math.max(from, point - 9);
+          seconds = digits(bytes, from, cut);
+          rest = digits(bytes, cut, point);
+        }
         if (!this.#started) {
           this.#started = true;
           this.#firstSeconds = seconds;
@@ -382,12 +386,9 @@ function kindOf(name: string): number {
   return tracepoint(name)?.kind ?? -1;
 }
 
-/** The value of decimal digits. @param width of a fraction, which is filled with zeros or cut */
-function digits(bytes: Uint8Array, from: number, to: number, width?: number): number {
+function digits(bytes: Uint8Array, from: number, to: number): number {
   let value = 0;
-  const end = width === undefined ? to : Math.min(to, from + width);
-  for (let at = from; at < end; at++) value = value * 10 + bytes[at]! - 0x30;
-  for (let place = end - from; width !== undefined && place < width; place++) value *= 10;
+  for (let at = from; at < to; at++) value = value * 10 + bytes[at]! - 0x30;
   return value;
 }
 
