@@ -67,12 +67,22 @@ function told(recording: Recording, at: number): Told | undefined {
 /** Everything told of pages that `wanted` wants, by what it is about, each in its order. */
 export function byPage(recording: Recording, wanted: (gfn: number) => boolean): Map<string, string[]> {
   const found = new Map<string, string[]>();
+  // One host thread changes slots and memory: what it zaps goes with the root or by the notifier, whichever it told last.
+  let rootGoes = false;
   for (let at = 0; at < recording.length; at++) {
+    const { name } = TRACEPOINTS[recording.kind(at)]!;
+    if (name === 'kvm_mmu_zap_all_fast') rootGoes = true;
+    else if (name === 'kvm_unmap_hva_range') rootGoes = false;
     const event = told(recording, at);
-    if (event && wanted(event.gfn)) found.set(event.about, [...(found.get(event.about) ?? []), event.says]);
+    if (!event || !wanted(event.gfn)) continue;
+    const says = rootGoes && event.says.endsWith(ZAPPED) ? `${event.says}${WITH_ROOT}` : event.says;
+    found.set(event.about, [...(found.get(event.about) ?? []), says]);
   }
   return found;
 }
+
+const ZAPPED = ' → none';
+const WITH_ROOT = ', with its root';
 
 /**
  * In what KVM may differ from the engine, which is today's: what does so, and how what the engine tells becomes what that kernel
@@ -94,9 +104,9 @@ const ROWS: readonly Row[] = [
     event: 'kvm_tdp_mmu_spte_changed',
     becomes: (says) =>
       says.flatMap((each, index) => {
-        const goes = each.endsWith(' → none') && says[index + 1] === 'none → frozen';
-        if (goes) return [each.replace('none', 'frozen')];
-        return each === 'none → frozen' && says[index - 1]?.endsWith(' → none') ? [] : [each];
+        if (each.endsWith(WITH_ROOT) && says[index + 1] === 'none → frozen')
+          return [each.replace(`none${WITH_ROOT}`, 'frozen')];
+        return each === 'none → frozen' && says[index - 1]?.endsWith(WITH_ROOT) ? [] : [each];
       }),
   },
   {
