@@ -69,7 +69,7 @@ export class Watches {
       else if (
         kind === Kind.REGISTER ||
         kind === Kind.SLOTS ||
-        kind === Kind.ROOT ||
+        kind === Kind.MMU ||
         (kind >= Kind.TABLE_ALLOC && kind <= Kind.TABLE_STATE)
       )
         return undefined;

@@ -1,8 +1,10 @@
 import { flatten, type Instruction } from './code.ts';
-import { Format } from './formats/compile.ts';
+import { Format, TABLE } from './formats/compile.ts';
 import { EPT, EPT_5 } from './formats/ept.ts';
 import type { Feature } from './formats/format.ts';
 import { NPT, NPT_5 } from './formats/npt.ts';
+import { SHADOW, SHADOW_5, SHADOW_PAE } from './formats/shadow.ts';
+import { permissionBitmaps } from './guest/permission.ts';
 import {
   changeProblem,
   type GuestCpu,
@@ -19,6 +21,8 @@ import {
 } from './guest/registers.ts';
 import type { SecondStage, WalkMemory } from './guest/walk.ts';
 import { Kind, Log, type LogEntry } from './history/log.ts';
+import type { Injection } from './injections.ts';
+import { roleField } from './kernel/role.ts';
 import { backingPfn, frameRange, type Memslot, Memslots, newBacking } from './memory/memslots.ts';
 import { PhysicalMemory } from './memory/physical.ts';
 import { Tlb, type TlbEntry, tlbSpan } from './memory/tlb.ts';
@@ -27,6 +31,9 @@ import type { Mirror } from './mirror.ts';
 import { LOCKS, type LockName, type Task } from './operation.ts';
 import { DEFAULT_POLICIES, type Policies } from './policies.ts';
 import type { MachineConfig, Program, SlotConfig } from './program.ts';
+import { type Mmu, NEW_MMU } from './roots/mmu.ts';
+import type { IndexChange } from './shadow/logged-map.ts';
+import { ShadowMmu, type ShadowState } from './shadow/state.ts';
 import type { MmuPage } from './tdp/mmu-page.ts';
 import { emptyEntry } from './tdp/spte.ts';
 
@@ -36,6 +43,10 @@ const FIRST_BACKING_FRAME = 0x100000;
 /** Requests that a vCPU handles before it enters the guest (KVM_REQ_*). */
 export const REQ_MMU_FREE_OBSOLETE_ROOTS = 1;
 export const REQ_TLB_FLUSH = 2;
+export const REQ_MMU_SYNC = 4;
+export const REQ_LOAD_MMU_PGD = 8;
+export const REQ_TLB_FLUSH_CURRENT = 16;
+export const REQ_TLB_FLUSH_GUEST = 32;
 
 /** Warnings that are kept with their place. */
 const KEPT_WARNINGS = 200;
@@ -61,16 +72,28 @@ export class Vcpu {
   registers: Registers;
   mode: PagingMode;
   readonly tlb = new Tlb();
-  /** Root of the tables the processor walks; −1 while there is none. */
-  root: Pfn = -1;
+  /** `root_mmu`. */
+  mmu: Mmu = NEW_MMU;
   requests = 0;
   /** The hardware's view of the root; rebuilt when it changes. */
   second: SecondStage | undefined;
+  /** With shadow paging: how the processor walks KVM's tables, instead of the guest's. */
+  shadowed: PagingMode | undefined;
 
   constructor(id: number, registers: Registers, cpu: GuestCpu) {
     this.id = id;
     this.registers = registers;
     this.mode = pagingMode(registers, cpu);
+  }
+
+  /** The mode in which the processor walks tables by itself. */
+  get hardware(): PagingMode {
+    return this.shadowed ?? this.mode;
+  }
+
+  /** Root of the tables the processor walks; −1 while there is none. */
+  get root(): Pfn {
+    return this.mmu.root.pfn;
   }
 }
 
@@ -93,9 +116,16 @@ export const COUNTERS = [
   'faults.read_only',
   'emulated',
   'tables.built',
+  'tables.reused',
+  'tables.zapped',
+  'tables.flooded',
   'tables.freed',
   'roots.built',
   'roots.freed',
+  'roots.released',
+  'roots.unloads',
+  'roots.hits',
+  'roots.misses',
   'sptes.changed',
   'expects.passed',
   'expects.failed',
@@ -119,6 +149,12 @@ export interface SmallState {
   nextBacking: Pfn;
   /** Of each vCPU, the page that was found to be MMIO last (mmio_gfn, mmio_gen), and the generation of the slots then. */
   mmioPages: { gfn: Gfn; generation: number }[];
+  /** `mmu_valid_gen`, by which shadow pages are obsolete. */
+  mmuValidGen: number;
+  /** Age that the next shadow page gets. */
+  nextAge: number;
+  /** Mistakes that KVM makes from now on. */
+  injected: Injection[];
 }
 
 export class MachineError extends Error {}
@@ -142,12 +178,18 @@ export class Machine {
   slots = new Memslots();
   /** KVM's tables by frame. */
   readonly pages = new Map<Pfn, MmuPage>();
+  /** What KVM keeps beside its shadow pages. */
+  readonly shadow = new ShadowMmu();
+  readonly #shadowFormats: Readonly<Record<number, Format>>;
+  #dummyRoot: Pfn = -1;
   locks: LockState[] = LOCKS.map(() => ({ writer: -1, readers: [] }));
   invalidation: InvalidationState = { seq: 0, inProgress: 0, start: 0, end: 0 };
   small: SmallState;
   /** Steps run so far: the machine's clock. */
   steps = 0;
   readonly walkMemory: WalkMemory;
+  /** Host memory, as the processor walks shadow tables in it. */
+  readonly hostMemory: WalkMemory;
   /** Root frames of the program's guests, by name. */
   readonly guestRoots = new Map<string, Gfn>();
   /** Task on whose behalf the log is written. */
@@ -167,10 +209,14 @@ export class Machine {
     const hostFeatures = new Set<Feature>([...features, 'nx']);
     if (second === 'npt') hostFeatures.add('amd');
     const five = this.config.secondLevels === 5;
-    this.secondFormat = new Format(second === 'ept' ? (five ? EPT_5 : EPT) : five ? NPT_5 : NPT, {
-      maxPhyAddr,
-      features: hostFeatures,
-    });
+    const spec = { ept: five ? EPT_5 : EPT, npt: five ? NPT_5 : NPT, shadow: SHADOW }[second];
+    const options = { maxPhyAddr, features: hostFeatures };
+    this.secondFormat = new Format(spec, options);
+    this.#shadowFormats = {
+      3: new Format(SHADOW_PAE, options),
+      4: second === 'shadow' ? this.secondFormat : new Format(SHADOW, options),
+      5: new Format(SHADOW_5, options),
+    };
     this.code = program.tasks.map(flatten);
     this.small = {
       tasks: [],
@@ -181,6 +227,9 @@ export class Machine {
       warnings: [],
       nextBacking: FIRST_BACKING_FRAME,
       mmioPages: [],
+      mmuValidGen: 0,
+      nextAge: 0,
+      injected: [],
     };
     for (const slot of this.config.slots) this.slots = this.slots.with(this.makeSlot(slot));
     let vcpus = 0;
@@ -209,6 +258,7 @@ export class Machine {
       resolve: (gfn) => this.resolve(gfn),
       mayUpdate: (gfn) => this.slots.find(gfn)?.readonly === false,
     };
+    this.hostMemory = { ...this.walkMemory, resolve: (frame) => Number(frame), mayUpdate: () => true };
   }
 
   /** As a kernel with such tables runs; before paging without any. */
@@ -236,6 +286,11 @@ export class Machine {
 
   count(name: CounterName, by = 1): void {
     this.small.counters[COUNTER_NUMBER.get(name)!]! += by;
+  }
+
+  /** Whether KVM makes a mistake. */
+  injects(name: Injection): boolean {
+    return this.small.injected.includes(name);
   }
 
   counter(name: CounterName): number {
@@ -402,6 +457,26 @@ export class Machine {
   #applyRegister(vcpu: Vcpu, registers: Registers): void {
     vcpu.registers = registers;
     vcpu.mode = pagingMode(registers, this.cpu);
+    this.#applyShadowMode(vcpu);
+  }
+
+  /**
+   * With shadow paging the processor itself walks KVM's tables, by the guest's CR4 but always with CR0.WP and EFER.NXE; those tables,
+   * and not the guest's, are what it knows.
+   */
+  #applyShadowMode(vcpu: Vcpu): void {
+    if (this.config.second !== 'shadow') return;
+    const { mode, root } = vcpu;
+    const protection = { ...mode, wp: true, nxe: true, pke: false };
+    vcpu.shadowed = {
+      ...protection,
+      paging: true,
+      format: this.shadowFormat(vcpu.mmu),
+      rootGfn: Math.max(root, 0),
+      rootEntry: 0,
+      reportsFetch: true,
+      permissions: permissionBitmaps(protection),
+    };
   }
 
   fillTlb(vcpu: Vcpu, entry: TlbEntry): void {
@@ -422,6 +497,7 @@ export class Machine {
     for (let level = 1; level <= 3; level++) {
       const slot = vcpu.tlb.slotOf(vfn, level);
       const entry = vcpu.tlb.entries[slot];
+      if (entry && !entry.global && entry.pcid !== vcpu.mode.pcid) continue;
       if (entry && Math.floor(entry.vfn / tlbSpan(level)) === Math.floor(vfn / tlbSpan(level)))
         this.dropTlb(vcpu, slot);
     }
@@ -439,14 +515,20 @@ export class Machine {
     vcpu.tlb.count = vcpu.tlb.list().length;
   }
 
-  setRoot(vcpu: Vcpu, root: Pfn): void {
-    this.append(Kind.ROOT, vcpu.id, vcpu.root + 1, 0, root + 1, 0);
-    this.#applyRoot(vcpu, root);
+  /** Changes fields of a vCPU's MMU: its roles, its root, the roots before. */
+  setMmu(vcpu: Vcpu, change: Partial<Mmu>): void {
+    const after = { ...vcpu.mmu, ...change };
+    this.append(Kind.MMU, vcpu.id, 0, 0, 0, 0, { before: vcpu.mmu, after });
+    this.#applyMmu(vcpu, after);
   }
 
-  #applyRoot(vcpu: Vcpu, root: Pfn): void {
-    vcpu.root = root;
-    vcpu.second = root < 0 ? undefined : { kind: this.config.second, format: this.secondFormat, root };
+  #applyMmu(vcpu: Vcpu, mmu: Mmu): void {
+    const { second } = this.config;
+    vcpu.mmu = mmu;
+    const root = mmu.root.pfn;
+    this.#applyShadowMode(vcpu);
+    if (root < 0) vcpu.second = undefined;
+    else if (second !== 'shadow') vcpu.second = { kind: second, format: this.secondFormat, root };
   }
 
   setRequests(vcpu: Vcpu, requests: number): void {
@@ -457,23 +539,52 @@ export class Machine {
 
   // ---- KVM's tables
 
-  allocateTable(record: Pick<MmuPage, 'gfn' | 'level' | 'parent' | 'parentIndex'>): MmuPage {
+  /** A table of the TDP MMU's. Its root starts with the references that it is given. */
+  allocateTable(record: Pick<MmuPage, 'gfn' | 'level' | 'role' | 'parent' | 'parentIndex'>, rootCount = 0): MmuPage {
+    const page = this.#newTable({ ...record, rootCount, invalid: false, scheduledToZap: false });
+    this.count(page.parent < 0 ? 'roots.built' : 'tables.built');
+    return page;
+  }
+
+  allocateShadowTable(record: Pick<MmuPage, 'gfn' | 'level' | 'role'> & { readonly shadow: ShadowState }): MmuPage {
+    return this.#newTable({
+      ...record,
+      parent: -1,
+      parentIndex: -1,
+      rootCount: 0,
+      invalid: false,
+      scheduledToZap: false,
+    });
+  }
+
+  #newTable(record: Omit<MmuPage, 'pfn'>): MmuPage {
+    const { pfn, recycled } = this.#takeFrame();
+    const page: MmuPage = { pfn, ...record };
+    this.memory.writable(pfn).set(emptyTable);
+    this.pages.set(pfn, page);
+    this.append(Kind.TABLE_ALLOC, pfn, recycled ? 1 : 0, 0, 0, 0, page);
+    return page;
+  }
+
+  #takeFrame(): { readonly pfn: Pfn; readonly recycled: boolean } {
     const recycled = this.#freeTables.pop();
     const pfn = recycled ?? this.#nextTable++;
     if (pfn >= FIRST_BACKING_FRAME) throw new MachineError('KVM has no host frame left for its tables');
-    // A root starts with one reference, the MMU's own.
-    const page: MmuPage = {
-      pfn,
-      ...record,
-      rootCount: record.parent < 0 ? 1 : 0,
-      invalid: false,
-      scheduledToZap: false,
-    };
-    this.memory.writable(pfn).set(emptyTable);
-    this.pages.set(pfn, page);
-    this.append(Kind.TABLE_ALLOC, pfn, recycled === undefined ? 0 : 1, 0, 0, 0, page);
-    this.count(page.parent < 0 ? 'roots.built' : 'tables.built');
-    return page;
+    return { pfn, recycled: recycled !== undefined };
+  }
+
+  /** A frame of KVM's that is none of its tables, all zeros. */
+  allocateFrameForTables(): Pfn {
+    const { pfn, recycled } = this.#takeFrame();
+    this.append(Kind.FRAME_ALLOC, pfn, recycled ? 1 : 0, 0, 0, 0);
+    this.memory.writable(pfn).fill(0);
+    return pfn;
+  }
+
+  freeFrameOfTables(pfn: Pfn): void {
+    this.append(Kind.FRAME_FREE, pfn, 0, 0, 0, 0, this.memory.page(pfn).slice());
+    this.memory.drop(pfn);
+    this.#freeTables.push(pfn);
   }
 
   freeTable(pfn: Pfn): void {
@@ -482,7 +593,7 @@ export class Machine {
     this.pages.delete(pfn);
     this.memory.drop(pfn);
     this.#freeTables.push(pfn);
-    this.count(page.parent < 0 ? 'roots.freed' : 'tables.freed');
+    this.count(page.parent < 0 && !page.shadow ? 'roots.freed' : 'tables.freed');
   }
 
   page(pfn: Pfn): MmuPage {
@@ -492,14 +603,106 @@ export class Machine {
   }
 
   updatePage(pfn: Pfn, change: Partial<Pick<MmuPage, 'rootCount' | 'invalid' | 'scheduledToZap'>>): void {
-    const before = this.page(pfn);
-    const after = { ...before, ...change };
-    this.append(Kind.TABLE_STATE, pfn, 0, 0, 0, 0, { before, after });
-    this.pages.set(pfn, after);
+    this.replacePage({ ...this.page(pfn), ...change });
   }
 
+  /** Puts another record in the place of a table's. */
+  replacePage(after: MmuPage): void {
+    this.append(Kind.TABLE_STATE, after.pfn, 0, 0, 0, 0, { before: this.page(after.pfn), after });
+    this.pages.set(after.pfn, after);
+  }
+
+  /** Roots of the TDP MMU. */
   roots(): MmuPage[] {
-    return [...this.pages.values()].filter((page) => page.parent < 0);
+    return [...this.pages.values()].filter((page) => page.parent < 0 && !page.shadow);
+  }
+
+  // ---- shadow paging
+
+  /** How the processor reads the tables below a vCPU's shadow root. */
+  shadowFormat({ rootRole }: Mmu): Format {
+    return this.#shadowFormats[roleField(rootRole, 'level')] ?? this.#shadowFormats[3]!;
+  }
+
+  /** How one of KVM's tables is read, and its level; those behind `pae_root` are of level 3. */
+  tableFormat(pfn: Pfn): Format {
+    const page = this.pages.get(pfn);
+    if (!page) return this.#shadowFormats[3]!;
+    return page.level === 5 && page.shadow ? this.#shadowFormats[5]! : this.secondFormat;
+  }
+
+  tableLevel(pfn: Pfn): number {
+    return this.pages.get(pfn)?.level ?? 3;
+  }
+
+  entryWords(pfn: Pfn, index: number): [lo: number, hi: number] {
+    const page = this.memory.page(pfn);
+    return [page[2 * index]!, page[2 * index + 1]!];
+  }
+
+  /** mmu_spte_clear_no_track; what is empty already is left alone. */
+  clearSpte(pfn: Pfn, index: number): void {
+    const [lo, hi] = this.entryWords(pfn, index);
+    if (lo === emptyEntry.lo && hi === emptyEntry.hi) return;
+    this.setSpte(pfn, index, emptyEntry.lo, emptyEntry.hi, false);
+  }
+
+  /** Whether the processor maps pages of a level. */
+  shadowLarge(level: number): boolean {
+    return this.secondFormat.isLargeLevel(level);
+  }
+
+  /** Entries of the shadow tables for an address, from the root down to where they end. */
+  shadowPath(vcpu: Vcpu, gva: bigint, toFirst = false): { level: number; table: Pfn; index: number }[] {
+    const format = this.shadowFormat(vcpu.mmu);
+    const frame = Number((gva >> 12n) & ((1n << 45n) - 1n));
+    const path: { level: number; table: Pfn; index: number }[] = [];
+    let table = vcpu.root;
+    for (let level = format.rootLevel; level > 0 && table >= 0; level--) {
+      const index = format.indexOf(frame % format.inputFrames, level);
+      path.push({ level, table, index });
+      if (toFirst && this.pages.get(table)?.shadow) break;
+      const [lo, hi] = this.entryWords(table, index);
+      if (format.classify(level, lo) !== TABLE) break;
+      table = format.frame(level, lo, hi);
+    }
+    return path;
+  }
+
+  /** Tables that a root stands for: itself, or the four of `pae_root`. */
+  rootTables({ root, paeRoot }: Mmu): Pfn[] {
+    if (root.pfn < 0 || root.pfn !== paeRoot) return root.pfn < 0 ? [] : [root.pfn];
+    return [0, 1, 2, 3].flatMap((index) => {
+      const [lo, hi] = this.entryWords(paeRoot, index);
+      return (lo & 1) === 0 ? [] : [this.#shadowFormats[3]!.frame(3, lo, hi)];
+    });
+  }
+
+  /** The vCPU's `pae_root`, which is there from its first use on. */
+  paeRootOf(vcpu: Vcpu): Pfn {
+    if (vcpu.mmu.paeRoot < 0) this.setMmu(vcpu, { paeRoot: this.allocateFrameForTables() });
+    return vcpu.mmu.paeRoot;
+  }
+
+  /** @param table −1 for none (INVALID_PAE_ROOT) */
+  setPaeRoot(paeRoot: Pfn, index: number, table: Pfn): void {
+    const format = this.#shadowFormats[3]!;
+    const [lo, hi] = table < 0 ? [0, 0] : [(format.frameLo(table) | 1) >>> 0, format.frameHi(table)];
+    this.setSpte(paeRoot, index, lo, hi, false);
+  }
+
+  freePaeRoots(paeRoot: Pfn, put: (table: Pfn) => void): void {
+    for (let index = 0; index < 4; index++) {
+      const [lo, hi] = this.entryWords(paeRoot, index);
+      if ((lo & 1) !== 0) put(this.#shadowFormats[3]!.frame(3, lo, hi));
+      this.setPaeRoot(paeRoot, index, -1);
+    }
+  }
+
+  /** A page of zeros for a CR3 that leads to no memory (`kvm_mmu_get_dummy_root`). */
+  dummyRoot(): Pfn {
+    if (this.#dummyRoot < 0) this.#dummyRoot = FIRST_BACKING_FRAME - 1;
+    return this.#dummyRoot;
   }
 
   setSpte(pfn: Pfn, index: number, lo: number, hi: number, traced = true): void {
@@ -613,7 +816,8 @@ export class Machine {
       case Kind.MEMORY:
       case Kind.ENTRY_BITS:
       case Kind.SPTE:
-      case Kind.SPTE_UNTRACED: {
+      case Kind.SPTE_UNTRACED:
+      case Kind.TRANSLATION: {
         const page = this.memory.writable(Math.floor(entry.address / 512));
         const word = 2 * (entry.address % 512);
         page[word] = entry.oldLo;
@@ -664,9 +868,23 @@ export class Machine {
       case Kind.TABLE_STATE:
         this.pages.set(entry.address, (entry.object as { before: MmuPage }).before);
         break;
-      case Kind.ROOT:
-        this.#applyRoot(this.vcpu(entry.address), entry.oldLo - 1);
+      case Kind.MMU:
+        this.#applyMmu(this.vcpu(entry.address), (entry.object as { before: Mmu }).before);
         break;
+      case Kind.FRAME_ALLOC:
+        this.memory.drop(entry.address);
+        if (entry.oldLo === 1) this.#freeTables.push(entry.address);
+        else this.#nextTable--;
+        break;
+      case Kind.FRAME_FREE:
+        this.#freeTables.pop();
+        this.memory.writable(entry.address).set(entry.object as Uint32Array);
+        break;
+      case Kind.INDEX: {
+        const { map, key, before } = entry.object as IndexChange;
+        map.restore(key, before);
+        break;
+      }
       case Kind.REQUESTS:
         this.vcpu(entry.address).requests = entry.oldLo;
         break;

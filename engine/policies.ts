@@ -5,13 +5,26 @@
 export interface Policies {
   /** When dirty logging starts: `eager` splits large pages at once (KVM's `eager_page_split`), `lazy` at the first write. */
   readonly 'page-split': 'eager' | 'lazy';
+  /**
+   * What becomes of roots when the guest's mode changes: `before` is Linux 5.15, which gives up all of them, and whose role of the TDP
+   * MMU has CR0.WP and EFER.NX in it; `posted` is the series of February 2022, which looks for a root of the new role among those it
+   * keeps; `today` is Linux 7.1.
+   */
+  readonly roots: 'today' | 'before' | 'posted';
+  /**
+   * Which part of a table of 4-byte entries a child page shadows: `parity` of its parent's entry, as today; by the faulting `address`, as
+   * Linux 5.15; or `copied` from the parent, the mistake that was posted.
+   */
+  readonly quadrant: 'parity' | 'address' | 'copied';
 }
 
-export const DEFAULT_POLICIES: Policies = { 'page-split': 'eager' };
+export const DEFAULT_POLICIES: Policies = { 'page-split': 'eager', roots: 'today', quadrant: 'parity' };
 
 /** What each policy can be, its default first. */
 export const POLICY_VALUES: { readonly [K in keyof Policies]: readonly Policies[K][] } = {
   'page-split': ['eager', 'lazy'],
+  roots: ['today', 'before', 'posted'],
+  quadrant: ['parity', 'address', 'copied'],
 };
 
 function isPolicy(name: string): name is keyof Policies {
@@ -21,8 +34,10 @@ function isPolicy(name: string): name is keyof Policies {
 /** These policies with one chosen by name, or what is wrong with the choice and what there is. */
 export function choosePolicy(policies: Policies, name: string, value: string): Policies | { readonly error: string } {
   if (!isPolicy(name)) return { error: `unknown policy ${name}; there are ${Object.keys(POLICY_VALUES).join(', ')}` };
-  const chosen = POLICY_VALUES[name].find((candidate) => candidate === value);
+  const chosen = (POLICY_VALUES[name] as readonly string[]).find((candidate) => candidate === value);
   if (chosen === undefined)
-    return { error: `policy ${name} cannot be ${value || 'empty'}; it is ${POLICY_VALUES[name].join(' or ')}` };
+    return {
+      error: `policy ${name} cannot be ${value || 'empty'}; it is ${POLICY_VALUES[name].join(', ').replace(/, ([^,]*)$/, ' or $1')}`,
+    };
   return { ...policies, [name]: chosen };
 }

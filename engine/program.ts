@@ -22,7 +22,8 @@ export interface Program {
 
 export interface MachineConfig {
   readonly slots: readonly SlotConfig[];
-  readonly second: 'ept' | 'npt';
+  /** The TDP MMU's tables, or shadow tables of the guest's own. */
+  readonly second: 'ept' | 'npt' | 'shadow';
   /** Levels of its tables: 4 unless told. */
   readonly secondLevels?: 4 | 5;
   /** Physical-address width of the host and of the guest's processor, 32 … 52. */

@@ -1,6 +1,5 @@
 import { evaluate, truthy } from './expression.ts';
-import type { RegisterName } from './guest/registers.ts';
-import { guestFormat, PAGING } from './guest/registers.ts';
+import { guestFormat, PAGING, RegisterError, type RegisterName } from './guest/registers.ts';
 import { applyMapping, guestTableStore, guestTables } from './guest/tables.ts';
 import { type CounterName, Machine, MachineError, type SmallState, USER_TASK } from './machine.ts';
 import { type Mirror, MissingFrames } from './mirror.ts';
@@ -8,7 +7,8 @@ import { runTopStep, type Task } from './operation.ts';
 import { PgtableError } from './pgtable/tables.ts';
 import type { Program } from './program.ts';
 import { programScope } from './queries/scope.ts';
-import { checkExpectation, runInstruction, writeRegister } from './statements.ts';
+import { writeRegister } from './roots/registers.ts';
+import { checkExpectation, runInstruction } from './statements.ts';
 
 /**
  * Makes a machine from a program, in the memory of a mirror if one is given: its memory, its guests' tables, its vCPUs at their first statement.
@@ -139,8 +139,10 @@ export class Run {
     try {
       runTopStep(this.machine, task);
     } catch (error) {
-      if (!(error instanceof PgtableError || error instanceof MachineError)) throw error;
-      this.machine.fail(task, `KVM’s tables are damaged: ${error.message}`);
+      if (error instanceof RegisterError) this.machine.fail(task, error.message);
+      else if (error instanceof PgtableError || error instanceof MachineError)
+        this.machine.fail(task, `KVM’s tables are damaged: ${error.message}`);
+      else throw error;
     }
   }
 

@@ -2,19 +2,20 @@ import type { Instruction } from './code.ts';
 import { ExpressionError, evaluate, evaluateInteger, truthy } from './expression.ts';
 import { accessPages, EMULATED, FAILED, FAULTED, lookUp, pageWalk, untranslatable } from './guest/access.ts';
 import { REGISTER_BITS, RegisterError } from './guest/registers.ts';
-import { applyMapping, guestTables, protectRange, unmapRange } from './guest/tables.ts';
+import { applyMapping, protectRange, runningGuestTables, unmapRange } from './guest/tables.ts';
 import { Kind } from './history/log.ts';
 import { kvmSetMemoryRegion } from './host/memory-region.ts';
 import { kvmZapGfnRange, unmapHostMemory } from './host/notifier.ts';
-import type { Machine, Vcpu } from './machine.ts';
+import type { Machine } from './machine.ts';
 import { frameRange, MemslotError } from './memory/memslots.ts';
 import { addressToFrame, hex, highWord, lowWord, pageOffset } from './memory/words.ts';
 import { call, type Task } from './operation.ts';
 import { PgtableError } from './pgtable/tables.ts';
 import type { AccessStatement, Expectation, RegisterStatement, Statement } from './program.ts';
 import { programScope } from './queries/scope.ts';
+import { mustEnter, vcpuEnterGuest } from './roots/enter.ts';
+import { kvmMmuInvlpg, registerFunction, writeRegister } from './roots/registers.ts';
 import { findEntry } from './tdp/iterate.ts';
-import { mustEnter, vcpuEnterGuest } from './tdp/vcpu.ts';
 import { kvmMmuZapAllFast } from './tdp/zap.ts';
 
 /** Runs the instruction at a task's `pc`; its stack is empty. */
@@ -71,7 +72,9 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
     case 'invlpg': {
       const address = evaluateInteger(statement.address, programScope(machine, task), 'invlpg');
       const vcpu = machine.vcpu(task.vcpu);
-      if (untranslatable(vcpu.mode, address) === undefined) machine.invalidatePage(vcpu, addressToFrame(address));
+      if (untranslatable(vcpu.mode, address) !== undefined) break;
+      if (machine.config.second === 'shadow') call(task, kvmMmuInvlpg, { address, roots: [] });
+      else machine.invalidatePage(vcpu, addressToFrame(address));
       break;
     }
     case 'map':
@@ -141,41 +144,21 @@ function ownTables(machine: Machine, task: Task) {
   const { mode } = machine.vcpu(task.vcpu);
   if (!mode.paging) throw new RangeError('the guest has no tables to edit while paging is off');
   const pool = machine.poolOf(mode.rootGfn);
-  return guestTables(machine, pool, mode);
+  return runningGuestTables(machine, pool, mode);
 }
 
 function setRegister(machine: Machine, task: Task, statement: RegisterStatement): void {
   const vcpu = machine.vcpu(task.vcpu);
   const value = evaluateInteger(statement.value, programScope(machine, task), statement.register);
   const old = vcpu.registers[statement.register];
-  if (statement.bit === undefined) writeRegister(machine, vcpu, statement.register, value);
-  else {
+  let next = value;
+  if (statement.bit !== undefined) {
     const mask = 1n << BigInt(REGISTER_BITS[statement.register]![statement.bit]!);
-    writeRegister(machine, vcpu, statement.register, value === 0n ? old & ~mask : old | mask);
+    next = value === 0n ? old & ~mask : old | mask;
   }
-}
-
-const CR4_FLUSHES = ['pge', 'pae', 'smep'] as const;
-
-/** A register write with what the processor does to its TLB (SDM vol. 3, 4.10.4.1). */
-export function writeRegister(
-  machine: Machine,
-  vcpu: Vcpu,
-  register: RegisterStatement['register'],
-  value: bigint,
-): void {
-  const before = vcpu.registers;
-  machine.setRegister(vcpu, register, value);
-  const changed = before[register] ^ vcpu.registers[register];
-  if (register === 'cr3') machine.flushTlb(vcpu, vcpu.mode.pge);
-  else if (register === 'cr0' && (changed & (1n << 31n)) !== 0n) machine.flushTlb(vcpu);
-  else if (
-    register === 'cr4' &&
-    CR4_FLUSHES.some((name) => (changed & (1n << BigInt(REGISTER_BITS.cr4![name]!))) !== 0n)
-  )
-    machine.flushTlb(vcpu);
-  // NXE decides whether bit 63 is reserved: cached rights would be judged by the old meaning.
-  else if (register === 'efer' && changed !== 0n) machine.flushTlb(vcpu);
+  const exits = machine.mirror ? undefined : registerFunction(machine, statement.register);
+  if (exits && next !== old) call(task, exits, { register: statement.register, value: next });
+  else writeRegister(machine, vcpu, statement.register, next);
 }
 
 export function checkExpectation(machine: Machine, expectation: Expectation, task?: Task): boolean {

@@ -67,17 +67,24 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   ],
   [
     machine('memory 0 +4K\nsecond-stage tdp ept 3-level'),
-    '3:1 error: second-stage tdp ept 3-level is not modelled yet; there are: tdp ept 4-level, tdp ept 5-level, tdp npt 4-level, tdp npt 5-level',
+    '3:1 error: second-stage tdp ept 3-level is not modelled yet; there are: tdp ept 4-level, tdp ept 5-level, tdp npt 4-level, tdp npt 5-level, shadow',
   ],
   [
-    machine('memory 0 +4K\nsecond-stage shadow'),
-    '3:1 error: second-stage shadow is not modelled yet; there are: tdp ept 4-level, tdp ept 5-level, tdp npt 4-level, tdp npt 5-level',
+    machine('memory 0 +4K\nsecond-stage stage-2'),
+    '3:1 error: second-stage stage-2 is not modelled yet; there are: tdp ept 4-level, tdp ept 5-level, tdp npt 4-level, tdp npt 5-level, shadow',
   ],
   [
     machine('memory 0 +4K\nsecond-stage foo'),
-    '3:1 error: unknown second stage foo; there are: tdp ept 4-level, tdp ept 5-level, tdp npt 4-level, tdp npt 5-level',
+    '3:1 error: unknown second stage foo; there are: tdp ept 4-level, tdp ept 5-level, tdp npt 4-level, tdp npt 5-level, shadow',
   ],
-  [machine('memory 0 +4K\npolicy roots = keep'), '3:1 error: unknown policy roots; there are page-split'],
+  [
+    machine('memory 0 +4K\npolicy roots = keep'),
+    '3:1 error: policy roots cannot be keep; it is today, before or posted',
+  ],
+  [
+    machine('memory 0 +4K\npolicy root = today'),
+    '3:1 error: unknown policy root; there are page-split, roots, quadrant',
+  ],
   // guest
   [`machine { memory 0 +4K slot 0 }\nguest k { }\nguest k { }${run}`, '3:1 error: guest k is on line 2 already'],
   [`guest cr3 { }${run}`, '1:1 error: cr3 has a meaning in expressions already: call the guest something else'],

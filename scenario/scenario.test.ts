@@ -149,7 +149,7 @@ test('a machine says all that it has', () => {
     second: 'npt',
     maxPhyAddr: 40,
     features: ['1g-pages', 'amd'],
-    policies: { 'page-split': 'lazy' },
+    policies: { 'page-split': 'lazy', roots: 'today', quadrant: 'parity' },
   });
 });
 

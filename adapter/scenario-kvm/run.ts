@@ -306,6 +306,7 @@ export class ScenarioRun {
     if (walk.end !== 'done' || walk.gpa === undefined || !this.#mirror.memory.has(addressToFrame(walk.gpa))) return;
     const gpa = walk.gpa;
     const before = await client.readPhysical(gpa, 1);
+    if (before[0] === RET) return;
     await client.writePhysical(gpa, Uint8Array.of(RET));
     this.#undo = () => client.writePhysical(gpa, before);
   }

@@ -3,11 +3,12 @@ import { Kind } from '../history/log.ts';
 import type { Machine, Vcpu } from '../machine.ts';
 import { addressToFrame, pageOffset, type Vfn } from '../memory/words.ts';
 import { AGAIN, call, defineFunction, NEXT, type PendingAccess, returns, type Task } from '../operation.ts';
+import { vcpuEnterGuest } from '../roots/enter.ts';
+import { describeShadowFault } from '../shadow/explain-fault.ts';
 import { handleExit } from '../tdp/exit.ts';
 import { describeWalkFault } from '../tdp/explain-fault.ts';
 import type { FaultInfo } from '../tdp/fault.ts';
 import { EXIT_EMULATED, EXIT_INJECTED } from '../tdp/results.ts';
-import { vcpuEnterGuest } from '../tdp/vcpu.ts';
 import { PFERR_FETCH, PFERR_USER, PFERR_WRITE, permissionFault } from './permission.ts';
 import type { PagingMode } from './registers.ts';
 import { isCanonical, startWalk, stepWalk, type Walk } from './walk.ts';
@@ -49,7 +50,7 @@ export const pageWalk = defineFunction<WalkLocals>({
       run(machine, task, locals) {
         const vcpu = machine.vcpu(task.vcpu);
         machine.count('tlb.misses');
-        locals.walk = startWalk(vcpu.mode, vcpu.second, locals.vfn, {
+        locals.walk = startWalk(vcpu.hardware, vcpu.second, locals.vfn, {
           bits: accessBits(locals.access),
           implicit: locals.access.implicit,
         });
@@ -62,10 +63,15 @@ export const pageWalk = defineFunction<WalkLocals>({
       run(machine, task, locals) {
         const vcpu = machine.vcpu(task.vcpu);
         const walk = locals.walk!;
-        stepWalk(walk, vcpu.mode, vcpu.second, machine.walkMemory);
+        const memory = vcpu.shadowed ? machine.hostMemory : machine.walkMemory;
+        stepWalk(walk, vcpu.hardware, vcpu.second, memory);
         if (walk.status === 'running') return AGAIN;
         machine.count('walks.references', walk.references);
         if (walk.status === 'done') return NEXT;
+        if (vcpu.shadowed) {
+          locals.fault = describeShadowFault(machine, vcpu, walk, locals.access);
+          return 'exit';
+        }
         locals.fault = describeWalkFault(vcpu.id, walk, vcpu.mode, vcpu.second, locals.access);
         return walk.status === 'guest-fault' ? 'deliver' : 'exit';
       },
@@ -123,17 +129,18 @@ export function deliverPageFault(machine: Machine, task: Task, fault: FaultInfo,
 }
 
 function fillFromWalk(machine: Machine, vcpu: Vcpu, walk: Walk): void {
-  const level = Math.min(walk.leafLevel, walk.secondLeafLevel, 3);
+  const level = Math.min(walk.leafLevel, vcpu.shadowed ? 3 : walk.secondLeafLevel, 3);
   machine.fillTlb(vcpu, {
     vfn: walk.vfn,
-    gfn: walk.gfn,
+    gfn: vcpu.shadowed ? machine.gfnOf(walk.pfn) : walk.gfn,
     pfn: walk.pfn,
     level,
     access: walk.access,
     key: walk.key,
     global: walk.global,
+    pcid: vcpu.mode.pcid,
     secondAccess: walk.secondAccess,
-    dirty: walk.leafDirty && walk.secondDirty,
+    dirty: walk.leafDirty && (vcpu.shadowed !== undefined || walk.secondDirty),
   });
 }
 
@@ -155,16 +162,16 @@ export function untranslatable({ paging, addressBits }: PagingMode, address: big
  * decide.
  */
 export function lookUp(vcpu: Vcpu, vfn: Vfn, access: PendingAccess): number {
-  const entry = vcpu.tlb.find(vfn);
+  const mode = vcpu.hardware;
+  const entry = vcpu.tlb.find(vfn, mode.pcid);
   if (entry === undefined) return -1;
   const bits = accessBits(access);
   if (access.kind === 'write' && !entry.dirty) return -1;
   const need = access.kind === 'fetch' ? ACC_EXEC : access.kind === 'write' ? ACC_WRITE : ACC_USER;
   if ((entry.secondAccess & need) === 0) return -1;
   if (
-    vcpu.mode.paging &&
-    permissionFault(vcpu.mode.permissions, vcpu.mode, entry.access, entry.key, { bits, implicit: access.implicit }) !==
-      0
+    mode.paging &&
+    permissionFault(mode.permissions, mode, entry.access, entry.key, { bits, implicit: access.implicit }) !== 0
   )
     return -1;
   const span = entry.level === 1 ? 1 : entry.level === 2 ? 512 : 512 * 512;

@@ -10,7 +10,9 @@ test('the registers that a kernel runs with are accepted, and so are those befor
 });
 
 test('what is not modelled or not possible is named with its register', () => {
-  assert.equal(problem({ cr4: 0xa0n | (1n << 17n) }), 'cr4.pcide: process-context identifiers are not modelled yet');
+  assert.equal(problem({ cr4: 0xa0n | (1n << 17n) }), undefined);
+  assert.equal(problem({ efer: 0n, cr4: 0xa0n | (1n << 17n) }), 'cr4.pcide needs long mode');
+  assert.match(problem({ cr3: 1n << 63n })!, /bit 63 is NOFLUSH only with cr4\.pcide/);
   assert.equal(problem({ cr4: 0xa0n | (1n << 23n) }), 'cr4.cet: shadow stacks are not modelled yet');
   assert.equal(problem({ cr4: 0n }), 'efer.lme needs cr4.pae while paging is on');
   assert.equal(problem({ efer: 0n, cr4: 0x1020n }), 'cr4.la57 needs long mode');

@@ -42,9 +42,10 @@ export class RegisterError extends Error {}
 
 /** CR3 bits that are no address: PCID or PWT/PCD below, NOFLUSH and LAM above. */
 const CR3_LAM = 3n << 61n;
+/** Of a MOV to CR3: keep what the TLB has of this PCID. It is never stored. */
+export const CR3_NOFLUSH = 1n << 63n;
 
 const REFUSED: readonly [RegisterName, string, string][] = [
-  ['cr4', 'pcide', 'process-context identifiers'],
   ['cr4', 'cet', 'shadow stacks'],
   ['cr4', 'pks', 'protection keys for supervisor pages'],
 ];
@@ -64,11 +65,13 @@ export function registerProblem(registers: Registers, maxPhyAddr: number): strin
   if (!paging) return undefined;
   if (!(registers.cr0 & bit('cr0', 'pe'))) return 'cr0.pg needs cr0.pe';
   const long = (registers.efer & bit('efer', 'lme')) !== 0n;
+  if (!long && registers.cr4 & bit('cr4', 'pcide')) return 'cr4.pcide needs long mode';
   if (long && !(registers.cr4 & bit('cr4', 'pae'))) return 'efer.lme needs cr4.pae while paging is on';
   if (!long && registers.cr3 > 0xffff_ffffn)
     return `cr3 ${hex(registers.cr3)} has more than the 32 bits that there are outside of long mode`;
   if (!long && registers.cr4 & bit('cr4', 'la57')) return 'cr4.la57 needs long mode';
   if (registers.cr3 & CR3_LAM) return `cr3 ${hex(registers.cr3)}: linear-address masking is not modelled yet`;
+  if (registers.cr3 & CR3_NOFLUSH) return `cr3 ${hex(registers.cr3)}: bit 63 is NOFLUSH only with cr4.pcide`;
   const address = registers.cr3 & ((1n << 61n) - 1n);
   if (address >> BigInt(maxPhyAddr) !== 0n) return `cr3 ${hex(registers.cr3)} has bits beyond MAXPHYADDR ${maxPhyAddr}`;
   return undefined;
@@ -101,6 +104,9 @@ export interface PagingMode extends Protection {
   readonly reportsFetch: boolean;
   readonly permissions: Uint8Array;
   readonly pge: boolean;
+  readonly pcide: boolean;
+  /** The address space that the TLB's entries are of: 0 without CR4.PCIDE. */
+  readonly pcid: number;
   readonly cpl: number;
 }
 
@@ -171,6 +177,8 @@ export function pagingMode(registers: Registers, cpu: GuestCpu): PagingMode {
     reportsFetch: protection.nxe || protection.smep,
     permissions: permissionBitmaps(protection),
     pge: has(registers, 'cr4', 'pge'),
+    pcide: has(registers, 'cr4', 'pcide'),
+    pcid: has(registers, 'cr4', 'pcide') ? Number(registers.cr3 & 0xfffn) : 0,
     cpl: Number(registers.cpl),
   };
 }

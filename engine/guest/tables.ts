@@ -5,6 +5,7 @@ import { addressToFrame, frameToAddress, type Gfn, hex, highWord, lowWord } from
 import { map, type Pgtable, protect, split, unmap } from '../pgtable/operations.ts';
 import { entryHi, entryLo, PgtableError, storeEntry, type TableStore } from '../pgtable/tables.ts';
 import type { Mapping } from '../program.ts';
+import { guestStoresEntry } from '../shadow/guest-write.ts';
 import type { PagingMode } from './registers.ts';
 
 /** Input frame by which tables know an address: the sign extension is dropped. */
@@ -21,6 +22,20 @@ type Root = Pick<PagingMode, 'format' | 'rootGfn' | 'rootEntry'>;
  */
 export function guestTables(machine: Machine, pool: number, { format, rootGfn, rootEntry }: Root): Pgtable {
   return { store: guestTableStore(machine, pool), format, root: rootGfn, rootEntry };
+}
+
+/** The same, where the guest runs and what it stores may be shadowed. */
+export function runningGuestTables(machine: Machine, pool: number, root: Root): Pgtable {
+  const tables = guestTables(machine, pool, root);
+  if (machine.config.second !== 'shadow' || machine.mirror) return tables;
+  const { store } = tables;
+  return {
+    ...tables,
+    store: {
+      ...store,
+      store: (gfn, index, lo, hi) => guestStoresEntry(machine, gfn, index, () => store.store(gfn, index, lo, hi)),
+    },
+  };
 }
 
 export function guestTableStore(machine: Machine, pool: number): TableStore {

@@ -100,6 +100,10 @@ export interface Walk {
   references: number;
   readonly entryGfn: number[];
   readonly entryPfn: number[];
+  /** By level, the guest entries that were read and the rights that the ones above them leave. */
+  readonly entryLo: number[];
+  readonly entryHi: number[];
+  readonly tableAccess: number[];
 }
 
 export function startWalk(mode: PagingMode, second: SecondStage | undefined, vfn: Vfn, kind: AccessKind): Walk {
@@ -136,6 +140,9 @@ export function startWalk(mode: PagingMode, second: SecondStage | undefined, vfn
     references: 0,
     entryGfn: [0, 0, 0, 0, 0, 0],
     entryPfn: [0, 0, 0, 0, 0, 0],
+    entryLo: [0, 0, 0, 0, 0, 0],
+    entryHi: [0, 0, 0, 0, 0, 0],
+    tableAccess: [0, 0, 0, 0, 0, 0],
   };
   if (second) {
     walk.secondLevel = second.format.rootLevel;
@@ -325,6 +332,9 @@ function guestReference(
     guestFault(walk, mode, PFERR_PRESENT | PFERR_RSVD);
     return;
   }
+  walk.entryLo[level] = lo;
+  walk.entryHi[level] = hi;
+  walk.tableAccess[level] = walk.access;
   const lost = walk.access & ~(judged >>> 2);
   if (lost !== 0) noteLost(walk, lost, level);
   walk.access &= judged >>> 2;

@@ -32,8 +32,8 @@ export const Kind = {
   TABLE_FREE: 13,
   /** A kvm_mmu_page record changes (reference counts, invalid). address: pfn; object: before and after. */
   TABLE_STATE: 14,
-  /** vCPU's root. address: vCPU; old, new: pfn + 1, or 0. */
-  ROOT: 15,
+  /** A vCPU's MMU: roles, root, previous roots. address: vCPU; object: before and after. */
+  MMU: 15,
   /** vCPU's pending requests. address: vCPU; old, new: the bits. */
   REQUESTS: 16,
   /** VM exit; object: the fault. */
@@ -52,6 +52,13 @@ export const Kind = {
   WARNING: 23,
   /** What a tracepoint would say beyond the state change; object: {event, fields}. */
   TRACE: 24,
+  /** An entry of `shadowed_translation`, which no processor reads. address: hpa / 8. */
+  TRANSLATION: 25,
+  /** An index beside KVM's tables (reverse maps, hash, counts). object: the map, its key and the value before. */
+  INDEX: 26,
+  /** A host frame for KVM's own use that is no table. address: pfn; object, where it is freed: the content. */
+  FRAME_ALLOC: 27,
+  FRAME_FREE: 28,
 } as const;
 export type Kind = (typeof Kind)[keyof typeof Kind];
 /** Whether an entry of this kind changes eight bytes of memory at `address`. */

@@ -1,3 +1,4 @@
+import { type RoleField, roleField } from '../kernel/role.ts';
 import type { Machine } from '../machine.ts';
 import { toBigint } from '../memory/words.ts';
 import type { FaultInfo } from '../tdp/fault.ts';
@@ -57,12 +58,11 @@ function describe(
   switch (entry.kind) {
     case Kind.EXIT: {
       const fault = entry.object as FaultInfo;
-      const ept = machine.config.second === 'ept';
-      const code = ept ? fault.exitInfo : fault.errorCode;
-      return [
-        'kvm_page_fault',
-        `vcpu ${fault.vcpu} rip 0x0 address ${wide(fault.gpa ?? 0n)} error_code 0x${hex(code)}`,
-      ];
+      const { second } = machine.config;
+      const code = second === 'ept' ? fault.exitInfo : fault.errorCode;
+      // Of a #PF it is CR2.
+      const address = second === 'shadow' ? fault.gva : (fault.gpa ?? 0n);
+      return ['kvm_page_fault', `vcpu ${fault.vcpu} rip 0x0 address ${wide(address)} error_code 0x${hex(code)}`];
     }
     case Kind.ENTRY:
       return ['kvm_entry', `vcpu ${entry.address}, rip 0x0 intr_info 0x00000000 error_code 0x00000000`];
@@ -79,10 +79,10 @@ function describe(
     }
     case Kind.TABLE_ALLOC: {
       const page = entry.object as MmuPage;
-      return [
-        'kvm_mmu_get_page',
-        `sp gen 0 gfn ${hex(page.gfn)} l${page.level} 8-byte q0 direct wux nxe ad root 0 sync new`,
-      ];
+      // Shadow pages are told of when they are looked for.
+      if (page.shadow) return undefined;
+      const told = { mmu_valid_gen: 0, gfn: page.gfn, role: page.role, root_count: 0, unsync: false };
+      return ['kvm_mmu_get_page', `${pageText(told)} new`];
     }
     case Kind.GUEST_FAULT:
       // A #PF that the processor delivers inside the guest is not seen by the hypervisor.
@@ -105,6 +105,28 @@ function describe(
   }
 }
 
+/** The fields that all events of a shadow page have (KVM_MMU_PAGE_PRINTK). */
+interface PageFields {
+  readonly mmu_valid_gen: number;
+  readonly gfn: number;
+  readonly role: number;
+  readonly root_count: number;
+  readonly unsync: boolean;
+}
+
+const ACCESS = ['---', '--x', 'w--', 'w-x', '-u-', '-ux', 'wu-', 'wux'];
+
+function pageText({ mmu_valid_gen, gfn, role, root_count, unsync }: PageFields): string {
+  const field = (name: RoleField): number => roleField(role, name);
+  const words = [
+    `sp gen ${mmu_valid_gen} gfn ${hex(gfn)} l${field('level')} ${field('has_4_byte_gpte') ? 4 : 8}-byte q${field('quadrant')}`,
+    ...(field('direct') ? ['direct'] : []),
+    `${ACCESS[field('access')]}${field('invalid') ? ' invalid' : ''} ${field('efer_nx') ? '' : '!'}nxe ${field('ad_disabled') ? '!' : ''}ad`,
+    `root ${root_count} ${unsync ? 'unsync' : 'sync'}`,
+  ];
+  return words.join(' ');
+}
+
 interface Words {
   readonly lo: number;
   readonly hi: number;
@@ -117,6 +139,12 @@ function traceText(machine: Machine, event: string, fields: Readonly<Record<stri
   switch (event) {
     case 'kvm_mmu_spte_requested':
       return `gfn ${number('gfn')} pfn ${(fields.pfn as number) < 0 ? '8000000000000000' : number('pfn')} level ${fields.level}`;
+    case 'kvm_mmu_get_page':
+      return `${pageText(fields as unknown as PageFields)} ${fields.created ? 'new' : 'existing'}`;
+    case 'kvm_mmu_prepare_zap_page':
+    case 'kvm_mmu_unsync_page':
+    case 'kvm_mmu_sync_page':
+      return pageText(fields as unknown as PageFields);
     case 'kvm_mmu_set_spte': {
       const { lo, hi } = fields.spte as Words;
       const access = machine.secondFormat.access(1, lo, hi);
@@ -133,7 +161,7 @@ function traceText(machine: Machine, event: string, fields: Readonly<Record<stri
     case 'kvm_mmu_split_huge_page':
       return `gfn ${number('gfn')} spte ${spte('spte')} level ${fields.level} errno ${fields.errno}`;
     case 'kvm_mmu_zap_all_fast':
-      return `kvm-mmu-valid-gen 0 used_pages ${number('used_pages')}`;
+      return `kvm-mmu-valid-gen ${fields.valid_gen} used_pages ${number('used_pages')}`;
     case 'kvm_unmap_hva_range':
       return `mmu notifier unmap range: 0x${number('start').padStart(14, '0')} -- 0x${number('end').padStart(14, '0')}`;
     default:

@@ -3,6 +3,7 @@ import type { Machine } from '../machine.ts';
 import { backingPfn, type Memslot, withMoved } from '../memory/memslots.ts';
 import { frameToAddress, type Gfn } from '../memory/words.ts';
 import { call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
+import { zapRange } from '../shadow/host.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
 import { tdpMmuZapLeafs, zapLeafsLocals } from '../tdp/zap.ts';
 import { invalidateBegin, invalidateEnd } from './invalidate.ts';
@@ -22,9 +23,12 @@ const begin = {
 };
 const zap = {
   name: 'zap',
-  text: 'tdp_mmu_zap_leafs: clear the range in every root',
-  run: (machine: Machine, task: Task, { start, end }: RangeLocals) =>
-    call(task, tdpMmuZapLeafs, zapLeafsLocals(machine, start, end)),
+  text: 'tdp_mmu_zap_leafs: clear the range in every root; of shadow pages what the reverse maps have (kvm_unmap_gfn_range)',
+  run(machine: Machine, task: Task, { start, end }: RangeLocals) {
+    if (machine.config.second !== 'shadow') return call(task, tdpMmuZapLeafs, zapLeafsLocals(machine, start, end));
+    task.result = zapRange(machine, start, end);
+    return NEXT;
+  },
 };
 const flush = {
   name: 'flush',

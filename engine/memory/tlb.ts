@@ -11,6 +11,8 @@ export interface TlbEntry {
   readonly access: number;
   readonly key: number;
   readonly global: boolean;
+  /** The address space it is of (PCID): nothing to global entries. */
+  readonly pcid: number;
   /** Second-stage rights, ACC_* bits with ACC_USER for readable. */
   readonly secondAccess: number;
   /** Both stages' dirty bits were set when the entry was filled: a write needs no walk. */
@@ -34,11 +36,15 @@ export class Tlb {
     return (level - 1) * SETS + ((page + Math.floor(page / 512)) % SETS);
   }
 
-  find(vfn: Vfn): TlbEntry | undefined {
+  find(vfn: Vfn, pcid = 0): TlbEntry | undefined {
     if (this.count === 0) return undefined;
     for (let level = 1; level <= SPANS.length; level++) {
       const entry = this.entries[this.slotOf(vfn, level)];
-      if (entry !== undefined && Math.floor(entry.vfn / SPANS[level - 1]!) === Math.floor(vfn / SPANS[level - 1]!))
+      if (
+        entry !== undefined &&
+        Math.floor(entry.vfn / SPANS[level - 1]!) === Math.floor(vfn / SPANS[level - 1]!) &&
+        (entry.pcid === pcid || entry.global)
+      )
         return entry;
     }
     return undefined;

@@ -4,6 +4,7 @@ import type { Machine } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
 import { AGAIN, defineFunction, NEXT, returns } from '../operation.ts';
 import { DONE, LEAF, READ_ONLY, TABLE_PRE, Walker } from '../pgtable/walker.ts';
+import { removeWriteAccess, zapCollapsible } from '../shadow/host.ts';
 import { flushRemoteTlbs } from './flush.ts';
 import { maxMappingLevel } from './map.ts';
 import { freeRemovedTable } from './removed-table.ts';
@@ -29,6 +30,10 @@ export const startDirtyLog = defineFunction<DirtyLogLocals>({
       text: 'first kvm_mmu_slot_try_split_huge_pages, then kvm_mmu_slot_remove_write_access: the next entry of the slot',
       run(machine, _task, locals) {
         const slot = machine.slots.require(locals.slot);
+        if (machine.config.second === 'shadow') {
+          removeWriteAccess(machine, slot);
+          return NEXT;
+        }
         const root = machine.roots().find((candidate) => !candidate.invalid);
         if (!root) return NEXT;
         const from = locals.next < 0 ? slot.base : locals.next;
@@ -86,6 +91,10 @@ export const recoverHugePages = defineFunction<RecoverLocals>({
       text: 'the next table whose range may be one page: put the page, made from any present entry of it, in its place',
       run(machine, _task, locals) {
         const slot = machine.slots.require(locals.slot);
+        if (machine.config.second === 'shadow') {
+          zapCollapsible(machine, slot);
+          return NEXT;
+        }
         const root = machine.roots().find((candidate) => !candidate.invalid);
         const from = Math.max(locals.next, slot.base);
         const end = slot.base + slot.pages;

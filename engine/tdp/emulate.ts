@@ -1,8 +1,10 @@
-import { accessBits, accessPages, deliverPageFault } from '../guest/access.ts';
+import { accessBits, accessPages } from '../guest/access.ts';
 import { finishWalk, startWalk } from '../guest/walk.ts';
 import { Kind } from '../history/log.ts';
 import { frameToAddress, hex, highWord, lowWord, pageOffset } from '../memory/words.ts';
 import { defineFunction, NEXT, returns } from '../operation.ts';
+import { injectPageFault } from '../shadow/page-fault.ts';
+import { trackWrite } from '../shadow/track-write.ts';
 import { describeWalkFault } from './explain-fault.ts';
 import type { FaultInfo } from './fault.ts';
 import { EMULATION_DONE, EMULATION_INJECTED } from './results.ts';
@@ -29,7 +31,7 @@ export const emulateInstruction = defineFunction<EmulateLocals>({
           const walk = startWalk(vcpu.mode, undefined, vfn, { bits: accessBits(access), implicit: access.implicit });
           finishWalk(walk, vcpu.mode, undefined, machine.walkMemory);
           if (walk.status === 'guest-fault') {
-            deliverPageFault(machine, task, describeWalkFault(vcpu.id, walk, vcpu.mode, undefined, access), true);
+            injectPageFault(machine, task, describeWalkFault(vcpu.id, walk, vcpu.mode, undefined, access));
             return returns(task, EMULATION_INJECTED);
           }
           if (vfn === accessPages(access)[0]) locals.gpa = frameToAddress(walk.gfn, pageOffset(access.address));
@@ -53,7 +55,10 @@ export const emulateInstruction = defineFunction<EmulateLocals>({
         const crosses = pageOffset(gpa) + access.size > 4096;
         if (slot && !(slot.readonly && access.kind === 'write') && !crosses) {
           const pfn = machine.resolve(Number(gpa >> 12n));
-          if (access.kind === 'write') machine.storeBytes(pfn, pageOffset(gpa), access.size, access.value);
+          if (access.kind === 'write') {
+            machine.storeBytes(pfn, pageOffset(gpa), access.size, access.value);
+            if (machine.config.second === 'shadow') trackWrite(machine, gpa, access.size);
+          }
         } else
           machine.append(Kind.MMIO, task.vcpu, access.size, 0, lowWord(access.value), highWord(access.value), {
             ...info,

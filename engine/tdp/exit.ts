@@ -63,8 +63,23 @@ export const npfInterception = defineFunction<ExitLocals>({
   ],
 });
 
-/** Pushes the exit handler for a second-stage fault. */
-export function handleExit(task: Task, info: FaultInfo, kind: 'ept' | 'npt'): number {
+export const pfInterception = defineFunction<ExitLocals>({
+  name: 'pf_interception',
+  where: 'arch/x86/kvm/svm/svm.c',
+  about: 'SVM exit 0x4e: a #PF on shadow tables comes to KVM first. EXITINFO1 is the error code, EXITINFO2 the gva.',
+  steps: [
+    {
+      name: 'handle',
+      text: 'kvm_handle_page_fault: hand error code and gva to the MMU',
+      run: (_machine, task, locals) => call(task, kvmMmuPageFault, { info: locals.info }),
+    },
+    finish,
+  ],
+});
+
+/** Pushes the exit handler for a second-stage fault, or with shadow paging for any. */
+export function handleExit(task: Task, info: FaultInfo, kind: 'ept' | 'npt' | 'shadow'): number {
+  if (kind === 'shadow') return call(task, pfInterception, { info });
   const handler =
     kind === 'npt' ? npfInterception : info.kind === 'misconfiguration' ? handleEptMisconfig : handleEptViolation;
   return call(task, handler, { info });

@@ -55,7 +55,7 @@ export interface PageFault {
   readonly info: FaultInfo;
   readonly vcpu: number;
   readonly gpa: bigint;
-  readonly gfn: Gfn;
+  gfn: Gfn;
   readonly write: boolean;
   readonly exec: boolean;
   readonly present: boolean;

@@ -6,6 +6,7 @@ import { defineFunction, NEXT, returns } from '../operation.ts';
 import { type PageFault, RET_PF } from './fault.ts';
 import { flushRemoteTlbs } from './flush.ts';
 import { readSpte } from './iterate.ts';
+import { childRole } from './mmu-page.ts';
 import { freeRemovedTable } from './removed-table.ts';
 import { splitHugePage } from './split.ts';
 import { allows, isFrozen, isMmio, isPresent, makeLeaf, makeMmio, makeTable, spteFormat } from './spte.ts';
@@ -89,6 +90,7 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
           : machine.allocateTable({
               gfn: first,
               level: locals.level - 1,
+              role: childRole(machine, locals.table),
               parent: locals.table,
               parentIndex: locals.index,
             }).pfn;

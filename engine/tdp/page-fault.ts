@@ -1,16 +1,17 @@
 import { Kind } from '../history/log.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
-import type { Machine } from '../machine.ts';
+import type { Machine, Vcpu } from '../machine.ts';
 import { backingPfn } from '../memory/memslots.ts';
 import type { Gfn } from '../memory/words.ts';
 import { call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
+import { shadowPageFault } from '../shadow/page-fault.ts';
 import { emulateInstruction } from './emulate.ts';
 import { fastPageFault } from './fast-page-fault.ts';
 import { EINVAL, type FaultInfo, type PageFault, PFN_NOSLOT, PFN_RO_FAULT, RET_PF } from './fault.ts';
-import { findEntry } from './iterate.ts';
+import { findEntry, type SpteRef } from './iterate.ts';
 import { kvmTdpMmuMap } from './map.ts';
 import { EMULATION_DONE, EMULATION_INJECTED } from './results.ts';
-import { GENERATION_MASK, isMmio, isPresent, mmioGeneration, needed, spteFormat } from './spte.ts';
+import { GENERATION_MASK, isMmio, isPresent, mmioGeneration, mmioGfn, needed, spteFormat } from './spte.ts';
 
 const PRESENT = 1;
 const WRITE = 2;
@@ -38,13 +39,18 @@ export const kvmMmuPageFault = defineFunction<{ readonly info: FaultInfo }>({
     },
     {
       name: 'fault',
-      text: 'kvm_mmu_do_page_fault: describe the fault and let the TDP MMU handle it',
-      run: (machine, task, { info }) => call(task, kvmTdpPageFault, { fault: newPageFault(machine, info) }),
+      text: 'kvm_mmu_do_page_fault: describe the fault and let the TDP MMU handle it, or the shadow MMU',
+      run(machine, task, { info }) {
+        const fault = newPageFault(machine, info);
+        if (machine.config.second === 'shadow') return call(task, shadowPageFault, { fault, gw: null });
+        return call(task, kvmTdpPageFault, { fault });
+      },
     },
     {
       name: 'result',
       text: 'RET_PF_RETRY, FIXED and SPURIOUS resume the guest; EMULATE and WRITE_PROTECTED go on',
       run(machine, task, { info }) {
+        if (task.result === EMULATION_INJECTED) return RETURN(task);
         countResult(machine, task.result, info);
         return task.result === RET_PF.EMULATE || task.result === RET_PF.WRITE_PROTECTED ? NEXT : RETURN(task);
       },
@@ -81,7 +87,8 @@ function countResult(machine: Machine, result: number, info: FaultInfo): void {
 }
 
 function newPageFault(machine: Machine, info: FaultInfo): PageFault {
-  const gpa = info.gpa!;
+  // Of shadow paging it becomes known by the walk of the guest's tables.
+  const gpa = info.gpa ?? 0n;
   const write = (info.errorCode & WRITE) !== 0;
   const exec = (info.errorCode & FETCH) !== 0;
   const large = machine.secondFormat.spec.largeLevels
@@ -107,6 +114,13 @@ function newPageFault(machine: Machine, info: FaultInfo): PageFault {
   };
 }
 
+/** The entry of the shadow tables at which a walk for an address ends. */
+function shadowEntry(machine: Machine, vcpu: Vcpu, gva: bigint): SpteRef {
+  const last = machine.shadowPath(vcpu, gva).at(-1)!;
+  const [lo, hi] = machine.entryWords(last.table, last.index);
+  return { ...last, lo, hi };
+}
+
 /** vcpu_cache_mmio_info */
 function rememberMmio(machine: Machine, vcpu: number, gfn: Gfn): void {
   machine.small.mmioPages[vcpu] = { gfn, generation: machine.slots.generation };
@@ -122,7 +136,8 @@ export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>(
       text: 'the page that was MMIO last is so again; else get_mmio_spte: read the entry again, without a lock',
       run(machine, task, { info }) {
         const vcpu = machine.vcpu(task.vcpu);
-        const gfn = Number(info.gpa! >> 12n);
+        const isShadow = machine.config.second === 'shadow';
+        const gfn = Number((isShadow ? info.gva : info.gpa!) >> 12n);
         const last = machine.small.mmioPages[task.vcpu];
         // mmio_info_in_cache, which takes frame 0 for nothing.
         if (gfn !== 0 && last?.gfn === gfn && last.generation === machine.slots.generation) {
@@ -130,7 +145,7 @@ export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>(
           return returns(task, RET_PF.EMULATE);
         }
         const spte = spteFormat(machine.secondFormat);
-        const entry = findEntry(machine, vcpu.root, gfn);
+        const entry = isShadow ? shadowEntry(machine, vcpu, info.gva) : findEntry(machine, vcpu.root, gfn);
         if (isMmio(spte, entry.lo, entry.hi)) {
           const current = machine.slots.generation % (GENERATION_MASK + 1);
           const valid = mmioGeneration(entry.lo, entry.hi) === current;
@@ -143,14 +158,18 @@ export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>(
           if (!valid) return returns(task, RET_PF.INVALID);
           rememberMmio(machine, task.vcpu, gfn);
           machine.count('faults.mmio');
-          machine.trace('handle_mmio_page_fault', { addr: info.gpa, gfn: info.gpa! >> 12n, access: spte.mmioAccess });
+          machine.trace('handle_mmio_page_fault', {
+            addr: isShadow ? info.gva & ~0xfffn : info.gpa,
+            gfn: mmioGfn(spte, entry.lo, entry.hi),
+            access: isShadow ? entry.lo & 6 : spte.mmioAccess,
+          });
           return returns(task, RET_PF.EMULATE);
         }
         if (isPresent(entry.lo) || machine.secondFormat.classify(entry.level, entry.lo) !== 0) {
           machine.count('faults.misconfig');
           if (machine.secondFormat.isMalformed(entry.level, entry.lo, entry.hi)) {
             machine.warn(
-              `reserved bits set in the level-${entry.level} entry for gpa 0x${info.gpa!.toString(16)}, which is no MMIO marker: KVM_RUN fails with -EINVAL`,
+              `reserved bits set in the level-${entry.level} entry for ${isShadow ? 'gva' : 'gpa'} 0x${(isShadow ? info.gva : info.gpa!).toString(16)}, which is no MMIO marker: KVM_RUN fails with -EINVAL`,
             );
             return returns(task, EINVAL);
           }
@@ -279,7 +298,11 @@ export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
       name: 'no-slot',
       text: 'kvm_handle_noslot_fault: no memory here; go on to install an MMIO marker, or emulate at once where none can be made',
       run(machine, task, { fault }) {
-        rememberMmio(machine, task.vcpu, fault.gfn);
+        rememberMmio(
+          machine,
+          task.vcpu,
+          machine.config.second === 'shadow' ? Number(fault.info.gva >> 12n) : fault.gfn,
+        );
         fault.slot = -1;
         fault.pfn = PFN_NOSLOT;
         fault.mapWritable = false;

@@ -2,6 +2,7 @@ import { moveLeaf } from '../formats/encode.ts';
 import type { Machine } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
 import type { SpteRef } from './iterate.ts';
+import { childRole } from './mmu-page.ts';
 
 /**
  * tdp_mmu_split_huge_page: fills a new table with the 512 pieces of a large page. The caller links it. The kernel
@@ -13,6 +14,7 @@ export function splitHugePage(machine: Machine, entry: SpteRef, gfn: Gfn): Pfn {
   const child = machine.allocateTable({
     gfn,
     level,
+    role: childRole(machine, entry.table),
     parent: entry.table,
     parentIndex: entry.index,
   }).pfn;

@@ -129,6 +129,11 @@ export function makeMmio(spte: SpteFormat, gfn: Gfn, generation: number): Entry 
   };
 }
 
+/** get_mmio_spte_gfn: the marker's own bits lie above the address. */
+export function mmioGfn(spte: SpteFormat, lo: number, hi: number): Gfn {
+  return spte.format.frame(1, lo, hi & 0x7ffff);
+}
+
 export function mmioGeneration(lo: number, hi: number): number {
   return ((lo >>> GENERATION_LOW_SHIFT) & GENERATION_LOW_MASK) | ((hi >>> GENERATION_HIGH_SHIFT_HI) << 8);
 }

@@ -4,6 +4,7 @@ import { type Machine, REQ_MMU_FREE_OBSOLETE_ROOTS } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
 import { AGAIN, call, defineFunction, NEXT, returns } from '../operation.ts';
 import { ABSENT_TOO, DONE, LEAF, READ_ONLY, TABLE_PRE, Walker } from '../pgtable/walker.ts';
+import { makePagesObsolete, zapObsoletePages } from '../shadow/host.ts';
 import { flushRemoteTlbs } from './flush.ts';
 import { freeRemovedTable } from './removed-table.ts';
 import { emptyEntry, isPresent } from './spte.ts';
@@ -177,9 +178,10 @@ export const kvmMmuZapAllFast = defineFunction<object>({
     lockStep('mmu_lock', 'write'),
     {
       name: 'invalidate',
-      text: 'kvm_tdp_mmu_invalidate_roots: mark every root invalid, within the same critical section',
+      text: 'toggle mmu_valid_gen, which makes every shadow page obsolete; kvm_tdp_mmu_invalidate_roots: mark every root invalid',
       run(machine) {
-        machine.trace('kvm_mmu_zap_all_fast', { used_pages: machine.pages.size });
+        machine.trace('kvm_mmu_zap_all_fast', { valid_gen: machine.small.mmuValidGen, used_pages: machine.pages.size });
+        if (machine.config.second === 'shadow') makePagesObsolete(machine);
         for (const root of machine.roots())
           if (!root.invalid) machine.updatePage(root.pfn, { invalid: true, scheduledToZap: true });
         return NEXT;
@@ -193,11 +195,22 @@ export const kvmMmuZapAllFast = defineFunction<object>({
         return NEXT;
       },
     },
+    {
+      name: 'obsolete',
+      text: 'kvm_zap_obsolete_pages: shadow pages go, the oldest first; a root stays until its vCPUs have let it go',
+      run(machine) {
+        if (machine.config.second === 'shadow') zapObsoletePages(machine);
+        return NEXT;
+      },
+    },
     unlockStep('mmu_lock'),
     {
       name: 'zap',
       text: 'kvm_tdp_mmu_zap_invalidated_roots: now take the old roots apart',
-      run: (_machine, task) => call(task, zapInvalidatedRoots, { root: -1, level: 1, next: 0 }),
+      run(machine, task) {
+        if (machine.config.second === 'shadow') return returns(task, 0);
+        return call(task, zapInvalidatedRoots, { root: -1, level: 1, next: 0 });
+      },
     },
   ],
 });

@@ -24,7 +24,7 @@ const ATTRIBUTES = ['r--', 'rw-', 'r-x', 'rwx', 'user', 'supervisor', 'global', 
 /** What follows a word at once, where that is a matter of words. */
 const FOLLOWERS: Readonly<Record<string, readonly string[]>> = {
   machine: ['x86-64'],
-  'second-stage': ['tdp'],
+  'second-stage': ['tdp', 'shadow'],
   tdp: ['ept 4-level', 'npt 4-level', 'ept 5-level', 'npt 5-level'],
   huge: ['2M', '1G'],
   wait: ['until'],

@@ -86,9 +86,9 @@ test('names of guests and loop variables are offered where they can stand', asyn
 test('a mapping offers permissions, a comment nothing', async () => {
   assert.ok((await labels('guest k {\n  map 0 -> 0 4K |')).includes('rw-'));
   assert.deepEqual(await labels('vcpu 0 {\n  # read |'), []);
-  assert.deepEqual(await labels('machine {\n  second-stage |'), ['tdp']);
+  assert.deepEqual(await labels('machine {\n  second-stage |'), ['tdp', 'shadow']);
   assert.deepEqual(await labels('guest k |'), ['32-bit', 'pae', '4-level', '5-level']);
-  assert.deepEqual(await labels('machine {\n  policy |'), ['page-split = ']);
+  assert.deepEqual(await labels('machine {\n  policy |'), ['page-split = ', 'roots = ', 'quadrant = ']);
   assert.deepEqual(await labels('machine {\n  policy page-split = |'), ['eager', 'lazy']);
   assert.deepEqual(await labels('machine {\n  cpu |'), ['1g-pages', 'execute-only', 'none']);
 });

@@ -11,11 +11,11 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   'read-only': 'KVM_MEM_READONLY: reads work, writes exit to userspace as MMIO.',
   slot: 'A number by which KVM knows a range of guest memory.',
   'second-stage':
-    'Which tables translate guest-physical to host-physical: `tdp ept` (Intel) or `tdp npt` (AMD), `4-level` or `5-level`.',
+    'Which tables translate guest-physical to host-physical: `tdp ept` (Intel) or `tdp npt` (AMD), `4-level` or `5-level`; or `shadow`: KVM shadows the guest’s own tables.',
   maxphyaddr: 'MAXPHYADDR: bits of a physical address, 32 … 52. Address bits above are reserved in table entries.',
   cpu: 'What the processor offers: `1g-pages`, `execute-only`, or `none`. Without the line it has both.',
   policy:
-    'Where KVM can do a thing in more than one way: `policy page-split = eager` splits large pages when dirty logging starts, `lazy` at the first write.',
+    'Where KVM can do a thing in more than one way: `policy page-split = eager` splits large pages when dirty logging starts, `lazy` at the first write. `roots` is what becomes of roots when the guest’s mode changes, `quadrant` how a shadow page’s part of a 32-bit table is found.',
   guest:
     'Page tables of the guest that exist before the vCPUs start: `guest NAME { … }`, or `guest NAME pae { … }` with another paging: 32-bit, pae, 4-level, 5-level. The name stands for the address of the root, as in `cr3 = NAME`.',
   tables:
@@ -59,6 +59,7 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   '1g-pages': 'Entries at level 3 may map pages of 1G, in the guest’s tables and in KVM’s.',
   ept: 'Intel’s extended page tables.',
   npt: 'AMD’s nested page tables: the x86-64 format, walked as user accesses.',
+  shadow: 'Shadow paging: the processor walks KVM’s tables alone, which KVM makes of the guest’s own.',
   tdp: 'Two-dimensional paging: the processor walks the guest’s tables and KVM’s.',
 };
 
@@ -80,7 +81,8 @@ export const BIT_WORDS: Readonly<Record<string, string>> = {
   'cr4.pae': 'entries of 64 bits; long mode needs it.',
   'cr4.pge': 'global pages.',
   'cr4.la57': '5-level paging; not modelled yet.',
-  'cr4.pcide': 'process-context identifiers; not modelled yet.',
+  'cr4.pcide':
+    'process-context identifiers: bits 11:0 of CR3 name an address space, and bit 63 of a write keeps its TLB entries.',
   'cr4.smep': 'the supervisor may not execute user pages.',
   'cr4.smap': 'the supervisor may not read or write user pages, unless RFLAGS.AC is set.',
   'cr4.pke': 'protection keys of user pages, through PKRU.',
@@ -112,9 +114,16 @@ export const VALUE_WORDS: Readonly<
   'faults.read_only': 'Writes to read-only slots.',
   emulated: 'Accesses that userspace completed.',
   'tables.built': 'Table pages of KVM’s that were made, roots aside.',
+  'tables.reused': 'Shadow pages that were there already where one was needed (kvm_mmu_get_page, existing).',
+  'tables.zapped': 'Shadow pages that were taken out of use (kvm_mmu_prepare_zap_page).',
+  'tables.flooded': 'Shadow pages that were given up because their table was written to again and again.',
   'tables.freed': 'Table pages of KVM’s that were freed, roots aside.',
   'roots.built': 'Root tables that KVM made.',
   'roots.freed': 'Root tables that KVM freed.',
+  'roots.released': 'References to roots that vCPUs gave up.',
+  'roots.unloads': 'Times that a vCPU gave up all of its roots (kvm_mmu_unload).',
+  'roots.hits': 'Times that a root for a new CR3 or role was among those kept.',
+  'roots.misses': 'Times that it was not.',
   'sptes.changed': 'Entries of KVM’s tables that changed.',
   'expects.passed': 'Expectations that held.',
   'expects.failed': 'Expectations that did not hold.',

@@ -26,10 +26,11 @@ const SECOND_STAGES: Readonly<Record<string, SecondStage>> = {
   'tdp ept 5-level': { second: 'ept', secondLevels: 5 },
   'tdp npt 4-level': { second: 'npt' },
   'tdp npt 5-level': { second: 'npt', secondLevels: 5 },
+  shadow: { second: 'shadow' },
 };
 const SECOND_STAGE_WORDS = Object.keys(SECOND_STAGES).join(', ');
 /** Words of second stages that are known and wait to be modelled. */
-const LATER = ['shadow', 'ept', 'npt', 'stage-2', '3-level', 'pae'];
+const LATER = ['ept', 'npt', 'stage-2', '3-level', 'pae'];
 
 export const PAGE_LEVELS: ReadonlyMap<bigint, number> = new Map([
   [1n << 12n, 1],

@@ -9,6 +9,8 @@ export interface ProgramShape {
   readonly host: boolean;
   /** Edits of the guest's tables, and its registers. */
   readonly guest: boolean;
+  /** The program first writes a `ret` into every page, and fetches only those: nobody else need write to memory. */
+  readonly ownCode?: boolean;
 }
 
 /** Where a program's data lie: guest-virtual pages, and the guest-physical ones that they are mapped to. */
@@ -17,8 +19,11 @@ export const FIRST_GPA = 0x200000;
 /** Pages from there on. */
 export const PAGES = 12;
 
+/** Where in each page a program's own code lies. */
+const CODE = '0x800';
+
 /** A program that a seed determines. */
-export function randomProgram(seed: number, { second, statements, host, guest }: ProgramShape): string {
+export function randomProgram(seed: number, { second, statements, host, guest, ownCode }: ProgramShape): string {
   const random = new Random(seed, 0);
   const hex = (value: number): string => `0x${value.toString(16)}`;
   const gva = (): string => hex(FIRST_GVA + random.below(PAGES) * 4096);
@@ -26,7 +31,8 @@ export function randomProgram(seed: number, { second, statements, host, guest }:
   const rights = (): string => random.pick(['r--', 'rw-', 'r-x', 'rwx', 'rwx user', 'rw- user', 'r-- user']);
   const access = (): string => {
     const kind = random.pick(['read', 'write', 'write', 'fetch']);
-    return `${random.pick(['', 'user '])}${kind} ${gva()}${random.pick(['', ' + 8'])}${kind === 'write' ? ` = ${random.below(1000)}` : ''}`;
+    const offset = random.pick(['', ' + 8']);
+    return `${random.pick(['', 'user '])}${kind} ${gva()}${ownCode && kind === 'fetch' ? ` + ${CODE}` : offset}${kind === 'write' ? ` = ${random.below(1000)}` : ''}`;
   };
   const guestStatement = (): string => {
     switch (guest ? random.below(10) : 9) {
@@ -80,8 +86,12 @@ export function randomProgram(seed: number, { second, statements, host, guest }:
     '  map 0x400000 -> 0x200000 +16K rwx',
     '  map 0x404000 -> 0x204000 +16K rwx user',
     '  map 0x408000 -> 0x2000000 +16K rw- user',
+    ...(ownCode ? ['  map 0x600000 -> 0x200000 +64K rw-', '  map 0x610000 -> 0x2000000 +32K rw-'] : []),
     '}',
     'vcpu 0 in g {',
+    ...(ownCode
+      ? Array.from({ length: 24 }, (_, page) => `  write.1 ${hex(0x600000 + page * 4096)} + ${CODE} = 0xc3`)
+      : []),
     ...lines(statements, guestStatement),
     '}',
     ...(host

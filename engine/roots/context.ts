@@ -1,0 +1,148 @@
+import { roleField } from '../kernel/role.ts';
+import {
+  type Machine,
+  REQ_LOAD_MMU_PGD,
+  REQ_MMU_SYNC,
+  REQ_TLB_FLUSH_CURRENT,
+  REQ_TLB_FLUSH_GUEST,
+  type Vcpu,
+} from '../machine.ts';
+import type { Pfn } from '../memory/words.ts';
+import { clearWriteFlooding } from '../shadow/pages.ts';
+import { putShadowRoot } from '../shadow/zap.ts';
+import { putTdpRoot } from '../tdp/root.ts';
+import {
+  findAndKeepCurrent,
+  findWithoutCurrent,
+  INVALID_ROOT,
+  type Mmu,
+  PREV_ROOTS,
+  ROOT_CURRENT,
+  ROOTS_ALL,
+  type RootInfo,
+  rootPrevious,
+} from './mmu.ts';
+import { cpuRole, NO_ROLE, shadowRootRole, tdpRootRole } from './role.ts';
+
+/** kvm_init_mmu: the roles that follow from the guest's registers. */
+export function initMmu(machine: Machine, vcpu: Vcpu): void {
+  const cpu = cpuRole(vcpu.registers);
+  const rootRole =
+    machine.config.second === 'shadow'
+      ? shadowRootRole(cpu)
+      : tdpRootRole(cpu, machine.secondFormat.rootLevel, machine.policies.roots === 'before');
+  const { cpuRole: before, rootRole: role } = vcpu.mmu;
+  if (before.base === cpu.base && before.ext === cpu.ext && role === rootRole) return;
+  machine.setMmu(vcpu, { cpuRole: cpu, rootRole });
+}
+
+/** root_to_sp: special roots, which are the processor's alone, have none. */
+export function rootPage(machine: Machine, root: Pfn) {
+  return root < 0 ? undefined : machine.pages.get(root);
+}
+
+function putRoot(machine: Machine, root: Pfn): void {
+  const page = rootPage(machine, root);
+  if (!page) return;
+  machine.count('roots.released');
+  if (page.shadow) putShadowRoot(machine, page);
+  else putTdpRoot(machine, page);
+}
+
+/** kvm_mmu_free_roots @param which ROOT_* */
+export function freeRoots(machine: Machine, vcpu: Vcpu, which: number): void {
+  const { mmu } = vcpu;
+  const prevRoots = mmu.prevRoots.map((root, index) => {
+    if ((which & rootPrevious(index)) === 0 || root.pfn < 0) return root;
+    putRoot(machine, root.pfn);
+    return INVALID_ROOT;
+  });
+  let { root } = mmu;
+  if ((which & ROOT_CURRENT) !== 0 && root.pfn >= 0) {
+    if (root.pfn === mmu.paeRoot) machine.freePaeRoots(mmu.paeRoot, (pfn) => putRoot(machine, pfn));
+    else putRoot(machine, root.pfn);
+    root = INVALID_ROOT;
+  }
+  if (root !== mmu.root || prevRoots.some((each, index) => each !== mmu.prevRoots[index]))
+    machine.setMmu(vcpu, { root, prevRoots });
+}
+
+/** kvm_mmu_unload: no root is left, nor what was remembered of MMIO. */
+export function unload(machine: Machine, vcpu: Vcpu): void {
+  machine.count('roots.unloads');
+  freeRoots(machine, vcpu, ROOTS_ALL);
+  clearMmioInfo(machine, vcpu);
+}
+
+/** vcpu_clear_mmio_info */
+export function clearMmioInfo(machine: Machine, vcpu: Vcpu): void {
+  delete machine.small.mmioPages[vcpu.id];
+}
+
+/** kvm_mmu_reset_context: as the series was posted, roots of the new role are looked for; else all are given up. */
+export function resetContext(machine: Machine, vcpu: Vcpu): void {
+  if (machine.policies.roots === 'posted') {
+    initMmu(machine, vcpu);
+    newPgd(machine, vcpu, vcpu.registers.cr3);
+    return;
+  }
+  unload(machine, vcpu);
+  initMmu(machine, vcpu);
+}
+
+/** is_root_usable: for the same CR3 unless direct, and with the role that is wanted, so that invalid ones never are. */
+function isUsable(machine: Machine, { pgd, pfn }: RootInfo, wanted: bigint, role: number): boolean {
+  const page = rootPage(machine, pfn);
+  return page !== undefined && (roleField(role, 'direct') === 1 || pgd === wanted) && page.role === role;
+}
+
+/** kvm_mmu_new_pgd: takes a root of the cache for the new CR3 if there is one; else the next entry loads it. */
+export function newPgd(machine: Machine, vcpu: Vcpu, pgd: bigint): void {
+  // Linux 5.15 looks only where the tables on both sides have four levels or more.
+  const isLimited =
+    machine.policies.roots === 'before' && !(roleField(vcpu.mmu.rootRole, 'level') >= 4 && vcpu.mode.addressBits > 32);
+  if (isLimited) {
+    freeRoots(machine, vcpu, ROOT_CURRENT);
+    return;
+  }
+  // fast_pgd_switch: a special root is not worth keeping.
+  if (vcpu.root >= 0 && !rootPage(machine, vcpu.root)) freeRoots(machine, vcpu, ROOT_CURRENT);
+  const { mmu } = vcpu;
+  const usable = (root: RootInfo): boolean => isUsable(machine, root, pgd, mmu.rootRole);
+  const found = vcpu.root >= 0 ? findAndKeepCurrent(mmu, usable) : findWithoutCurrent(mmu, usable);
+  if (found.evicted) putRoot(machine, found.evicted.pfn);
+  if (found.root !== mmu.root || found.prevRoots.some((root, index) => root !== mmu.prevRoots[index]))
+    machine.setMmu(vcpu, { root: found.root, prevRoots: found.prevRoots });
+  machine.count(found.found ? 'roots.hits' : 'roots.misses');
+  if (!found.found) return;
+  machine.setRequests(vcpu, vcpu.requests | REQ_LOAD_MMU_PGD);
+  clearMmioInfo(machine, vcpu);
+  const page = rootPage(machine, vcpu.root);
+  if (page?.shadow) clearWriteFlooding(machine, page.pfn);
+}
+
+/** The PCID of a root's CR3. */
+const pcidOf = (pgd: bigint): bigint => pgd & 0xfffn;
+
+/** kvm_invalidate_pcid: what a CR3 write without NOFLUSH and INVPCID ask for. */
+export function invalidatePcid(machine: Machine, vcpu: Vcpu, pcid: bigint): void {
+  if (machine.config.second !== 'shadow') {
+    machine.setRequests(vcpu, vcpu.requests | REQ_TLB_FLUSH_GUEST);
+    return;
+  }
+  if (!vcpu.mode.pcide || pcidOf(vcpu.registers.cr3) === pcid)
+    machine.setRequests(vcpu, vcpu.requests | REQ_MMU_SYNC | REQ_TLB_FLUSH_CURRENT);
+  if (!vcpu.mode.pcide) return;
+  let which = 0;
+  for (let i = 0; i < PREV_ROOTS; i++) if (pcidOf(vcpu.mmu.prevRoots[i]!.pgd) === pcid) which |= rootPrevious(i);
+  freeRoots(machine, vcpu, which);
+}
+
+/** kvm_mmu_after_set_cpuid: roles mean something else from now on, so that none that is there will do. */
+export function afterSetCpuid(machine: Machine, vcpu: Vcpu): void {
+  unload(machine, vcpu);
+  machine.setMmu(vcpu, { cpuRole: NO_ROLE, rootRole: 0 });
+  initMmu(machine, vcpu);
+}
+
+export type { Mmu };

@@ -1,0 +1,178 @@
+import { Kind } from '../history/log.ts';
+import { lockStep, unlockStep } from '../lock-steps.ts';
+import {
+  type Machine,
+  REQ_LOAD_MMU_PGD,
+  REQ_MMU_FREE_OBSOLETE_ROOTS,
+  REQ_MMU_SYNC,
+  REQ_TLB_FLUSH,
+  REQ_TLB_FLUSH_CURRENT,
+  REQ_TLB_FLUSH_GUEST,
+  type Vcpu,
+} from '../machine.ts';
+import { call, defineFunction, NEXT, returns, type Step } from '../operation.ts';
+import { isObsolete, type ShadowPage } from '../shadow/pages.ts';
+import { allocateShadowRoots } from '../shadow/roots.ts';
+import { syncRoots, unsyncPrevious } from '../shadow/sync.ts';
+import { mmuHoldsRoots } from '../tdp/root.ts';
+import { clearMmioInfo, freeRoots, initMmu, rootPage } from './context.ts';
+import { ROOT_CURRENT, type RootInfo, rootPrevious } from './mmu.ts';
+
+/** Whether a vCPU must pass through `vcpu_enter_guest` before it can touch memory. */
+export function mustEnter(vcpu: Vcpu): boolean {
+  return vcpu.root < 0 || vcpu.requests !== 0;
+}
+
+/** is_obsolete_root: a special root, of which nothing can be told, is. */
+function isObsoleteRoot(machine: Machine, vcpu: Vcpu, { pfn }: RootInfo): boolean {
+  if (pfn < 0) return false;
+  const page = rootPage(machine, pfn);
+  if (!page) return pfn === vcpu.mmu.paeRoot || true;
+  return page.shadow ? isObsolete(machine, page as ShadowPage) : page.invalid;
+}
+
+function freeObsoleteRoots(machine: Machine, vcpu: Vcpu): void {
+  const { root, prevRoots } = vcpu.mmu;
+  let which = isObsoleteRoot(machine, vcpu, root) ? ROOT_CURRENT : 0;
+  for (const [index, previous] of prevRoots.entries())
+    if (isObsoleteRoot(machine, vcpu, previous)) which |= rootPrevious(index);
+  freeRoots(machine, vcpu, which);
+}
+
+/** kvm_vcpu_flush_tlb_guest: what the guest asked to be flushed is synchronized first, as far as it is shadowed. */
+function flushGuest(machine: Machine, vcpu: Vcpu): void {
+  if (machine.config.second === 'shadow') {
+    syncRoots(machine, vcpu);
+    freeRoots(
+      machine,
+      vcpu,
+      unsyncPrevious(machine, vcpu).reduce((which, index) => which | rootPrevious(index), 0),
+    );
+  }
+  machine.flushTlb(vcpu);
+}
+
+/** A step that handles one request. */
+function request(
+  name: string,
+  text: string,
+  bit: number,
+  handle: (machine: Machine, vcpu: Vcpu) => void,
+): Step<object> {
+  return {
+    name,
+    text,
+    run(machine, task) {
+      const vcpu = machine.vcpu(task.vcpu);
+      if ((vcpu.requests & bit) === 0) return NEXT;
+      machine.setRequests(vcpu, vcpu.requests & ~bit);
+      handle(machine, vcpu);
+      return NEXT;
+    },
+  };
+}
+
+export const vcpuEnterGuest = defineFunction<object>({
+  name: 'vcpu_enter_guest',
+  where: 'arch/x86/kvm/x86.c',
+  about: 'The way into the guest: requests first, in this order, then a root to run on.',
+  steps: [
+    request(
+      'free-obsolete-roots',
+      'KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: give up roots that were invalidated',
+      REQ_MMU_FREE_OBSOLETE_ROOTS,
+      freeObsoleteRoots,
+    ),
+    request('sync', 'KVM_REQ_MMU_SYNC: make shadow pages as the guest’s tables are', REQ_MMU_SYNC, syncRoots),
+    request('load-pgd', 'KVM_REQ_LOAD_MMU_PGD: the processor gets the root', REQ_LOAD_MMU_PGD, () => {}),
+    request('flush', 'KVM_REQ_TLB_FLUSH: empty this vCPU’s TLB', REQ_TLB_FLUSH, (machine, vcpu) => {
+      // All of it, and with it what the two requests below ask for.
+      machine.setRequests(vcpu, vcpu.requests & ~REQ_TLB_FLUSH_CURRENT);
+      machine.flushTlb(vcpu);
+    }),
+    request(
+      'flush-current',
+      'KVM_REQ_TLB_FLUSH_CURRENT: flush what is cached of the current root',
+      REQ_TLB_FLUSH_CURRENT,
+      (machine, vcpu) => machine.flushTlb(vcpu),
+    ),
+    request(
+      'flush-guest',
+      'KVM_REQ_TLB_FLUSH_GUEST: flush as the guest’s own instruction would; shadow pages are synchronized first',
+      REQ_TLB_FLUSH_GUEST,
+      flushGuest,
+    ),
+    {
+      name: 'reload',
+      text: 'kvm_mmu_reload: without a root, load one',
+      run: (machine, task) => (machine.vcpu(task.vcpu).root < 0 ? call(task, kvmMmuLoad, {}) : NEXT),
+    },
+    {
+      name: 'enter',
+      text: 'run the guest',
+      run(machine, task) {
+        machine.append(Kind.ENTRY, task.vcpu, 0, 0, 0, 0);
+        return returns(task, 0);
+      },
+    },
+  ],
+});
+
+/** kvm_tdp_mmu_alloc_root: the root that all vCPUs of this role share, or a new one. */
+function tdpRoot(machine: Machine, vcpu: Vcpu): RootInfo {
+  const { rootRole } = vcpu.mmu;
+  const shared = machine.roots().find((root) => !root.invalid && root.role === rootRole);
+  const root =
+    shared ??
+    machine.allocateTable(
+      { gfn: 0, level: machine.secondFormat.rootLevel, role: rootRole, parent: -1, parentIndex: 0 },
+      mmuHoldsRoots(machine) ? 1 : 0,
+    );
+  machine.updatePage(root.pfn, { rootCount: root.rootCount + 1 });
+  return { pgd: 0n, pfn: root.pfn };
+}
+
+const isShadow = (machine: Machine): boolean => machine.config.second === 'shadow';
+
+export const kvmMmuLoad = defineFunction<object>({
+  name: 'kvm_mmu_load',
+  where: 'arch/x86/kvm/mmu/mmu.c',
+  about:
+    'Gives the vCPU a root: of the TDP MMU the one that all vCPUs of this role share, or shadow pages of its guest’s top table.',
+  steps: [
+    {
+      name: 'lock',
+      text: 'take mmu_lock: the TDP MMU’s roots for reading, shadow pages for writing',
+      run: (machine, task) => lockStep('mmu_lock', isShadow(machine) ? 'write' : 'read').run(machine, task),
+    },
+    {
+      name: 'root',
+      text: 'mmu_alloc_direct_roots or mmu_alloc_shadow_roots: take a root of the wanted role, or allocate an empty one',
+      run(machine, task) {
+        const vcpu = machine.vcpu(task.vcpu);
+        initMmu(machine, vcpu);
+        machine.setMmu(vcpu, { root: isShadow(machine) ? allocateShadowRoots(machine, vcpu) : tdpRoot(machine, vcpu) });
+        return NEXT;
+      },
+    },
+    {
+      name: 'sync',
+      text: 'kvm_mmu_sync_roots: a shadow page that was there already may be behind the guest’s table',
+      run(machine, task) {
+        syncRoots(machine, machine.vcpu(task.vcpu));
+        return NEXT;
+      },
+    },
+    unlockStep('mmu_lock'),
+    {
+      name: 'flush',
+      text: 'flush what the TLB may hold of an earlier root',
+      run(machine, task) {
+        const vcpu = machine.vcpu(task.vcpu);
+        clearMmioInfo(machine, vcpu);
+        machine.flushTlb(vcpu);
+        return returns(task, 0);
+      },
+    },
+  ],
+});

@@ -1,0 +1,236 @@
+import { CR3_NOFLUSH, REGISTER_BITS, type RegisterName, type Registers } from '../guest/registers.ts';
+import { roleField } from '../kernel/role.ts';
+import { lockStep, unlockStep } from '../lock-steps.ts';
+import { type Machine, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, type Vcpu } from '../machine.ts';
+import { addressToFrame, type Pfn } from '../memory/words.ts';
+import { call, defineFunction, NEXT, type Task } from '../operation.ts';
+import { invalidateAddress } from '../shadow/invalidate.ts';
+import { clearMmioInfo, freeRoots, initMmu, invalidatePcid, newPgd, resetContext, unload } from './context.ts';
+import { mustEnter, vcpuEnterGuest } from './enter.ts';
+import { ROOT_CURRENT } from './mmu.ts';
+
+const isTdp = (machine: Machine): boolean => machine.config.second !== 'shadow';
+
+function mask(register: RegisterName, ...names: readonly string[]): bigint {
+  return names.reduce((bits, name) => bits | (1n << BigInt(REGISTER_BITS[register]![name]!)), 0n);
+}
+const [WP, PG] = [mask('cr0', 'wp'), mask('cr0', 'pg')];
+const [PAE, PGE, PCIDE, SMEP] = [mask('cr4', 'pae'), mask('cr4', 'pge'), mask('cr4', 'pcide'), mask('cr4', 'smep')];
+/** KVM_MMU_CR4_ROLE_BITS */
+const CR4_ROLE = mask('cr4', 'pse', 'pae', 'la57', 'smep', 'smap', 'pke');
+const [LME, NXE] = [mask('efer', 'lme'), mask('efer', 'nxe')];
+
+const ask = (machine: Machine, vcpu: Vcpu, requests: number): void =>
+  machine.setRequests(vcpu, vcpu.requests | requests);
+
+/** kvm_post_set_cr0 */
+function afterCr0(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint): void {
+  const changed = old ^ now;
+  const { roots } = machine.policies;
+  if (changed === WP && roots === 'today') {
+    if ((now & PG) === 0n) return;
+    if (isTdp(machine)) {
+      // The tables are no others: only how the guest's are read has changed.
+      initMmu(machine, vcpu);
+      return;
+    }
+  }
+  if ((changed & PG) !== 0n && (now & PG) === 0n) {
+    ask(machine, vcpu, REQ_TLB_FLUSH_GUEST);
+    if (roots === 'posted') unload(machine, vcpu);
+  }
+  if ((changed & (PG | WP)) !== 0n) resetContext(machine, vcpu);
+}
+
+/** kvm_post_set_cr4 */
+function afterCr4(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint): void {
+  const changed = old ^ now;
+  if (machine.policies.roots === 'before') {
+    if ((changed & (CR4_ROLE | PGE)) !== 0n || (changed & old & PCIDE) !== 0n) resetContext(machine, vcpu);
+    return;
+  }
+  if ((changed & CR4_ROLE) !== 0n) resetContext(machine, vcpu);
+  // Roots are kept by CR3 and its PCID, which meant nothing so far.
+  if (!isTdp(machine) && (changed & now & PCIDE) !== 0n) unload(machine, vcpu);
+  if ((changed & PGE) !== 0n || (changed & old & PCIDE) !== 0n) ask(machine, vcpu, REQ_TLB_FLUSH_GUEST);
+  else if ((changed & PAE) !== 0n || (changed & now & SMEP) !== 0n) ask(machine, vcpu, REQ_TLB_FLUSH_CURRENT);
+}
+
+/** set_efer */
+function afterEfer(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint): void {
+  const counts = machine.policies.roots === 'before' ? NXE : NXE | LME;
+  if (((old ^ now) & counts) !== 0n) resetContext(machine, vcpu);
+}
+
+/** kvm_set_cr3. With the TDP MMU the guest writes CR3 without KVM's knowing. */
+function afterCr3(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint, noFlush: boolean): void {
+  if (isTdp(machine)) {
+    machine.flushTlb(vcpu, vcpu.mode.pge);
+    return;
+  }
+  const isPae = roleField(vcpu.mmu.cpuRole.base, 'level') === 3;
+  if (isPae && vcpu.mode.paging) {
+    // load_pdptrs: where they have changed the root, which was made of them, is of no use.
+    freeRoots(machine, vcpu, ROOT_CURRENT);
+  }
+  if (now !== old) newPgd(machine, vcpu, now);
+  if (!noFlush) invalidatePcid(machine, vcpu, now & (vcpu.mode.pcide ? 0xfffn : 0n));
+}
+
+/**
+ * Sets a register, with what the processor does by itself and what KVM does about it.
+ * @throws RegisterError naming the register, when the new set cannot be run
+ */
+export function writeRegister(machine: Machine, vcpu: Vcpu, register: RegisterName, value: bigint): void {
+  const before = vcpu.registers;
+  const noFlush = register === 'cr3' && vcpu.mode.pcide && (value & CR3_NOFLUSH) !== 0n;
+  machine.setRegister(vcpu, register, noFlush ? value & ~CR3_NOFLUSH : value);
+  // A real machine's KVM does its own part.
+  if (machine.mirror) return;
+  flushAsProcessor(machine, vcpu, register, before, noFlush);
+  const [old, now] = [before[register], vcpu.registers[register]];
+  switch (register) {
+    case 'cr0':
+      afterCr0(machine, vcpu, old, now);
+      break;
+    case 'cr3':
+      afterCr3(machine, vcpu, old, now, noFlush);
+      break;
+    case 'cr4':
+      afterCr4(machine, vcpu, old, now);
+      break;
+    case 'efer':
+      afterEfer(machine, vcpu, old, now);
+      break;
+    default:
+      break;
+  }
+}
+
+const CR4_FLUSHES = PGE | PAE | SMEP | PCIDE;
+
+/** What the processor's TLB forgets with a register write (SDM vol. 3, 4.10.4.1). */
+function flushAsProcessor(
+  machine: Machine,
+  vcpu: Vcpu,
+  register: RegisterName,
+  before: Registers,
+  noFlush: boolean,
+): void {
+  const changed = before[register] ^ vcpu.registers[register];
+  if (register === 'cr3' && !isTdp(machine) && !noFlush) machine.flushTlb(vcpu, vcpu.mode.pge);
+  else if (register === 'cr0' && (changed & PG) !== 0n) machine.flushTlb(vcpu);
+  else if (register === 'cr4' && (changed & CR4_FLUSHES) !== 0n) machine.flushTlb(vcpu);
+  // NXE decides whether bit 63 is reserved: cached rights would be judged by the old meaning.
+  else if (register === 'efer' && changed !== 0n) machine.flushTlb(vcpu);
+}
+
+/** KVM's function behind a register write that makes the guest exit; undefined where none does. */
+export function registerFunction(machine: Machine, register: RegisterName) {
+  if (register === 'cr0') return kvmSetCr0;
+  if (register === 'cr4') return kvmSetCr4;
+  if (register === 'efer') return setEfer;
+  return register === 'cr3' && !isTdp(machine) ? kvmSetCr3 : undefined;
+}
+
+interface WriteLocals {
+  readonly register: RegisterName;
+  readonly value: bigint;
+}
+
+const write = (text: string) => ({
+  name: 'write',
+  text,
+  run(machine: Machine, task: Task, { register, value }: WriteLocals) {
+    machine.count('exits');
+    writeRegister(machine, machine.vcpu(task.vcpu), register, value);
+    return NEXT;
+  },
+});
+
+/** The guest's next instruction needs a guest that runs. */
+const enter = {
+  name: 'enter',
+  text: 'enter the guest again, behind the instruction',
+  run: (machine: Machine, task: Task) => (mustEnter(machine.vcpu(task.vcpu)) ? call(task, vcpuEnterGuest, {}) : NEXT),
+};
+
+const kvmSetCr0 = defineFunction<WriteLocals>({
+  name: 'kvm_set_cr0',
+  where: 'arch/x86/kvm/x86.c',
+  about: 'The guest writes CR0: what follows for its roles, and by policy for its roots.',
+  steps: [
+    write(
+      'take the value; a change of PG or WP changes the CPU’s role, and resets the MMU unless WP alone changed under TDP',
+    ),
+    enter,
+  ],
+});
+
+const kvmSetCr3 = defineFunction<WriteLocals>({
+  name: 'kvm_set_cr3',
+  where: 'arch/x86/kvm/x86.c',
+  about: 'The guest switches to other tables: a root of them may be among the three kept.',
+  steps: [
+    write(
+      'kvm_mmu_new_pgd: look for a root of this CR3 and role; kvm_invalidate_pcid, unless NOFLUSH: have it synchronized',
+    ),
+    enter,
+  ],
+});
+
+const kvmSetCr4 = defineFunction<WriteLocals>({
+  name: 'kvm_set_cr4',
+  where: 'arch/x86/kvm/x86.c',
+  about: 'The guest writes CR4: most bits change its role, PGE and PCIDE ask for a flush.',
+  steps: [write('take the value; a change of PSE, PAE, LA57, SMEP, SMAP or PKE resets the MMU'), enter],
+});
+
+const setEfer = defineFunction<WriteLocals>({
+  name: 'set_efer',
+  where: 'arch/x86/kvm/x86.c',
+  about: 'The guest writes EFER: NXE and LME change its role.',
+  steps: [write('take the value; a change of NXE or LME resets the MMU'), enter],
+});
+
+interface InvlpgLocals {
+  readonly address: bigint;
+  /** Roots that are still to be looked at. */
+  roots: Pfn[];
+}
+
+export const kvmMmuInvlpg = defineFunction<InvlpgLocals>({
+  name: 'kvm_mmu_invlpg',
+  where: 'arch/x86/kvm/mmu/mmu.c',
+  about:
+    'The guest invalidates an address: of an unsync page its entry is made as the guest’s is, below every root that is kept.',
+  steps: [
+    {
+      name: 'flush',
+      text: 'flush the address from the TLB; with direct tables that is all',
+      run(machine, task, locals) {
+        machine.count('exits');
+        const vcpu = machine.vcpu(task.vcpu);
+        machine.invalidatePage(vcpu, addressToFrame(locals.address));
+        if (roleField(vcpu.mmu.rootRole, 'direct') === 1) return 'enter';
+        clearMmioInfo(machine, vcpu);
+        const { root, prevRoots } = vcpu.mmu;
+        locals.roots = [root, ...prevRoots].map(({ pfn }) => pfn).filter((pfn) => pfn >= 0);
+        return NEXT;
+      },
+    },
+    lockStep('mmu_lock', 'write'),
+    {
+      name: 'invalidate',
+      text: '__kvm_mmu_invalidate_addr: down from each root, as long as something below is unsync',
+      run(machine, task, { address, roots }) {
+        const vcpu = machine.vcpu(task.vcpu);
+        for (const root of roots) invalidateAddress(machine, vcpu, root, address);
+        task.result = 0;
+        return NEXT;
+      },
+    },
+    unlockStep('mmu_lock'),
+    enter,
+  ],
+});

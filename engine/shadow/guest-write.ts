@@ -1,0 +1,24 @@
+import type { Machine } from '../machine.ts';
+import { frameToAddress, type Gfn } from '../memory/words.ts';
+import { pagesOf } from './pages.ts';
+import { unsyncPage } from './sync.ts';
+import { trackWrite } from './track-write.ts';
+
+/**
+ * The guest's kernel stores an entry of a table of its own, through a mapping that the scenario does not show. A table that is
+ * shadowed is write-protected there: of upper levels KVM emulates the store, a last-level one becomes unsync, and is written freely
+ * from then on.
+ */
+export function guestStoresEntry(machine: Machine, gfn: Gfn, index: number, store: () => void): void {
+  const isTracked = (machine.shadow.writeTracked.get(gfn) ?? 0) > 0;
+  const synced = isTracked ? [] : pagesOf(machine, gfn).filter(({ shadow }) => !shadow.unsync);
+  if (isTracked || synced.length > 0) {
+    machine.count('exits');
+    machine.count('faults.second');
+  }
+  for (const { pfn } of synced) unsyncPage(machine, pfn);
+  store();
+  if (!isTracked) return;
+  machine.count('emulated');
+  trackWrite(machine, frameToAddress(gfn, index * 8), 8);
+}

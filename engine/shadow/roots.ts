@@ -1,0 +1,58 @@
+import { roleField } from '../kernel/role.ts';
+import type { Machine, Vcpu } from '../machine.ts';
+import type { Gfn, Pfn } from '../memory/words.ts';
+import type { RootInfo } from '../roots/mmu.ts';
+import { withRole } from '../roots/role.ts';
+import { getShadowPage, shadowPage } from './pages.ts';
+
+/** mmu_alloc_root: a shadow page with one more root reference. */
+function allocateRoot(machine: Machine, vcpu: Vcpu, gfn: Gfn, quadrant: number, level: number): Pfn {
+  const role = withRole(vcpu.mmu.rootRole, {
+    level,
+    ...(roleField(vcpu.mmu.rootRole, 'has_4_byte_gpte') ? { quadrant } : {}),
+  });
+  const { pfn } = getShadowPage(machine, vcpu, gfn, role);
+  machine.replacePage({ ...shadowPage(machine, pfn), rootCount: shadowPage(machine, pfn).rootCount + 1 });
+  return pfn;
+}
+
+/** The PDPTEs that the guest's CR3 leads to, as they were when they were loaded. */
+function guestPdptes(machine: Machine, vcpu: Vcpu): (Gfn | undefined)[] {
+  const { rootGfn, rootEntry, format } = vcpu.mode;
+  const pfn = machine.resolve(rootGfn);
+  return [0, 1, 2, 3].map((index) => {
+    if (pfn < 0) return undefined;
+    const page = machine.memory.page(pfn);
+    const [lo, hi] = [page[2 * (rootEntry + index)]!, page[2 * (rootEntry + index) + 1]!];
+    return (lo & 1) === 0 ? undefined : format.frame(3, lo, hi);
+  });
+}
+
+/** Whether a guest frame can hold tables that KVM shadows (kvm_vcpu_is_visible_gfn). */
+const isVisible = (machine: Machine, gfn: Gfn): boolean => machine.slots.find(gfn) !== undefined;
+
+/**
+ * mmu_alloc_direct_roots and mmu_alloc_shadow_roots: one table, or the four of PAE mode behind `pae_root`. A CR3 that leads to no
+ * memory gets the dummy root, in which nothing is mapped.
+ */
+export function allocateShadowRoots(machine: Machine, vcpu: Vcpu): RootInfo {
+  const { rootRole } = vcpu.mmu;
+  const level = roleField(rootRole, 'level');
+  const direct = roleField(rootRole, 'direct') === 1;
+  const pgd = direct ? 0n : vcpu.registers.cr3;
+  const { rootGfn } = vcpu.mode;
+  if (!direct && !isVisible(machine, rootGfn)) return { pgd, pfn: machine.dummyRoot() };
+  if (level >= 4) return { pgd, pfn: allocateRoot(machine, vcpu, direct ? 0 : rootGfn, 0, level) };
+  const paeRoot = machine.paeRootOf(vcpu);
+  const isPae = !direct && roleField(vcpu.mmu.cpuRole.base, 'level') === 3;
+  const pdptes = isPae ? guestPdptes(machine, vcpu) : undefined;
+  for (let index = 0; index < 4; index++) {
+    const gfn = direct ? index * 2 ** 18 : pdptes ? pdptes[index] : rootGfn;
+    if (gfn === undefined || (!direct && !isVisible(machine, gfn))) {
+      machine.setPaeRoot(paeRoot, index, gfn === undefined ? -1 : machine.dummyRoot());
+      continue;
+    }
+    machine.setPaeRoot(paeRoot, index, allocateRoot(machine, vcpu, gfn, isPae || direct ? 0 : index, 2));
+  }
+  return { pgd, pfn: paeRoot };
+}

@@ -1,0 +1,102 @@
+import assert from 'node:assert/strict';
+import { Lab } from '../../adapter/lab/boot.ts';
+import { openRecording } from '../../adapter/trace/open.ts';
+import { project } from '../../engine/history/project.ts';
+import type { Recording } from '../../engine/history/recording.ts';
+import { TRACEPOINTS } from '../../engine/history/tracepoints.ts';
+import { roleWords } from '../../engine/kernel/role.ts';
+import type { Machine } from '../../engine/machine.ts';
+import { SILENT } from '../kvm/kvm.ts';
+import { KERNELS, labTest } from './lab.ts';
+import { type ProgramShape, randomProgram } from './programs.ts';
+import { emulate, onKvm, STUBS } from './run-both.ts';
+
+// The engine's shadow paging beside upstream KVM's: every event, in its order.
+
+const FIRST = Number(process.env.KVM_MMU_SEED ?? 1);
+const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 12);
+
+/** Where the code that makes the accesses on KVM lies in the guest's address space. */
+const STUB_GVA = 0x7f80_0000_0000n;
+const ADDRESS = 0xf_ffff_ffff_f000n;
+
+const isStub = (gfn: bigint): boolean => gfn >= BigInt(STUBS.first) && gfn < BigInt(STUBS.end);
+/** The guest's own tables lie at the end of its first slot: only the stubs' mapping of all memory maps them. */
+const isTable = (gfn: bigint): boolean => gfn >= 0xf00n && gfn < 0x1000n;
+
+/** What both machines tell of an event, without where host memory lies; undefined for what only one of them can have. */
+function told(recording: Recording, at: number): string | undefined {
+  const { name, fields } = TRACEPOINTS[recording.kind(at)]!;
+  const index = (wanted: string): number => fields.findIndex((each) => each.name === wanted);
+  const field = (wanted: string): bigint => recording.value(at, index(wanted));
+  const hex = (wanted: string): string => `0x${field(wanted).toString(16)}`;
+  switch (name) {
+    case 'kvm_page_fault':
+      return field('fault_address') >= STUB_GVA ? undefined : `#PF ${hex('fault_address')}, ${hex('error_code')}`;
+    case 'kvm_inj_exception':
+      // One that the processor could not deliver at once comes again.
+      return field('exception') === 14n && field('reinjected') === 0n ? `injects #PF, ${hex('error_code')}` : undefined;
+    case 'kvm_mmu_get_page':
+    case 'kvm_mmu_prepare_zap_page':
+    case 'kvm_mmu_sync_page':
+    case 'kvm_mmu_unsync_page': {
+      // Direct pages shadow the stubs' large pages; the scenario has none.
+      if (isStub(field('gfn')) || (field('role') & 0x80n) !== 0n) return undefined;
+      const known = 0x0001_1fff;
+      const role = roleWords(Number(field('role')) & known, known);
+      const created = name === 'kvm_mmu_get_page' ? (field('created') ? ', new' : ', existing') : '';
+      return `${name.slice('kvm_mmu_'.length)} ${hex('gfn')}: ${role}, ${field('root_count')} roots${field('unsync') ? ', unsync' : ''}${created}`;
+    }
+    case 'kvm_mmu_set_spte':
+      if (isStub(field('gfn')) || isTable(field('gfn'))) return undefined;
+      return `set_spte ${hex('gfn')} level ${field('level')}: 0x${(field('spte') & ~ADDRESS).toString(16)}`;
+    default:
+      return undefined;
+  }
+}
+
+function sequence(recording: Recording): string[] {
+  return Array.from({ length: recording.length }, (_, at) => told(recording, at)).filter((each) => each !== undefined);
+}
+
+function projected(machine: Machine): Recording {
+  const lines = [...project(machine)].map(
+    ({ step, event, text }, at) => `  task-1  [000] ..... ${step}.${`${at}`.padStart(6, '0')}: ${event}: ${text}\n`,
+  );
+  return openRecording(new TextEncoder().encode(`# tracer: nop\n#\n${lines.join('')}`));
+}
+
+const SHAPES: readonly (readonly [string, ProgramShape])[] = [
+  ['accesses', { statements: 30, host: false, guest: false, ownCode: true }],
+  ['edits of the guest’s tables and registers', { statements: 40, host: false, guest: true, ownCode: true }],
+];
+
+for (const kernel of KERNELS)
+  labTest(`${kernel}, shadow paging: every event of the engine’s is one that KVM records, in its order`, async () => {
+    const lab = await Lab.boot({ kernel, modules: [], params: { npt: '0' } }, SILENT);
+    let same = 0;
+    try {
+      for (let seed = FIRST; seed < FIRST + PROGRAMS / SHAPES.length; seed++) {
+        for (const [name, shape] of SHAPES) {
+          const text = randomProgram(seed, { ...shape, second: 'shadow' });
+          const engine = sequence(projected(emulate(text)));
+          const kvm = await onKvm(
+            text,
+            lab,
+            async ({ built }) => {
+              await built.pull();
+              assert.deepEqual(built.events!.recording.losses, []);
+              return sequence(built.events!.recording);
+            },
+            'events',
+          );
+          assert.deepEqual(engine, kvm, `seed ${seed}, ${name}\n${text}`);
+          same += kvm.length;
+        }
+      }
+    } finally {
+      lab.close();
+    }
+    assert.ok(same > 20 * PROGRAMS, `only ${same} events were compared`);
+    console.log(`${same} events alike, in one order`);
+  });
