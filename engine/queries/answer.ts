@@ -25,9 +25,11 @@ import type {
   TableQuery,
   WalkAnswer,
 } from './answers.ts';
-import { builtCertainty, builtPage, builtTable } from './built-answers.ts';
+import { builtCertainty, builtPage, builtRoots, builtStage, builtTable, withBuilt } from './built-answers.ts';
+import { emulatorBuilt } from './emulator-built.ts';
 import { mirrorRoots, mirrorStage, mirrorWalk } from './mirror-answers.ts';
 import { faultsAnswer, type RecordingView, recordingAnswer } from './recording-answers.ts';
+import { rootCacheAnswer } from './root-cache.ts';
 import { addressFields, countPresent, levelShapes, tableName } from './shapes.ts';
 import { readOnlyMemory } from './translate.ts';
 import { faultSentence } from './words.ts';
@@ -62,7 +64,10 @@ export function answer(machine: Machine, query: Query, moment: Moment): Read {
 function dispatch(machine: Machine, query: Query, moment: Moment, frames: Set<Pfn>): Answer {
   switch (query.kind) {
     case 'walk':
-      return machine.mirror ? mirrorWalk(machine.mirror, query, frames) : walkAnswer(machine, query, frames);
+      if (machine.mirror) return mirrorWalk(machine.mirror, query, frames);
+      return isShadow(machine)
+        ? withBuilt(shadowBuilt(machine), walkAnswer(machine, query, frames))
+        : walkAnswer(machine, query, frames);
     case 'table':
       return tableAnswer(machine, query, moment, frames);
     case 'roots':
@@ -99,9 +104,18 @@ function dispatch(machine: Machine, query: Query, moment: Moment, frames: Set<Pf
       return recordingAnswer(recordingOf(machine));
     case 'faults':
       return faultsAnswer(recordingOf(machine), query.first, query.count);
+    case 'root-cache':
+      return rootCacheAnswer(machine);
     case 'history':
       return historyAnswer(machine, query);
   }
+}
+
+/** The emulator's shadow tables translate virtual addresses: they are told as a real KVM's are. */
+const isShadow = (machine: Machine): boolean => machine.config.second === 'shadow';
+
+function shadowBuilt(machine: Machine) {
+  return { tables: emulatorBuilt(machine), maxPhyAddr: machine.config.maxPhyAddr };
 }
 
 function recordingOf({ mirror }: Machine): RecordingView {
@@ -163,6 +177,18 @@ function walkAnswer(machine: Machine, query: Extract<Query, { kind: 'walk' }>, f
   if (walk.status === 'done') {
     const gpa = frameToAddress(walk.gfn, pageOffset(asked));
     const guestSize = mode.paging ? mode.format.span[walk.leafLevel]! * 4096 : undefined;
+    if (!second && isShadow(machine) && walk.pfn >= 0)
+      return {
+        ...base,
+        ...tail,
+        outcome: {
+          status: 'done',
+          gpa: hex(gpa),
+          ...(guestSize ? { guestSize, rights: rights(walk) } : {}),
+          reason: 'the translation succeeds',
+        },
+        sentence: `${query.space} ${hex(asked)} is gpa ${hex(gpa)}: ${references.length} memory references`,
+      };
     if (!second) {
       const reason =
         walk.pfn < 0
@@ -287,7 +313,8 @@ function tableView(machine: Machine, query: TableQuery): TableView {
     : guest
       ? { page: (gfn) => machine.memory.page(machine.resolve(gfn)) }
       : machine.memory;
-  const known = mirror ? tables.has?.(frame) !== false : guest ? machine.resolve(frame) >= 0 : machine.pages.has(frame);
+  const isOwn = machine.pages.has(frame) || machine.vcpus.some(({ mmu }) => mmu.paeRoot === frame);
+  const known = mirror ? tables.has?.(frame) !== false : guest ? machine.resolve(frame) >= 0 : isOwn;
   if (!known)
     throw new Error(
       guest || (mirror && !built)
@@ -299,6 +326,11 @@ function tableView(machine: Machine, query: TableQuery): TableView {
 
 /** The emulator's tables as stages: the guest's of a vCPU, and KVM's. */
 function emulatorStage(machine: Machine, { space, vcpu }: TableQuery): Stage {
+  if (space === 'second' && isShadow(machine)) {
+    const stage = builtStage(shadowBuilt(machine), vcpu);
+    if (!stage) throw new Error('KVM has no root yet');
+    return stage;
+  }
   if (space === 'second') return { register: '', value: 0n, tree: { format: machine.secondFormat, root: 0 }, base: 0 };
   const { registers, mode } = machine.vcpu(vcpu);
   return { register: 'CR3', value: registers.cr3, tree: { format: mode.format, root: mode.rootGfn }, base: 0 };
@@ -315,7 +347,7 @@ function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames
   const size = format.span[query.level]! * 4096;
   const base = addressToFrame(BigInt(query.base));
   const below = format.rootLevel === query.level ? 0 : tableFrame(stage, base);
-  const built = guest ? undefined : machine.mirror?.built?.();
+  const built = guest ? undefined : isShadow(machine) ? shadowBuilt(machine) : machine.mirror?.built?.();
   const notes = guest || (machine.mirror && !built) ? undefined : spteFormat(format);
   const own = built && builtTable(built, frame);
   const runs: EntryRun[] = [];
@@ -459,6 +491,7 @@ function rootAnswers(machine: Machine): RootAnswer[] {
       [vcpu.id],
     );
   }
+  if (isShadow(machine)) return [...answers.values(), ...builtRoots(shadowBuilt(machine))];
   for (const root of machine.roots()) {
     const format = machine.secondFormat;
     add(

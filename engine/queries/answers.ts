@@ -24,6 +24,8 @@ export type Query =
   /** Guest memory: slots and what backs them. */
   | { readonly kind: 'slots' }
   | { readonly kind: 'costs' }
+  /** Every vCPU's roots and roles, and KVM's pages. */
+  | { readonly kind: 'root-cache' }
   /** Of a recording that a machine is shown from: where in it the session stands, and what is in it. */
   | { readonly kind: 'recording' }
   /** Its faults, from the `first` on. */
@@ -276,8 +278,107 @@ export interface FaultsAnswer {
   readonly rows: readonly FaultRow[];
 }
 
+/** A field of a role: 0 or 1 of most, a number of `level`, `quadrant`, `access` and `smm`. */
+export interface RoleFieldAnswer {
+  readonly name: string;
+  readonly value: number;
+}
+
+export interface RoleAnswer {
+  readonly word: string;
+  readonly fields: readonly RoleFieldAnswer[];
+}
+
+/** One of the tables behind `pae_root`. */
+export interface QuarterAnswer {
+  readonly hpa: string;
+  readonly gfn: string;
+  readonly role: string;
+  readonly words: string;
+  readonly table: TableQuery;
+}
+
+/** A root that a vCPU has or keeps (`kvm_mmu_root_info`). */
+export interface RootCardAnswer {
+  readonly hpa: string;
+  /** CR3 that it was made for; says nothing of a direct root. */
+  readonly pgd?: string;
+  readonly levels: number;
+  readonly invalid: boolean;
+  /** Whether a switch to the guest's CR3 and role of now would take it (is_root_usable). */
+  readonly isUsable: boolean;
+  readonly table: TableQuery;
+  /** Of a root with a page of its own: the role word and its fields. */
+  readonly role?: string;
+  readonly fields?: readonly RoleFieldAnswer[];
+  readonly certainty?: Certainty;
+  /** vCPUs' references, and the TDP MMU's own. */
+  readonly references?: number;
+  /** In PAE mode, the tables of each 1G; null where there is none. */
+  readonly quarters?: readonly (QuarterAnswer | null)[];
+}
+
+export interface VcpuRootsAnswer {
+  readonly vcpu: number;
+  readonly cr3: string;
+  /** What the guest's processor is in, and the extended fields of that. */
+  readonly cpuRole: RoleAnswer;
+  readonly extRole: readonly RoleFieldAnswer[];
+  /** The role that a root must have. */
+  readonly rootRole: RoleAnswer;
+  /** The current root and three before it, the last used first; null: none. */
+  readonly roots: readonly (RootCardAnswer | null)[];
+}
+
+export interface ShadowPageAnswer {
+  readonly hpa: string;
+  readonly gfn: string;
+  readonly level: number;
+  readonly role: string;
+  readonly fields: readonly RoleFieldAnswer[];
+  readonly words: string;
+  readonly certainty: Certainty;
+  /** References as a root. */
+  readonly roots: number;
+  readonly unsync: boolean;
+  /** Entries below which something is unsync. */
+  readonly unsyncChildren: number;
+  readonly writeFlooding: number;
+  readonly table: TableQuery;
+}
+
+/** A vCPU's roots after a change. */
+export interface RootCacheMoment {
+  readonly step: number;
+  readonly vcpu: number;
+  readonly by: string;
+  /** The register write before it: `cr0 0x80050033 → 0x80040033`. */
+  readonly cause?: string;
+  readonly rootRole: string;
+  readonly roots: readonly ({ readonly hpa: string; readonly pgd: string } | null)[];
+}
+
+export interface RootCacheAnswer {
+  readonly kind: 'root-cache';
+  readonly certainty: Certainty;
+  readonly why?: string;
+  readonly tables: 'ept' | 'npt' | 'shadow';
+  readonly step: number;
+  /** What becomes of roots; of the emulator alone. */
+  readonly policy?: string;
+  readonly vcpus: readonly VcpuRootsAnswer[];
+  /** By gfn, the upper levels first. */
+  readonly pages: readonly ShadowPageAnswer[];
+  /** Pages that are not listed. */
+  readonly morePages: number;
+  /** What was before, the oldest first; of the emulator alone. */
+  readonly moments: readonly RootCacheMoment[];
+  readonly moreMoments: boolean;
+}
+
 export type Answer =
   | WalkAnswer
+  | RootCacheAnswer
   | TableAnswer
   | RootsAnswer
   | SlotsAnswer

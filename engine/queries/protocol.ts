@@ -68,6 +68,7 @@ function query(value: unknown): Query {
     'roots',
     'slots',
     'costs',
+    'root-cache',
     'history',
     'recording',
     'faults',
