@@ -10,6 +10,8 @@ const USAGE = `usage:
   kvm-mmu run FILE [--target emulator|kvm] [--json] [--trace] [--max-steps N] [--helper PATH]
       runs a scenario, in the emulator or on this machine’s KVM; exits 1 when an expectation fails, 3 where it
       cannot run; --trace prints what KVM’s tracepoints would have recorded, of the emulator
+  kvm-mmu compare FILE --policy NAME=VALUE,VALUE… [--json] [--max-steps N]
+      runs a scenario in the emulator under each, and tells what it cost and in what the tables differ at the end
   kvm-mmu decode 0x… [--format NAME] [--level N] [--maxphyaddr N] [--json]
       says what a table entry means; without --level at every level;
       --format help lists the formats
@@ -50,6 +52,7 @@ const USAGE = `usage:
 const COMMANDS: Readonly<Record<string, (args: string[]) => number | Promise<number>>> = {
   // The scenario language is large: whoever does not run one need not load it.
   run: async (args) => (await import('./commands/run.ts')).run(args),
+  compare: async (args) => (await import('./commands/compare.ts')).compare(args),
   // And what talks to KVM.
   lab: async (args) => (await import('./commands/lab.ts')).lab(args),
   record: async (args) => (await import('./commands/record.ts')).record(args),

@@ -105,6 +105,7 @@ export const COUNTERS = [
   'tlb.flushes',
   'walks.references',
   'exits',
+  'entries',
   'faults.guest',
   'faults.second',
   'faults.misconfig',
@@ -126,6 +127,7 @@ export const COUNTERS = [
   'roots.unloads',
   'roots.hits',
   'roots.misses',
+  'modes.changed',
   'sptes.changed',
   'expects.passed',
   'expects.failed',
@@ -249,6 +251,7 @@ export class Machine {
         holds: [],
         access: null,
         cr2: 0n,
+        loaded: 0n,
       });
       if (vcpu >= 0) this.vcpus.push(new Vcpu(vcpu, this.#firstRegisters(task.guest), this.cpu));
     });

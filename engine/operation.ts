@@ -32,6 +32,8 @@ export interface Task {
   access: PendingAccess | null;
   /** A guest fault that ended the last statement, for `#PF` reporting. */
   cr2: bigint;
+  /** What the last read found. */
+  loaded: bigint;
 }
 
 export interface PendingAccess {

@@ -229,6 +229,7 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
   }
   machine.count('tlb.hits', pages.length);
   if (access.kind === 'write') store(machine, frames, access);
+  else if (access.kind === 'read') task.loaded = load(machine, frames, access);
   finishAccess(task);
 }
 
@@ -237,6 +238,13 @@ function store(machine: Machine, frames: readonly number[], access: NonNullable<
   const first = Math.min(access.size, 4096 - offset);
   machine.storeBytes(frames[0]!, offset, first, access.value);
   if (frames.length > 1) machine.storeBytes(frames[1]!, 0, access.size - first, access.value >> BigInt(8 * first));
+}
+
+function load(machine: Machine, frames: readonly number[], access: NonNullable<Task['access']>): bigint {
+  const offset = pageOffset(access.address);
+  const first = Math.min(access.size, 4096 - offset);
+  const low = machine.readBytes(frames[0]!, offset, first);
+  return frames.length === 1 ? low : low | (machine.readBytes(frames[1]!, 0, access.size - first) << BigInt(8 * first));
 }
 
 function finishAccess(task: Task): void {

@@ -12,6 +12,7 @@ export const VALUES: readonly string[] = [
   ...COUNTERS,
   'step',
   'cr2',
+  'loaded',
   'mmu_invalidate_seq',
   'slots.generation',
   'tlb.entries',

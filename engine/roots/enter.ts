@@ -112,6 +112,7 @@ export const vcpuEnterGuest = defineFunction<object>({
       text: 'run the guest',
       run(machine, task) {
         machine.append(Kind.ENTRY, task.vcpu, 0, 0, 0, 0);
+        machine.count('entries');
         return returns(task, 0);
       },
     },

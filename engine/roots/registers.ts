@@ -89,6 +89,7 @@ export function writeRegister(machine: Machine, vcpu: Vcpu, register: RegisterNa
   if (machine.mirror) return;
   flushAsProcessor(machine, vcpu, register, before, noFlush);
   const [old, now] = [before[register], vcpu.registers[register]];
+  if (old !== now && MODE_REGISTERS.includes(register)) machine.count('modes.changed');
   switch (register) {
     case 'cr0':
       afterCr0(machine, vcpu, old, now);
@@ -106,6 +107,9 @@ export function writeRegister(machine: Machine, vcpu: Vcpu, register: RegisterNa
       break;
   }
 }
+
+/** Those whose writes change how the guest runs, rather than where its tables are. */
+const MODE_REGISTERS: readonly RegisterName[] = ['cr0', 'cr4', 'efer'];
 
 const CR4_FLUSHES = PGE | PAE | SMEP | PCIDE;
 

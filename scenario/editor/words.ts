@@ -95,7 +95,7 @@ export const BIT_WORDS: Readonly<Record<string, string>> = {
 };
 
 export const VALUE_WORDS: Readonly<
-  Record<CounterName | 'step' | 'cr2' | 'mmu_invalidate_seq' | 'slots.generation' | 'tlb.entries', string>
+  Record<CounterName | 'step' | 'cr2' | 'loaded' | 'mmu_invalidate_seq' | 'slots.generation' | 'tlb.entries', string>
 > = {
   accesses: 'Loads, stores and fetches that were started.',
   'tlb.hits': 'Pages found in a TLB.',
@@ -103,6 +103,7 @@ export const VALUE_WORDS: Readonly<
   'tlb.flushes': 'Times that a whole TLB was emptied.',
   'walks.references': 'Table entries that walks read, the guest’s and KVM’s.',
   exits: 'VM exits.',
+  entries: 'VM entries for which KVM had something to do first.',
   'faults.guest': 'Page faults delivered to the guest (#PF).',
   'faults.second': 'EPT violations or NPT faults.',
   'faults.misconfig': 'EPT misconfigurations.',
@@ -124,12 +125,14 @@ export const VALUE_WORDS: Readonly<
   'roots.unloads': 'Times that a vCPU gave up all of its roots (kvm_mmu_unload).',
   'roots.hits': 'Times that a root for a new CR3 or role was among those kept.',
   'roots.misses': 'Times that it was not.',
+  'modes.changed': 'Writes that changed CR0, CR4 or EFER.',
   'sptes.changed': 'Entries of KVM’s tables that changed.',
   'expects.passed': 'Expectations that held.',
   'expects.failed': 'Expectations that did not hold.',
   warnings: 'Warnings, as the kernel would print them.',
   step: 'Steps made so far: the machine’s clock.',
   cr2: 'The address of the vCPU’s last page fault.',
+  loaded: 'What the vCPU’s last read found.',
   mmu_invalidate_seq: 'kvm->mmu_invalidate_seq: grows with each invalidation; a fault that began before retries.',
   'slots.generation': 'Grows with each change of the memory slots.',
   'tlb.entries': 'Entries in the vCPU’s TLB now.',

@@ -4,6 +4,7 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { Run } from '../../engine/run.ts';
 import { parseScenario } from '../../scenario/index.ts';
+import { randomProgram } from '../lab/programs.ts';
 
 /** Everything that a machine is, in one string: two machines in the same state give the same. */
 function snapshot(run: Run): string {
@@ -19,10 +20,11 @@ function snapshot(run: Run): string {
       generation: machine.slots.generation,
       locks: machine.locks,
       invalidation: machine.invalidation,
+      shadow: Object.values(machine.shadow).map((map) => [...map.entries()].sort(([a], [b]) => a - b)),
       pages: [...machine.pages.values()].sort((a, b) => a.pfn - b.pfn),
       vcpus: machine.vcpus.map((vcpu) => ({
         registers: vcpu.registers,
-        root: vcpu.root,
+        mmu: vcpu.mmu,
         requests: vcpu.requests,
         tlb: vcpu.tlb.list(),
       })),
@@ -39,11 +41,22 @@ function hashPage(page: Uint32Array): number {
   return hash;
 }
 
-const scenarios = readdirSync('examples').filter((name) => name.endsWith('.mmu'));
+const scenarios: (readonly [name: string, text: string])[] = [
+  ...readdirSync('examples')
+    .filter((name) => name.endsWith('.mmu'))
+    .map((name) => [name, readFileSync(`examples/${name}`, 'utf8')] as const),
+  ...[1, 2, 3].map(
+    (seed) =>
+      [
+        `shadow paging, program ${seed}`,
+        randomProgram(seed, { second: 'shadow', statements: 30, host: true, guest: true }),
+      ] as const,
+  ),
+];
 
-for (const name of scenarios) {
+for (const [name, text] of scenarios) {
   test(`${name}: going back to any step and forward again gives the same states`, () => {
-    const { program, diagnostics } = parseScenario(readFileSync(`examples/${name}`, 'utf8'));
+    const { program, diagnostics } = parseScenario(text);
     assert.ok(program, JSON.stringify(diagnostics));
     const run = new Run(program);
     for (let task = run.pick(); task && run.machine.steps < 6000; task = run.pick()) run.step(task);

@@ -1,0 +1,63 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { cli } from './cli.ts';
+
+// `kvm-mmu compare`: what policies cost on one scenario, and what they leave.
+
+const outcomes = (...args: readonly string[]) =>
+  JSON.parse(cli('compare', ...args, '--json').out) as {
+    policy: string;
+    ok: boolean;
+    counters: Record<string, number>;
+    tables: string[];
+  }[];
+
+test('toggling CR0.WP: Linux 5.15 builds everything anew each time, the series finds its root, today nothing happens', () => {
+  const [before, posted, today] = outcomes('examples/wp-toggle.mmu', '--policy', 'roots=before,posted,today');
+  assert.equal(today!.ok, true);
+  const toggles = 2000;
+  assert.equal(before!.counters['modes.changed'], toggles);
+  assert.deepEqual(
+    [before!, posted!, today!].map(({ counters }) => [
+      counters['roots.unloads'],
+      counters['roots.freed'],
+      counters['roots.hits'],
+    ]),
+    [
+      [toggles, toggles, 0],
+      [0, 0, toggles],
+      [0, 0, 0],
+    ],
+  );
+  assert.ok(before!.counters['faults.second']! > toggles, 'each write faults again');
+  assert.equal(posted!.counters['faults.second'], today!.counters['faults.second']);
+  assert.equal(posted!.tables[0], today!.tables[0], 'the same tables are left');
+});
+
+test('the copied quadrant is told by the tables that are left, address by address', () => {
+  const { status, out } = cli('compare', 'examples/quadrant.mmu', '--policy', 'quadrant=copied,parity,address');
+  assert.equal(status, 0, 'the scenario’s own expectations hold');
+  assert.match(
+    out,
+    /copied \/ parity: \n(.*\n)? +0xc2af2000: level 1, rwxs, hpa 0x1028f2000 \/ level 1, r-xs, hpa 0x102af2000/,
+  );
+  const [, parity, address] = outcomes('examples/quadrant.mmu', '--policy', 'quadrant=copied,parity,address');
+  assert.equal(parity!.tables[0], address!.tables[0], 'both rules are one at level 1');
+});
+
+test('what compare cannot take is named', () => {
+  for (const [args, words] of [
+    [[], /compare takes one file/],
+    [['examples/wp-toggle.mmu'], /--policy NAME=VALUE,VALUE…, such as --policy roots=today,before/],
+    [['examples/wp-toggle.mmu', '--policy', 'roots=today'], /--policy NAME=VALUE,VALUE…/],
+    [
+      ['examples/wp-toggle.mmu', '--policy', 'roots=today,never'],
+      /policy roots cannot be never; it is today, before or posted/,
+    ],
+    [['examples/wp-toggle.mmu', '--policy', 'root=a,b'], /unknown policy root; there are page-split, roots, quadrant/],
+  ] as const) {
+    const { status, err } = cli('compare', ...args);
+    assert.equal(status, 2);
+    assert.match(err, words);
+  }
+});
