@@ -157,7 +157,9 @@ function setRegister(machine: Machine, task: Task, statement: RegisterStatement)
     next = value === 0n ? old & ~mask : old | mask;
   }
   const exits = machine.mirror ? undefined : registerFunction(machine, statement.register);
-  if (exits && next !== old) call(task, exits, { register: statement.register, value: next });
+  // CR3 is written to flush, too.
+  if (exits && (next !== old || statement.register === 'cr3'))
+    call(task, exits, { register: statement.register, value: next });
   else writeRegister(machine, vcpu, statement.register, next);
 }
 

@@ -13,6 +13,10 @@
 #include "events.h"
 #include "helper.h"
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
 /* Slots begin at multiples of a large page in the memfd, so that the host may use large pages behind them. */
 #define SLOT_ALIGN (2ULL << 20)
 
@@ -406,8 +410,11 @@ int vm_migrate(struct vm *vm, u64 gpa, u64 size)
 	vm_quiesce(vm);
 	memcpy(copy, view, size);
 	int error = vm_discard(vm, gpa, size);
-	if (!error)
+	if (!error) {
 		memcpy(view, copy, size);
+		/* Where pages were mapped the kernel's own migration maps the new ones; before Linux 5.14 the next touch does. */
+		madvise(slot->host + (gpa - slot->gpa), size, MADV_POPULATE_WRITE);
+	}
 	vm_unquiesce(vm);
 	free(copy);
 	return error;

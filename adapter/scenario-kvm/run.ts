@@ -102,12 +102,16 @@ export class ScenarioRun {
     for (const root of machine.guestRoots.values()) await this.#giveStubs(frameToAddress(root));
   }
 
-  /** A root table gets the entry by which the stubs are seen. */
+  /** A root table gets the entry by which the stubs are seen, unless it has it: what is written from outside makes shadow tables anew. */
   async #giveStubs(root: bigint): Promise<void> {
     const { client, stubs } = this.#parts;
     const entry = new Uint8Array(8);
     new DataView(entry.buffer).setBigUint64(0, stubs.entry, true);
-    await client.writePhysical(root + BigInt(stubs.index) * 8n, entry);
+    const gpa = root + BigInt(stubs.index) * 8n;
+    const there = await client.readPhysical(gpa, 8);
+    // A processor that has used it has set A.
+    if (there.every((byte, at) => (byte ^ entry[at]!) === 0 || (at === 0 && (byte ^ entry[at]!) === 0x20))) return;
+    await client.writePhysical(gpa, entry);
   }
 
   async fetch({ frames, built }: MissingFrames): Promise<void> {

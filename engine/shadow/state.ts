@@ -29,6 +29,8 @@ export function rmapKey(level: number, gfn: Gfn): number {
 
 /** KVM's books about shadow pages. */
 export class ShadowMmu {
+  /** Gfns whose memory the host has unmapped and nobody has touched since: whoever does not wait gets no frame. */
+  readonly unmapped = new LoggedMap<true>();
   /** Shadow pages by the gfn of their guest table, the newest first (`mmu_page_hash`). */
   readonly hash = new LoggedMap<readonly Pfn[]>();
   /** Leaf entries by the gfn and level that they map. */

@@ -210,5 +210,5 @@ export function unsyncPrevious(machine: Machine, vcpu: Vcpu): number[] {
 /** The frame behind a gfn, for one who does not wait (gfn_to_pfn_memslot_atomic); −1 where there is none. */
 export function frameAtOnce(machine: Machine, gfn: Gfn): Pfn {
   const slot = machine.slots.find(gfn);
-  return slot && !slot.invalid ? backingPfn(slot, gfn) : -1;
+  return slot && !slot.invalid && !machine.shadow.unmapped.get(gfn) ? backingPfn(slot, gfn) : -1;
 }

@@ -275,6 +275,7 @@ export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
         const slot = machine.slots.find(fault.gfn);
         if (!slot) return 'no-slot';
         fault.mapWritable = !slot.readonly;
+        if (machine.shadow.unmapped.get(fault.gfn)) machine.shadow.unmapped.set(machine, fault.gfn, undefined);
         fault.pfn = fault.write && slot.readonly ? PFN_RO_FAULT : backingPfn(slot, fault.gfn);
         return NEXT;
       },

@@ -77,7 +77,8 @@ function build(format: Format): SpteFormat {
     hostWritable,
     mmuWritable,
     mmio,
-    mmioMask: { lo: 0b111, hi: ept ? 0 : 1 << 19 },
+    // What x86's marker grants is of no account: shadow tables keep the guest's rights there.
+    mmioMask: ept ? { lo: 0b111, hi: 0 } : { lo: 1, hi: 1 << 19 },
     mmioAccess: ept ? 0 : 0b110,
     leafTemplates,
   };
@@ -95,7 +96,7 @@ export function isFrozen(lo: number, hi: number): boolean {
 export function isMmio(spte: SpteFormat, lo: number, hi: number): boolean {
   return (
     spte.mmio !== null &&
-    (lo & spte.mmioMask.lo) === spte.mmio.lo &&
+    (lo & spte.mmioMask.lo) === (spte.mmio.lo & spte.mmioMask.lo) &&
     (hi & spte.mmioMask.hi) === spte.mmio.hi &&
     (lo & MMU_PRESENT) === 0
   );

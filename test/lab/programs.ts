@@ -11,6 +11,8 @@ export interface ProgramShape {
   readonly guest: boolean;
   /** The program first writes a `ret` into every page, and fetches only those: nobody else need write to memory. */
   readonly ownCode?: boolean;
+  /** Switches among so many address spaces, which map alike. */
+  readonly spaces?: number;
 }
 
 /** Where a program's data lie: guest-virtual pages, and the guest-physical ones that they are mapped to. */
@@ -22,8 +24,13 @@ export const PAGES = 12;
 /** Where in each page a program's own code lies. */
 const CODE = '0x800';
 
+const spaceName = (space: number): string => (space === 0 ? 'g' : `g${space}`);
+
 /** A program that a seed determines. */
-export function randomProgram(seed: number, { second, statements, host, guest, ownCode }: ProgramShape): string {
+export function randomProgram(
+  seed: number,
+  { second, statements, host, guest, ownCode, spaces = 1 }: ProgramShape,
+): string {
   const random = new Random(seed, 0);
   const hex = (value: number): string => `0x${value.toString(16)}`;
   const gva = (): string => hex(FIRST_GVA + random.below(PAGES) * 4096);
@@ -35,6 +42,7 @@ export function randomProgram(seed: number, { second, statements, host, guest, o
     return `${random.pick(['', 'user '])}${kind} ${gva()}${ownCode && kind === 'fetch' ? ` + ${CODE}` : offset}${kind === 'write' ? ` = ${random.below(1000)}` : ''}`;
   };
   const guestStatement = (): string => {
+    if (spaces > 1 && random.below(4) === 0) return `cr3 = ${spaceName(random.below(spaces))}`;
     switch (guest ? random.below(10) : 9) {
       case 0: {
         const at = gva();
@@ -82,12 +90,15 @@ export function randomProgram(seed: number, { second, statements, host, guest, o
     '  memory 0x2000000 +32K slot 3',
     ...(second === undefined ? [] : [`  second-stage ${second}`]),
     '}',
-    'guest g {',
-    '  map 0x400000 -> 0x200000 +16K rwx',
-    '  map 0x404000 -> 0x204000 +16K rwx user',
-    '  map 0x408000 -> 0x2000000 +16K rw- user',
-    ...(ownCode ? ['  map 0x600000 -> 0x200000 +64K rw-', '  map 0x610000 -> 0x2000000 +32K rw-'] : []),
-    '}',
+    ...Array.from({ length: spaces }, (_, space) => [
+      `guest ${spaceName(space)} {`,
+      ...(space > 0 ? [`  tables at ${hex(0x800000 + space * 0x10000)}`] : []),
+      '  map 0x400000 -> 0x200000 +16K rwx',
+      '  map 0x404000 -> 0x204000 +16K rwx user',
+      '  map 0x408000 -> 0x2000000 +16K rw- user',
+      ...(ownCode ? ['  map 0x600000 -> 0x200000 +64K rw-', '  map 0x610000 -> 0x2000000 +32K rw-'] : []),
+      '}',
+    ]).flat(),
     'vcpu 0 in g {',
     ...(ownCode
       ? Array.from({ length: 24 }, (_, page) => `  write.1 ${hex(0x600000 + page * 4096)} + ${CODE} = 0xc3`)
