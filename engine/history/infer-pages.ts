@@ -95,6 +95,12 @@ export function frameOf(lo: number, hi: number): number {
   return (hi & 0xf_ffff) * 2 ** 20 + (lo >>> 12);
 }
 
+/** Index of a gfn, or of the frame of an address, in a table of a level. */
+export const indexOf = (frame: number, level: number): number => Math.floor(frame / 512 ** (level - 1)) % 512;
+
+/** A table's place in a tree of the TDP MMU. */
+export const placeKey = (level: number, gfn: number): string => `${level} ${Math.floor(gfn / 512 ** level)}`;
+
 /** Whether a table has no entry that is present. */
 export function isEmpty({ entries, children }: InferredTable): boolean {
   if (children.size > 0) return false;
@@ -129,4 +135,17 @@ export function fillSplit(child: InferredTable, lo: number, hi: number): void {
     child.entries[2 * index] = ((frame % 2 ** 20) * 4096 + keepLo) >>> 0;
     child.entries[2 * index + 1] = ((hi & 0xfff0_0000) | Math.floor(frame / 2 ** 20)) >>> 0;
   }
+}
+
+/** What KVM writes where a table hangs below another (make_nonleaf_spte): the address, present, W, U, A and KVM's own bit. */
+export function writeLink(table: InferredTable, index: number, child: InferredTable): void {
+  table.entries[2 * index] = ((child.frame % 2 ** 20) * 4096 + 0x827) >>> 0;
+  table.entries[2 * index + 1] = Math.floor(child.frame / 2 ** 20);
+}
+
+/** The same above page directories, whose entries have nothing but the address and that they are present. */
+export function writePointer(table: InferredTable, index: number, child: InferredTable): void {
+  writeLink(table, index, child);
+  table.entries[2 * index]! &= ~0xfff;
+  table.entries[2 * index]! |= 1;
 }
