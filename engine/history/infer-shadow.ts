@@ -50,7 +50,8 @@ export function getPage(state: State, at: number, pid: number): void {
   // The TDP MMU's pages are direct, and hang where a later event says; its roots hang nowhere. A guest without paging has direct
   // shadow pages too: those are looked up again.
   if ((known?.kind ?? state.given) !== 'shadow' && roleField(role, 'direct') !== 0) {
-    const isTop = level >= 4 && gfn === 0;
+    // Below a root of five levels there is a table of level 4 and gfn 0 too.
+    const isTop = level >= 4 && gfn === 0 && !(known && hasRoot(known, role, level + 1));
     // Another vCPU may be the first to need a new root.
     if (thread.machine < 0 && isTop) {
       const waiting = state.machines.filter(
@@ -120,10 +121,12 @@ function withoutPaging(
   thread.loose.clear();
 }
 
+const LEVEL = 15;
+
 function hasRoot(machine: Machine, role: number, level: number): boolean {
   return machine.roots.some((root) => {
     const table = machine.tables.get(root.table);
-    return table?.level === level && ((table.role ^ role) & SAME_ROLE) === 0;
+    return table?.level === level && ((table.role ^ role) & SAME_ROLE & ~LEVEL) === 0;
   });
 }
 
