@@ -85,7 +85,7 @@ for (const second of ['ept', 'npt']) {
 
   test(`${second}: an entry that only a bug could have written ends KVM_RUN with an error`, () => {
     const run = start(
-      `${machine}vcpu 0 {\n  read 0x1000\n  invlpg 0x1000\n  wait until warnings > 0 || accesses > 5 || faults.fixed > 0\n  wait until step > 0 && spte(0x1000) == ${second === 'ept' ? '0x3a' : '0x8000000001001'}\n  invlpg 0x1000\n  read 0x1000\n}\nhost bug {\n  wait until faults.fixed > 0\n  poke 0x1000 level 1 = ${second === 'ept' ? '0x3a' : '0x8000000001001'}\n}\n`,
+      `${machine}vcpu 0 {\n  read 0x1000\n  invlpg 0x1000\n  wait until warnings > 0 || accesses > 5 || faults.fixed > 0\n  wait until step > 0 && spte(0x1000) == ${second === 'ept' ? '0x3a' : '0x4000000001001'}\n  invlpg 0x1000\n  read 0x1000\n}\nhost bug {\n  wait until faults.fixed > 0\n  poke 0x1000 level 1 = ${second === 'ept' ? '0x3a' : '0x4000000001001'}\n}\n`,
     );
     run.runToEnd(100_000);
     assert.equal(counter(run, 'faults.misconfig'), 1);
