@@ -1,6 +1,6 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import test from 'node:test';
+import test, { type TestContext } from 'node:test';
 import { labArchitecture } from '../../adapter/lab/arch.ts';
 import { findKernel } from '../../adapter/lab/kernel.ts';
 import { native } from '../kvm/kvm.ts';
@@ -8,13 +8,16 @@ import { native } from '../kvm/kvm.ts';
 /** The kernels that tests run, by their Debian packages: the oldest and the newest that are easily had. */
 export const KERNELS = (process.env.KVM_MMU_LAB_KERNELS ?? 'linux-image-amd64').split(',');
 
+/** Those with which shadow paging is compared: today's functions are in kernels from 6.4 on. */
+export const NEWER_KERNELS = (process.env.KVM_MMU_LAB_KERNELS ?? 'linux-image-6.12-amd64').split(',');
+
 /** Why no lab can be had here; undefined when one can. Downloads the kernels. */
-export function withoutLab(): string | undefined {
+export function withoutLab(kernels: readonly string[] = KERNELS): string | undefined {
   if (!existsSync(native('lab-init'))) return 'the helper is not built: no C compiler';
   const { qemu, qemuPackage } = labArchitecture();
   if (spawnSync(qemu, ['--version']).error) return `there is no ${qemu} (${qemuPackage})`;
   try {
-    for (const kernel of KERNELS) findKernel({ kernel, modules: [], params: {} }, labArchitecture());
+    for (const kernel of kernels) findKernel({ kernel, modules: [], params: {} }, labArchitecture());
   } catch (error) {
     return (error as Error).message;
   }
@@ -24,6 +27,7 @@ export function withoutLab(): string | undefined {
 const why = withoutLab();
 
 /** A test that runs where a lab can be had, and else is skipped by name. */
-export function labTest(name: string, body: () => Promise<void>): void {
-  test(name, { skip: why ?? false, timeout: process.env.KVM_MMU_AGREEMENT ? 1_800_000 : 180_000 }, body);
+export function labTest(name: string, body: (context: TestContext) => Promise<void>, kernel?: string): void {
+  const missing = kernel === undefined ? why : withoutLab([kernel]);
+  test(name, { skip: missing ?? false, timeout: process.env.KVM_MMU_AGREEMENT ? 1_800_000 : 180_000 }, body);
 }

@@ -9,7 +9,7 @@ import type { KvmTables } from '../../engine/kernel/tables.ts';
 import type { Machine } from '../../engine/machine.ts';
 import { emulatorBuilt } from '../../engine/queries/emulator-built.ts';
 import { SILENT } from '../kvm/kvm.ts';
-import { KERNELS, labTest } from './lab.ts';
+import { labTest, NEWER_KERNELS } from './lab.ts';
 import { type ProgramShape, randomProgram } from './programs.ts';
 import { builtTables, emulate, onKvm, STUBS } from './run-both.ts';
 
@@ -90,11 +90,17 @@ const SHAPES: readonly (readonly [string, ProgramShape])[] = [
   ['five address spaces', { statements: 60, host: false, guest: true, ownCode: true, spaces: 5 }],
 ];
 
-for (const kernel of KERNELS)
+for (const kernel of NEWER_KERNELS)
   labTest(
     `${kernel}, shadow paging: every event of the engine’s is one that KVM records, in its order, and so are the roots that are kept`,
-    async () => {
+    async (context) => {
       const lab = await Lab.boot({ kernel, modules: [], params: { npt: '0' } }, SILENT);
+      const [major = 0, minor = 0] = lab.release.split('.').map(Number);
+      if (major < 6 || (major === 6 && minor < 4)) {
+        lab.close();
+        context.skip(`FNAME(invlpg) of Linux ${lab.release} zaps entries and prefetches: the engine is today’s`);
+        return;
+      }
       let same = 0;
       let kept = 0;
       try {
@@ -125,4 +131,5 @@ for (const kernel of KERNELS)
       assert.ok(same > 20 * PROGRAMS, `only ${same} events were compared`);
       console.log(`${same} events alike, in one order; ${kept} roots at the ends, current and previous`);
     },
+    kernel,
   );
