@@ -1,9 +1,26 @@
 /**
- * Mistakes that a hypervisor could make, or has made, and that a scenario can have KVM make: for each, what happens instead.
+ * Mistakes that a hypervisor could make, or has made, and that a scenario can have KVM make from then on: for each, what happens
+ * instead of what should.
  */
 export const INJECTIONS = {
+  'quadrant-copied': 'a child page gets the quadrant of its parent',
+  'quadrant-wrong-bit': 'a child page’s quadrant is taken from the next bit of the entry’s index',
   'child-by-gfn': 'a linked shadow page is taken for its gfn alone, whatever its role',
-  'no-write-protection': 'a table of the guest is shadowed without being write-protected',
-  'no-flush-on-zap': 'shadow pages are freed without a flush of the TLBs',
+  'unprotected-table': 'a table of the guest’s is shadowed without being write-protected',
+  'unflushed-protection': 'a table of the guest’s is write-protected without a flush of the TLBs',
+  'unsync-late': 'a table becomes writable before its shadow page is marked unsync, at the next fault',
+  'unflushed-free': 'shadow pages are freed without a flush of the TLBs',
+  'root-leak': 'a root that a vCPU gives up keeps its reference',
+  'root-wrong-role': 'a cached root is taken for its CR3 alone, whatever its role',
+  'previous-roots-kept': 'a flush of a PCID leaves the previous roots of that PCID',
+  'wp-unloads': 'each write that changes CR0.WP gives up all roots',
+  'mmio-generation': 'an MMIO marker counts whatever generation of the memslots it is of',
+  'ad-bits-lost': 'walks set neither A nor D in the guest’s entries',
+  'error-without-present': 'the error code of a #PF lacks P',
+  'smap-ac-implicit': 'RFLAGS.AC excuses implicit accesses from SMAP too',
 } as const;
 export type Injection = keyof typeof INJECTIONS;
+
+export function isInjection(name: string): name is Injection {
+  return Object.hasOwn(INJECTIONS, name);
+}

@@ -157,6 +157,8 @@ export interface SmallState {
   nextAge: number;
   /** Mistakes that KVM makes from now on. */
   injected: Injection[];
+  /** Shadow pages that are to become unsync at the next fault, by such a mistake. */
+  lateUnsync: Pfn[];
 }
 
 export class MachineError extends Error {}
@@ -232,6 +234,7 @@ export class Machine {
       mmuValidGen: 0,
       nextAge: 0,
       injected: [],
+      lateUnsync: [],
     };
     for (const slot of this.config.slots) this.slots = this.slots.with(this.makeSlot(slot));
     let vcpus = 0;
@@ -252,12 +255,16 @@ export class Machine {
         access: null,
         cr2: 0n,
         loaded: 0n,
+        errorCode: 0,
       });
       if (vcpu >= 0) this.vcpus.push(new Vcpu(vcpu, this.#firstRegisters(task.guest), this.cpu));
     });
     this.walkMemory = {
       page: (pfn) => this.memory.page(pfn),
-      setBits: (pfn, index, lo, hi) => this.storeEntry(Kind.ENTRY_BITS, pfn, index, lo, hi),
+      setBits: (pfn, index, lo, hi) => {
+        const isGuests = pfn >= FIRST_BACKING_FRAME;
+        if (!(isGuests && this.injects('ad-bits-lost'))) this.storeEntry(Kind.ENTRY_BITS, pfn, index, lo, hi);
+      },
       resolve: (gfn) => this.resolve(gfn),
       mayUpdate: (gfn) => this.slots.find(gfn)?.readonly === false,
     };

@@ -34,6 +34,8 @@ export interface Task {
   cr2: bigint;
   /** What the last read found. */
   loaded: bigint;
+  /** Error code of the vCPU's last #PF. */
+  errorCode: number;
 }
 
 export interface PendingAccess {

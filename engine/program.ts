@@ -1,6 +1,7 @@
 import type { Expression } from './expression.ts';
 import type { Feature } from './formats/format.ts';
 import type { PagingName, RegisterName } from './guest/registers.ts';
+import type { Injection } from './injections.ts';
 import type { Policies } from './policies.ts';
 
 /** Where a statement stands in its source: 1-based lines and columns, the end exclusive. */
@@ -30,6 +31,8 @@ export interface MachineConfig {
   readonly maxPhyAddr: number;
   /** What the processor offers, beside NX, which EFER.NXE rules. */
   readonly features: readonly Feature[];
+  /** Whether invariants are checked after every step. */
+  readonly sanitize?: boolean;
   /** What was chosen where KVM could do otherwise; absent: today's kernel. */
   readonly policies?: Policies;
 }
@@ -145,6 +148,8 @@ export type Statement =
   | (Located & { readonly kind: 'zap'; readonly range?: { readonly base: bigint; readonly size: bigint } })
   /** The host unmaps the memory behind a range (MMU notifier); `migrate` moves its pages to other frames meanwhile. */
   | (Located & { readonly kind: 'notifier'; readonly base: bigint; readonly size: bigint; readonly migrate: boolean })
+  /** From here on KVM makes a mistake. */
+  | (Located & { readonly kind: 'inject'; readonly name: Injection })
   /** Overwrites an entry of KVM's tables, as a bug would. */
   | (Located & { readonly kind: 'poke'; readonly gpa: bigint; readonly level: number; readonly value: Expression });
 

@@ -8,6 +8,7 @@ import { PgtableError } from './pgtable/tables.ts';
 import type { Program } from './program.ts';
 import { programScope } from './queries/scope.ts';
 import { writeRegister } from './roots/registers.ts';
+import { sanitize } from './shadow/sanitizer.ts';
 import { checkExpectation, runInstruction } from './statements.ts';
 
 /**
@@ -129,9 +130,21 @@ export class Run {
     if (task.state === 'waiting') task.state = 'ready';
     if (task.stack.length > 0) this.#runFunctionStep(task);
     else runInstruction(machine, task, machine.code[task.id]![task.pc]!);
+    if (machine.config.sanitize) this.#sanitize(task);
     if (task.stack.length === 0 && task.state === 'ready' && task.pc >= machine.code[task.id]!.length)
       task.state = 'done';
     machine.acting = USER_TASK;
+  }
+
+  /** Ends the task after whose step something does not hold. What has been said once is not said again. */
+  #sanitize(task: Task): void {
+    const { machine } = this;
+    for (const breach of sanitize(machine)) {
+      const text = `sanitizer: ${breach}`;
+      if (machine.small.failures.some((failure) => failure.text === text)) continue;
+      machine.fail(task, text);
+      return;
+    }
   }
 
   /** Damaged tables (a poke, a person's edit) end the task that runs into them, not the machine. */

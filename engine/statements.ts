@@ -120,6 +120,9 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
       call(task, unmapHostMemory, { start: base, end: base + pages, migrate: statement.migrate, notified: false });
       break;
     }
+    case 'inject':
+      if (!machine.injects(statement.name)) machine.small.injected.push(statement.name);
+      break;
     case 'poke':
       poke(machine, task, statement);
       break;
@@ -222,7 +225,7 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
   const pages = accessPages(access);
   const frames: number[] = [];
   for (const vfn of pages) {
-    const pfn = lookUp(vcpu, vfn, access);
+    const pfn = lookUp(vcpu, vfn, machine.injects('smap-ac-implicit') ? { ...access, implicit: false } : access);
     if (pfn < 0) {
       call(task, pageWalk, { vfn, access, walk: null, fault: null });
       return;

@@ -13,6 +13,7 @@ export const VALUES: readonly string[] = [
   'step',
   'cr2',
   'loaded',
+  'error_code',
   'mmu_invalidate_seq',
   'slots.generation',
   'tlb.entries',

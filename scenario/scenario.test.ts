@@ -111,6 +111,7 @@ const HOST: readonly (readonly [string, object])[] = [
   ['unmap 0 +4K', { kind: 'notifier', base: '0x0', size: '0x1000', migrate: false }],
   ['migrate 8K +4K', { kind: 'notifier', base: '0x2000', size: '0x1000', migrate: true }],
   ['poke 0x1000 level 1 = 0x6', { kind: 'poke', gpa: '0x1000', level: 1, value: '0x6' }],
+  ['inject root-leak', { kind: 'inject', name: 'root-leak' }],
 ];
 
 for (const [text, expected] of VCPU) test(`vcpu: ${text}`, () => assert.deepEqual(statement(text), expected));
@@ -121,7 +122,7 @@ test('every kind of statement of the contract can be written', () => {
   const all: Record<Statement['kind'], true> = {
     ...{ access: true, register: true, invlpg: true, repeat: true, map: true, unmap: true, protect: true },
     ...{ expect: true, wait: true, 'slot-add': true, 'slot-delete': true, 'slot-move': true, 'slot-log': true },
-    ...{ zap: true, notifier: true, poke: true },
+    ...{ zap: true, notifier: true, poke: true, inject: true },
   };
   assert.deepEqual([...kinds].sort(), Object.keys(all).sort());
 });

@@ -15,7 +15,21 @@ export const BLOCK_WORDS: Readonly<Record<'Scenario' | 'Machine' | 'Guest' | 'Vc
     ...['read', 'write', 'fetch', 'user', 'supervisor', 'implicit', 'invlpg', 'repeat', 'loop', 'map', 'unmap'],
     ...['protect', 'entry', 'expect', 'wait'],
   ],
-  Host: ['wait', 'add', 'delete', 'move', 'log', 'zap', 'unmap', 'migrate', 'poke', 'repeat', 'loop', 'expect'],
+  Host: [
+    'wait',
+    'add',
+    'delete',
+    'move',
+    'log',
+    'zap',
+    'unmap',
+    'migrate',
+    'poke',
+    'inject',
+    'repeat',
+    'loop',
+    'expect',
+  ],
 };
 const STATEMENTS = [...new Set([...BLOCK_WORDS.Vcpu, ...BLOCK_WORDS.Host])];
 const WORDS_BY_RULE: Readonly<Record<string, readonly string[]>> = {

@@ -52,7 +52,7 @@ export const pageWalk = defineFunction<WalkLocals>({
         machine.count('tlb.misses');
         locals.walk = startWalk(vcpu.hardware, vcpu.second, locals.vfn, {
           bits: accessBits(locals.access),
-          implicit: locals.access.implicit,
+          implicit: locals.access.implicit && !machine.injects('smap-ac-implicit'),
         });
         return NEXT;
       },
@@ -125,7 +125,8 @@ export const pageWalk = defineFunction<WalkLocals>({
 export function deliverPageFault(machine: Machine, task: Task, fault: FaultInfo, injected: boolean): void {
   machine.count('faults.guest');
   task.cr2 = fault.gva;
-  machine.append(Kind.GUEST_FAULT, task.vcpu, injected ? 1 : 0, 0, fault.errorCode, 0, fault);
+  task.errorCode = machine.injects('error-without-present') ? fault.errorCode & ~1 : fault.errorCode;
+  machine.append(Kind.GUEST_FAULT, task.vcpu, injected ? 1 : 0, 0, task.errorCode, 0, fault);
 }
 
 function fillFromWalk(machine: Machine, vcpu: Vcpu, walk: Walk): void {

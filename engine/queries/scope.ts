@@ -38,6 +38,7 @@ export function programScope(machine: Machine, task?: Task): Scope {
         if (root !== undefined) return BigInt(root) << 12n;
         if (first === 'step') return BigInt(machine.steps);
         if (first === 'cr2' && task) return task.cr2;
+        if (first === 'error_code' && task && !machine.mirror) return BigInt(task.errorCode);
         if (first === 'loaded' && task) {
           if (machine.mirror) throw new ExpressionError('this machine does not tell what a read found');
           return task.loaded;

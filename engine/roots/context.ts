@@ -45,6 +45,7 @@ function putRoot(machine: Machine, root: Pfn): void {
   const page = rootPage(machine, root);
   if (!page) return;
   machine.count('roots.released');
+  if (machine.injects('root-leak')) return;
   if (page.shadow) putShadowRoot(machine, page);
   else putTdpRoot(machine, page);
 }
@@ -93,7 +94,8 @@ export function resetContext(machine: Machine, vcpu: Vcpu): void {
 /** is_root_usable: for the same CR3 unless direct, and with the role that is wanted, so that invalid ones never are. */
 function isUsable(machine: Machine, { pgd, pfn }: RootInfo, wanted: bigint, role: number): boolean {
   const page = rootPage(machine, pfn);
-  return page !== undefined && (roleField(role, 'direct') === 1 || pgd === wanted) && page.role === role;
+  if (page === undefined || !(roleField(role, 'direct') === 1 || pgd === wanted)) return false;
+  return page.role === role || (machine.injects('root-wrong-role') && !page.invalid);
 }
 
 /** kvm_mmu_new_pgd: takes a root of the cache for the new CR3 if there is one; else the next entry loads it. */
@@ -132,7 +134,7 @@ export function invalidatePcid(machine: Machine, vcpu: Vcpu, pcid: bigint): void
   }
   if (!vcpu.mode.pcide || pcidOf(vcpu.registers.cr3) === pcid)
     machine.setRequests(vcpu, vcpu.requests | REQ_MMU_SYNC | REQ_TLB_FLUSH_CURRENT);
-  if (!vcpu.mode.pcide) return;
+  if (!vcpu.mode.pcide || machine.injects('previous-roots-kept')) return;
   let which = 0;
   for (let i = 0; i < PREV_ROOTS; i++) if (pcidOf(vcpu.mmu.prevRoots[i]!.pgd) === pcid) which |= rootPrevious(i);
   freeRoots(machine, vcpu, which);

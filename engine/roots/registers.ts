@@ -27,7 +27,7 @@ const ask = (machine: Machine, vcpu: Vcpu, requests: number): void =>
 function afterCr0(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint): void {
   const changed = old ^ now;
   const { roots } = machine.policies;
-  if (changed === WP && roots === 'today') {
+  if (changed === WP && roots === 'today' && !machine.injects('wp-unloads')) {
     if ((now & PG) === 0n) return;
     if (isTdp(machine)) {
       // The tables are no others: only how the guest's are read has changed.

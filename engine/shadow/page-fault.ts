@@ -12,6 +12,7 @@ import { EMULATION_INJECTED } from '../tdp/results.ts';
 import { shadowFetch } from './fetch.ts';
 import { invalidateAddress } from './invalidate.ts';
 import { clearWriteFlooding, isObsolete, type ShadowPage } from './pages.ts';
+import { unsyncPage } from './sync.ts';
 
 const PRESENT = 1;
 const USER = 4;
@@ -62,9 +63,11 @@ export const shadowPageFault = defineFunction<Locals>({
         const { fault } = locals;
         const vcpu = machine.vcpu(task.vcpu);
         const access = task.access!;
+        for (const pfn of machine.small.lateUnsync.splice(0))
+          if (machine.pages.get(pfn)?.shadow?.unsync === false) unsyncPage(machine, pfn);
         const walk = startWalk(vcpu.mode, undefined, Math.floor(Number(fault.info.gva >> 12n)), {
           bits: fault.info.errorCode & ~RSVD & 0x1f & ~1,
-          implicit: fault.info.implicit,
+          implicit: fault.info.implicit && !machine.injects('smap-ac-implicit'),
         });
         finishWalk(walk, vcpu.mode, undefined, machine.walkMemory);
         if (walk.status === 'guest-fault') {

@@ -152,7 +152,8 @@ function accountShadowed(machine: Machine, page: ShadowPage): void {
     writeTracked.set(machine, gfn, (writeTracked.get(gfn) ?? 0) + 1);
   }
   countDisallowLpage(machine, gfn, 1);
-  if (!machine.injects('no-write-protection') && writeProtectGfn(machine, gfn)) flushRemoteTlbs(machine);
+  if (machine.injects('unprotected-table') || !writeProtectGfn(machine, gfn)) return;
+  if (!machine.injects('unflushed-protection')) flushRemoteTlbs(machine);
 }
 
 /** unaccount_shadowed */
@@ -188,6 +189,8 @@ export function childRole(
   const level = roleField(role, 'level') - 1;
   const child = withRole(role, { level, access, direct, passthrough: 0 });
   if (roleField(role, 'has_4_byte_gpte') === 0) return child;
+  if (machine.injects('quadrant-copied')) return child;
+  if (machine.injects('quadrant-wrong-bit')) return withRole(child, { quadrant: (index >> 1) & 1 });
   switch (machine.policies.quadrant) {
     case 'copied':
       return child;

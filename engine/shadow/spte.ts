@@ -60,7 +60,8 @@ function tryToUnsync(machine: Machine, gfn: Gfn, canUnsync: boolean, isPrefetch:
     if (!canUnsync) return false;
     if (page.shadow.unsync) continue;
     if (isPrefetch) return false;
-    unsyncPage(machine, page.pfn);
+    if (machine.injects('unsync-late')) machine.small.lateUnsync.push(page.pfn);
+    else unsyncPage(machine, page.pfn);
   }
   return true;
 }

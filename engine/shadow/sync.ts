@@ -176,7 +176,7 @@ export function syncChildren(machine: Machine, vcpu: Vcpu, parent: Pfn): void {
     let isProtected = false;
     for (const pfn of pages) if (writeProtectGfn(machine, shadowPage(machine, pfn).gfn)) isProtected = true;
     if (isProtected) {
-      flushRemoteTlbs(machine);
+      if (!machine.injects('unflushed-protection')) flushRemoteTlbs(machine);
       flush = false;
     }
     for (const pfn of pages) {

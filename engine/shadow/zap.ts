@@ -72,7 +72,7 @@ function zapUnsyncChildren(machine: Machine, pfn: Pfn, invalid: Pfn[]): boolean 
 /** kvm_mmu_commit_zap_page: nobody may still be translating by these pages when they are freed. */
 export function commitZap(machine: Machine, invalid: readonly Pfn[]): void {
   if (invalid.length === 0) return;
-  if (!machine.injects('no-flush-on-zap')) flushRemoteTlbs(machine);
+  if (!machine.injects('unflushed-free')) flushRemoteTlbs(machine);
   for (const pfn of invalid) freeShadowPage(machine, pfn);
 }
 

@@ -140,7 +140,8 @@ export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>(
         const gfn = Number((isShadow ? info.gva : info.gpa!) >> 12n);
         const last = machine.small.mmioPages[task.vcpu];
         // mmio_info_in_cache, which takes frame 0 for nothing.
-        if (gfn !== 0 && last?.gfn === gfn && last.generation === machine.slots.generation) {
+        const isSame = last?.generation === machine.slots.generation || machine.injects('mmio-generation');
+        if (gfn !== 0 && last?.gfn === gfn && isSame) {
           machine.count('faults.mmio');
           return returns(task, RET_PF.EMULATE);
         }
@@ -148,7 +149,7 @@ export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>(
         const entry = isShadow ? shadowEntry(machine, vcpu, info.gva) : findEntry(machine, vcpu.root, gfn);
         if (isMmio(spte, entry.lo, entry.hi)) {
           const current = machine.slots.generation % (GENERATION_MASK + 1);
-          const valid = mmioGeneration(entry.lo, entry.hi) === current;
+          const valid = mmioGeneration(entry.lo, entry.hi) === current || machine.injects('mmio-generation');
           machine.trace('check_mmio_spte', {
             spte: entry,
             kvm_gen: current,

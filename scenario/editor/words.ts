@@ -54,6 +54,9 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   zap: '`zap GPA +SIZE`: kvm_zap_gfn_range. `zap all`: kvm_mmu_zap_all_fast, which makes every root obsolete.',
   migrate:
     '`migrate GPA +SIZE`: the host moves the pages behind a range to other frames. KVM unmaps them by its MMU notifier.',
+  sanitize:
+    'Checks after every step that KVM’s books agree: reverse maps, write protection, roles of roots, what TLBs keep. A breach ends the task.',
+  inject: '`inject NAME`: from here on KVM makes a mistake, such as `root-leak` or `quadrant-copied`.',
   poke: '`poke GPA level N = VALUE`: overwrites an entry of KVM’s tables behind its back, as a bug would.',
   'execute-only': 'EPT entries may allow fetches and neither reads nor writes.',
   '1g-pages': 'Entries at level 3 may map pages of 1G, in the guest’s tables and in KVM’s.',
@@ -95,7 +98,10 @@ export const BIT_WORDS: Readonly<Record<string, string>> = {
 };
 
 export const VALUE_WORDS: Readonly<
-  Record<CounterName | 'step' | 'cr2' | 'loaded' | 'mmu_invalidate_seq' | 'slots.generation' | 'tlb.entries', string>
+  Record<
+    CounterName | 'step' | 'cr2' | 'loaded' | 'error_code' | 'mmu_invalidate_seq' | 'slots.generation' | 'tlb.entries',
+    string
+  >
 > = {
   accesses: 'Loads, stores and fetches that were started.',
   'tlb.hits': 'Pages found in a TLB.',
@@ -133,6 +139,7 @@ export const VALUE_WORDS: Readonly<
   step: 'Steps made so far: the machine’s clock.',
   cr2: 'The address of the vCPU’s last page fault.',
   loaded: 'What the vCPU’s last read found.',
+  error_code: 'Error code of the vCPU’s last page fault.',
   mmu_invalidate_seq: 'kvm->mmu_invalidate_seq: grows with each invalidation; a fault that began before retries.',
   'slots.generation': 'Grows with each change of the memory slots.',
   'tlb.entries': 'Entries in the vCPU’s TLB now.',

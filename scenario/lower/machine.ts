@@ -52,9 +52,14 @@ export function lowerMachine(machines: readonly Ast.Machine[], problems: Problem
   let stage: SecondStage = { second: DEFAULT_MACHINE.second };
   let features: readonly Feature[] | undefined;
   let policies = DEFAULT_POLICIES;
+  let sanitize = false;
   for (const item of machine.items) {
     if (item.$type === 'Memory') {
       memory.push(item);
+      continue;
+    }
+    if (item.$type === 'Sanitize') {
+      sanitize = true;
       continue;
     }
     if (item.$type === 'Policy') {
@@ -73,7 +78,7 @@ export function lowerMachine(machines: readonly Ast.Machine[], problems: Problem
   features ??= DEFAULT_MACHINE.features;
   // A processor with NPT is AMD's, and so are its guests' reserved bits.
   if (stage.second === 'npt') features = [...features, 'amd'];
-  const config = { slots: [], ...stage, maxPhyAddr, features, policies };
+  const config = { slots: [], ...stage, maxPhyAddr, features, policies, ...(sanitize ? { sanitize } : {}) };
   if (memory.length === 0)
     problems.warning(machine, 'a machine without memory: every access will be MMIO; add a line like memory 0 +64M');
   return { ...config, slots: lowerMemory(memory, config, problems) };

@@ -1,4 +1,5 @@
 import { REGISTERS } from '../../engine/guest/registers.ts';
+import { INJECTIONS, isInjection } from '../../engine/injections.ts';
 import { hex } from '../../engine/memory/words.ts';
 import { STATEMENT_OWNER, type Statement } from '../../engine/program.ts';
 import { didYouMean, headerSpan, type Problems, spanOf } from '../diagnostics.ts';
@@ -35,6 +36,7 @@ export const STATEMENT_WORDS: Readonly<Record<Ast.Statement['$type'], string>> =
   Zap: 'zap',
   Migrate: 'migrate',
   Poke: 'poke',
+  Inject: 'inject',
 };
 
 export function lowerStatements(
@@ -129,6 +131,10 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
     case 'Migrate': {
       const range = lowerRange(node.base, node.size, 'gpa', problems);
       return range && { kind: 'notifier', ...range, migrate: true, span };
+    }
+    case 'Inject': {
+      if (isInjection(node.name)) return { kind: 'inject', name: node.name, span };
+      return problems.error(node, `unknown mistake ${node.name}; there are: ${Object.keys(INJECTIONS).join(', ')}`);
     }
     case 'Poke': {
       const gpa = constant(node.gpa, 'gpa', problems);

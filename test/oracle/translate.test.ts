@@ -7,7 +7,7 @@ import type { Feature } from '../../engine/formats/format.ts';
 import { NPT } from '../../engine/formats/npt.ts';
 import { accessBits, untranslatable } from '../../engine/guest/access.ts';
 import { LONG_MODE, pagingMode, type Registers } from '../../engine/guest/registers.ts';
-import { finishWalk, type SecondStage, startWalk, type WalkMemory } from '../../engine/guest/walk.ts';
+import { finishWalk, type Reference, type SecondStage, startWalk, type WalkMemory } from '../../engine/guest/walk.ts';
 import { PhysicalMemory } from '../../engine/memory/physical.ts';
 import { addressToFrame, frameToAddress, pageOffset, toBigint } from '../../engine/memory/words.ts';
 import { describeWalkFault } from '../../engine/tdp/explain-fault.ts';
@@ -171,11 +171,15 @@ function engineOutcome(test: Case, memory: PhysicalMemory): NaiveOutcome {
 
   if (mode.paging && untranslatable(mode, test.gva) !== undefined) return { kind: 'not-canonical' };
   const before = memory.clone();
+  const trace: Reference[] = [];
+  const isGuests = (pfn: number, index: number): boolean =>
+    trace.some((each) => each.stage === 'guest' && each.pfn === pfn && each.index === index);
   const walkMemory: WalkMemory = {
     page: (pfn) => memory.page(pfn),
     setBits(pfn, index, lo, hi) {
       // A random guest table may lie in a second-stage table, whose bits would then change under the walk's feet.
-      if (pfn >= SECOND_BASE) return;
+      // And an entry of the second stage may lead to a table among the guest's, of whose bits the oracle says nothing.
+      if (pfn >= SECOND_BASE || !isGuests(pfn, index)) return;
       const page = memory.writable(pfn);
       page[2 * index] = lo;
       page[2 * index + 1] = hi;
@@ -188,7 +192,7 @@ function engineOutcome(test: Case, memory: PhysicalMemory): NaiveOutcome {
     bits: accessBits(access),
     implicit: access.implicit,
   });
-  finishWalk(walk, mode, second, walkMemory);
+  finishWalk(walk, mode, second, walkMemory, trace);
   if (walk.status === 'done') {
     const setAccessed: bigint[] = [];
     const setDirty: bigint[] = [];

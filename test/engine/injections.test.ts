@@ -1,0 +1,276 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { INJECTIONS, type Injection } from '../../engine/injections.ts';
+import { Run } from '../../engine/run.ts';
+import { sanitize } from '../../engine/shadow/sanitizer.ts';
+import { parseScenario } from '../../scenario/index.ts';
+import { randomProgram } from '../lab/programs.ts';
+
+// Each mistake that KVM can be made to make is caught, by the sanitizer or by an expectation; without it the same scenario is well.
+
+interface Case {
+  readonly machine?: string;
+  /** Guests and tasks; `INJECT` is where the mistake begins. */
+  readonly text: string;
+  readonly caught: RegExp;
+  /** What others do to memory behind the first access. */
+  outside?(run: Run): void;
+}
+
+const SHADOW = 'memory 0 +64M\n  second-stage shadow\n  sanitize';
+const KERNEL = 'guest k {\n  map 0x400000 -> 0x200000 +64K rwx user\n}\n';
+const HALVES = `guest k 32-bit {
+  map 0xc28f2000 -> 0x028f2000 4K rw- supervisor
+  map 0xc2af2000 -> 0x02af2000 4K rw- supervisor
+}
+vcpu 0 in k {
+  INJECT
+  read 0xc2af2000
+  read 0xc28f2000
+}
+`;
+
+const CASES: Readonly<Record<Injection, Case>> = {
+  'quadrant-copied': {
+    text: HALVES,
+    caught:
+      /sanitizer: entry 21 of the shadow page of gfn 0x\w+ \(level 2, 4-byte q3.*leads to quadrant 3 of the guest's table at gfn 0x\w+, not 1/,
+  },
+  'quadrant-wrong-bit': {
+    text: HALVES,
+    caught: /sanitizer: entry 21 of .* leads to quadrant 0 of the guest's table at gfn 0x\w+, not 1/,
+  },
+  'child-by-gfn': {
+    // A device writes to the guest's page directory, of which KVM knows nothing; then the guest flushes.
+    text: `${KERNEL}vcpu 0 in k {
+  INJECT
+  write 0x400000
+  cr3 = k
+  read 0x401000
+  write 0x400000
+}
+expect faults.guest == 1
+`,
+    outside(run) {
+      const { machine } = run;
+      const directory = [...machine.pages.values()].find(({ level }) => level === 2)!.gfn;
+      const pfn = machine.resolve(directory);
+      run.edit({ kind: 'memory', pfn, offset: 16, bytes: [Number(machine.readEntry(pfn, 2) & 0xfdn)] });
+    },
+    caught: /expect faults\.guest == 1: left is 0, right is 1/,
+  },
+  'unprotected-table': {
+    text: `guest k {
+  tables at 0x100000
+  map 0x400000 -> 0x200000 +16K rw-
+  map 0x800000 -> 0x100000 +64K rw-
+}
+vcpu 0 in k {
+  write 0x803000
+  INJECT
+  read 0x400000
+  write 0x804000
+}
+`,
+    caught:
+      /sanitizer: entry \d+ of the shadow page of gfn 0x\w+ .* maps gfn 0x\w+ writable, where a table of the guest's is shadowed/,
+  },
+  'unflushed-protection': {
+    text: `guest k {
+  tables at 0x100000
+  map 0x800000 -> 0x100000 +64K rw-
+  map 0x400000 -> 0x200000 +16K rw-
+}
+vcpu 0 in k {
+  write 0x803000
+  write 0x804000
+  write 0x805000
+  INJECT
+  read 0x400000
+}
+`,
+    caught: /sanitizer: vCPU 0 has gva 0x80\w000 in its TLB writable, which no shadow page maps so any more/,
+  },
+  'unsync-late': {
+    text: `guest k {
+  tables at 0x100000
+  map 0x800000 -> 0x100000 +64K rw-
+  map 0x400000 -> 0x200000 +16K rw-
+}
+vcpu 0 in k {
+  read 0x400000
+  INJECT
+  write 0x803000
+}
+`,
+    caught: /sanitizer: entry \d+ of .* maps gfn 0x103 writable, where a table of the guest's is shadowed/,
+  },
+  'unflushed-free': {
+    text: `${KERNEL}vcpu 0 in k {
+  write 0x400000
+  wait until tables.zapped > 0
+}
+host h {
+  wait until faults.fixed > 0
+  INJECT
+  zap all
+}
+`,
+    caught: /sanitizer: vCPU 0 has gva 0x400000 in its TLB, which no shadow page maps any more/,
+  },
+  'root-leak': {
+    text: `${KERNEL}vcpu 0 in k {
+  read 0x400000
+  INJECT
+  cr0.wp = 0
+  read 0x400000
+}
+`,
+    caught: /sanitizer: the root at host frame 0x\w+ \(level 4.*\) counts 1 references, but has 0/,
+  },
+  'root-wrong-role': {
+    machine: 'memory 0 +64M\n  second-stage shadow\n  policy roots = posted\n  sanitize',
+    text: `${KERNEL}vcpu 0 in k {
+  read 0x400000
+  INJECT
+  cr0.wp = 0
+  read 0x400000
+}
+`,
+    caught:
+      /sanitizer: vCPU 0 runs on a root of role level 4, 8-byte, wux, nx wp, but its MMU wants level 4, 8-byte, wux, nx !wp/,
+  },
+  'previous-roots-kept': {
+    text: `guest a {
+  map 0x400000 -> 0x200000 4K rw-
+}
+guest b {
+  map 0x400000 -> 0x300000 4K rw-
+}
+vcpu 0 in a {
+  cr4.pcide = 1
+  cr3 = a + 1
+  read 0x400000
+  cr3 = b + 2
+  read 0x400000
+  cr3 = a + 1
+  cr3 = b + 2
+  INJECT
+  cr3 = b + 1
+  expect roots.released == 1
+}
+`,
+    caught: /expect roots\.released == 1: left is 0, right is 1/,
+  },
+  'wp-unloads': {
+    machine: 'memory 0 +64M\n  sanitize',
+    text: `${KERNEL}vcpu 0 in k {
+  read 0x400000
+  INJECT
+  cr0.wp = 0
+  read 0x400000
+}
+expect roots.unloads == 0
+`,
+    caught: /expect roots\.unloads == 0: left is 1, right is 0/,
+  },
+  'mmio-generation': {
+    machine: 'memory 0 +64M\n  sanitize',
+    text: `guest k {
+  map 0x400000 -> 0x8000000 4K rw-
+}
+vcpu 0 in k {
+  read 0x400000
+  wait until slots.generation > 1
+  write 0x400000 = 7
+  expect emulated == 1
+}
+host h {
+  INJECT
+  wait until emulated > 0
+  add slot 7 at 0x8000000 +4K
+}
+`,
+    caught: /expect emulated == 1: left is 2, right is 1/,
+  },
+  'ad-bits-lost': {
+    text: `${KERNEL}vcpu 0 in k {
+  INJECT
+  write 0x400000
+  expect (pte(0x400000) & 0x60) == 0x60
+}
+`,
+    caught: /sanitizer: entry 0 of the shadow page of gfn 0x\w+ .* is writable, but D is not set in the guest's entry/,
+  },
+  'error-without-present': {
+    text: `guest k {
+  map 0x400000 -> 0x200000 4K r--
+}
+vcpu 0 in k {
+  INJECT
+  write 0x400000
+  expect error_code == 3
+}
+`,
+    caught: /expect error_code == 3: left is 2, right is 3/,
+  },
+  'smap-ac-implicit': {
+    machine: 'memory 0 +64M\n  sanitize',
+    text: `${KERNEL}vcpu 0 in k {
+  cr4.smap = 1
+  rflags.ac = 1
+  INJECT
+  implicit read 0x400000
+}
+expect faults.guest == 1
+`,
+    caught: /expect faults\.guest == 1: left is 0, right is 1/,
+  },
+};
+
+/** What is wrong when a scenario has run to its end, with where: `line N, step N: TEXT: ACTUAL`. */
+function failuresOf({ machine = SHADOW, text, outside }: Case, inject: string): string[] {
+  const { program, diagnostics } = parseScenario(
+    `machine {\n  ${machine}\n}\n${text.replace('INJECT', inject === '' ? '' : `inject ${inject}`)}`,
+  );
+  assert.ok(program, diagnostics.map(({ span, message }) => `${span.line}: ${message}`).join('\n'));
+  const run = new Run(program);
+  if (outside) {
+    const task = run.machine.task(0);
+    while (run.machine.counter('accesses') === 0 || task.access) run.step(task);
+    outside(run);
+  }
+  assert.ok(run.runToEnd(100_000), 'still running');
+  return run.machine.small.failures.map(({ text: what, actual, line }) => `line ${line}: ${what}: ${actual}`);
+}
+
+for (const name of Object.keys(INJECTIONS) as Injection[])
+  test(`${name}: ${INJECTIONS[name]}`, () => {
+    const one = CASES[name];
+    assert.deepEqual(failuresOf(one, ''), [], 'without the mistake all is well');
+    const failures = failuresOf(one, name);
+    assert.ok(failures.length > 0, 'nothing has caught it');
+    assert.match(failures[0]!, one.caught);
+    assert.match(failures[0]!, /^line \d+: /, 'the place is named');
+  });
+
+test('after every step of random programs all invariants hold', () => {
+  const runs = Math.ceil(Number(process.env.FUZZ_RUNS ?? 2000) / 250);
+  for (let seed = 1; seed <= runs; seed++)
+    for (const shape of [
+      { host: false, guest: true },
+      { host: true, guest: true },
+      { host: true, guest: true, spaces: 5 },
+    ]) {
+      const { program } = parseScenario(randomProgram(seed, { second: 'shadow', statements: 40, ...shape }));
+      const run = new Run(program!);
+      for (let task = run.pick(); task; task = run.pick()) {
+        run.step(task);
+        assert.deepEqual(
+          sanitize(run.machine),
+          [],
+          `seed ${seed}, ${JSON.stringify(shape)}, step ${run.machine.steps}`,
+        );
+      }
+    }
+});
