@@ -138,6 +138,12 @@ try {
       row(`${format}, ns per leaf`, size, engine, reference);
     }
   }
+  await bundle('bench/shadow.ts', 'shadow.mjs');
+  console.log(
+    execFileSync(process.execPath, ['--max-old-space-size=12000', join(folder, 'shadow.mjs')], {
+      encoding: 'utf8',
+    }).trim(),
+  );
   const why = withoutKvm();
   if (why !== undefined) console.log(`on KVM: skipped, ${why}`);
   else await measureKvm(bundle, measure);
