@@ -120,6 +120,7 @@ export const COUNTERS = [
   'tables.reused',
   'tables.zapped',
   'tables.flooded',
+  'tables.recycled',
   'tables.freed',
   'roots.built',
   'roots.freed',
@@ -503,25 +504,28 @@ export class Machine {
   }
 
   /** Drops the entries for a virtual page, whatever their size, as INVLPG does. */
-  invalidatePage(vcpu: Vcpu, vfn: Vfn): void {
+  invalidatePage(vcpu: Vcpu, vfn: Vfn, pcid = vcpu.mode.pcid): void {
     for (let level = 1; level <= 3; level++) {
       const slot = vcpu.tlb.slotOf(vfn, level);
       const entry = vcpu.tlb.entries[slot];
-      if (entry && !entry.global && entry.pcid !== vcpu.mode.pcid) continue;
+      if (entry && !entry.global && entry.pcid !== pcid) continue;
       if (entry && Math.floor(entry.vfn / tlbSpan(level)) === Math.floor(vfn / tlbSpan(level)))
         this.dropTlb(vcpu, slot);
     }
   }
 
-  /** Empties a TLB; `keepGlobal` as a CR3 write with CR4.PGE does. */
-  flushTlb(vcpu: Vcpu, keepGlobal = false): void {
+  /** Empties a TLB; `keepGlobal` as a CR3 write with CR4.PGE does. @param pcid only what is of this address space */
+  flushTlb(vcpu: Vcpu, keepGlobal = false, pcid?: number): void {
     this.count('tlb.flushes');
     if (vcpu.tlb.count === 0) return;
     const before = vcpu.tlb.entries;
     this.append(Kind.TLB_FLUSH, vcpu.id, 0, 0, 0, 0, before);
-    vcpu.tlb.entries = keepGlobal
-      ? before.map((entry) => (entry?.global ? entry : undefined))
-      : new Array(before.length);
+    const stays = ({ global, pcid: own }: TlbEntry): boolean =>
+      (keepGlobal && global) || (pcid !== undefined && own !== pcid);
+    vcpu.tlb.entries =
+      keepGlobal || pcid !== undefined
+        ? before.map((entry) => (entry && stays(entry) ? entry : undefined))
+        : new Array(before.length);
     vcpu.tlb.count = vcpu.tlb.list().length;
   }
 

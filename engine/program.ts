@@ -120,6 +120,13 @@ export type Statement =
   | AccessStatement
   | RegisterStatement
   | (Located & { readonly kind: 'invlpg'; readonly address: Expression })
+  /** The processor's types: 0 an address of a PCID, 1 a PCID, 2 all, 3 all that is not global. */
+  | (Located & {
+      readonly kind: 'invpcid';
+      readonly type: 0 | 1 | 2 | 3;
+      readonly pcid?: Expression;
+      readonly address?: Expression;
+    })
   | (Located & {
       readonly kind: 'repeat';
       readonly count?: Expression;
@@ -158,6 +165,7 @@ export const STATEMENT_OWNER: Readonly<Partial<Record<Statement['kind'], 'vcpu' 
   access: 'vcpu',
   register: 'vcpu',
   invlpg: 'vcpu',
+  invpcid: 'vcpu',
   map: 'vcpu',
   unmap: 'vcpu',
   protect: 'vcpu',

@@ -14,7 +14,7 @@ import { PgtableError } from './pgtable/tables.ts';
 import type { AccessStatement, Expectation, RegisterStatement, Statement } from './program.ts';
 import { programScope } from './queries/scope.ts';
 import { mustEnter, vcpuEnterGuest } from './roots/enter.ts';
-import { kvmMmuInvlpg, registerFunction, writeRegister } from './roots/registers.ts';
+import { kvmHandleInvpcid, kvmMmuInvlpg, registerFunction, writeRegister } from './roots/registers.ts';
 import { findEntry } from './tdp/iterate.ts';
 import { kvmMmuZapAllFast } from './tdp/zap.ts';
 
@@ -75,6 +75,13 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
       if (untranslatable(vcpu.mode, address) !== undefined) break;
       if (machine.config.second === 'shadow') call(task, kvmMmuInvlpg, { address, roots: [] });
       else machine.invalidatePage(vcpu, addressToFrame(address));
+      break;
+    }
+    case 'invpcid': {
+      const scope = programScope(machine, task);
+      const value = (name: 'pcid' | 'address'): bigint =>
+        statement[name] ? evaluateInteger(statement[name], scope, 'invpcid') : 0n;
+      call(task, kvmHandleInvpcid, { type: statement.type, pcid: value('pcid'), address: value('address') });
       break;
     }
     case 'map':

@@ -49,6 +49,8 @@ const VCPU: readonly (readonly [string, object])[] = [
   ['cr3 = k', { kind: 'register', register: 'cr3', value: '"k"' }],
   ['pkru = 0xffff_fffc', { kind: 'register', register: 'pkru', value: '0xfffffffc' }],
   ['invlpg 0x400000', { kind: 'invlpg', address: '0x400000' }],
+  ['invpcid 2', { kind: 'invpcid', type: 2 }],
+  ['invpcid 0, 1, 0x400000', { kind: 'invpcid', type: 0, pcid: '0x1', address: '0x400000' }],
   ['repeat 3 { invlpg 0 }', { kind: 'repeat', count: '0x3', body: [{ kind: 'invlpg', address: '0x0' }] }],
   ['repeat 3 as i { read i }', { kind: 'repeat', count: '0x3', variable: 'i', body: [{ ...access, address: '"i"' }] }],
   ['loop { read 0 }', { kind: 'repeat', body: [{ ...access, address: '0x0' }] }],
@@ -120,7 +122,16 @@ for (const [text, expected] of HOST) test(`host: ${text}`, () => assert.deepEqua
 test('every kind of statement of the contract can be written', () => {
   const kinds = new Set([...VCPU, ...HOST].map(([, expected]) => (expected as { kind: string }).kind));
   const all: Record<Statement['kind'], true> = {
-    ...{ access: true, register: true, invlpg: true, repeat: true, map: true, unmap: true, protect: true },
+    ...{
+      access: true,
+      register: true,
+      invlpg: true,
+      invpcid: true,
+      repeat: true,
+      map: true,
+      unmap: true,
+      protect: true,
+    },
     ...{ expect: true, wait: true, 'slot-add': true, 'slot-delete': true, 'slot-move': true, 'slot-log': true },
     ...{ zap: true, notifier: true, poke: true, inject: true },
   };

@@ -12,7 +12,20 @@ export const BLOCK_WORDS: Readonly<Record<'Scenario' | 'Machine' | 'Guest' | 'Vc
   Machine: ['memory', 'second-stage', 'maxphyaddr', 'cpu', 'policy'],
   Guest: ['map', 'entry', 'tables'],
   Vcpu: [
-    ...['read', 'write', 'fetch', 'user', 'supervisor', 'implicit', 'invlpg', 'repeat', 'loop', 'map', 'unmap'],
+    ...[
+      'read',
+      'write',
+      'fetch',
+      'user',
+      'supervisor',
+      'implicit',
+      'invlpg',
+      'invpcid',
+      'repeat',
+      'loop',
+      'map',
+      'unmap',
+    ],
     ...['protect', 'entry', 'expect', 'wait'],
   ],
   Host: [

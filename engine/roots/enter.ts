@@ -11,6 +11,7 @@ import {
   type Vcpu,
 } from '../machine.ts';
 import { call, defineFunction, NEXT, returns, type Step } from '../operation.ts';
+import { makePagesAvailable } from '../shadow/limits.ts';
 import { isObsolete, type ShadowPage } from '../shadow/pages.ts';
 import { allocateShadowRoots } from '../shadow/roots.ts';
 import { syncRoots, unsyncPrevious } from '../shadow/sync.ts';
@@ -152,6 +153,7 @@ export const kvmMmuLoad = defineFunction<object>({
       run(machine, task) {
         const vcpu = machine.vcpu(task.vcpu);
         initMmu(machine, vcpu);
+        if (isShadow(machine)) makePagesAvailable(machine);
         machine.setMmu(vcpu, { root: isShadow(machine) ? allocateShadowRoots(machine, vcpu) : tdpRoot(machine, vcpu) });
         return NEXT;
       },

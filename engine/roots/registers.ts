@@ -7,7 +7,7 @@ import { call, defineFunction, NEXT, type Task } from '../operation.ts';
 import { invalidateAddress } from '../shadow/invalidate.ts';
 import { clearMmioInfo, freeRoots, initMmu, invalidatePcid, newPgd, resetContext, unload } from './context.ts';
 import { mustEnter, vcpuEnterGuest } from './enter.ts';
-import { ROOT_CURRENT } from './mmu.ts';
+import { ROOT_CURRENT, type RootInfo } from './mmu.ts';
 
 const isTdp = (machine: Machine): boolean => machine.config.second !== 'shadow';
 
@@ -64,10 +64,7 @@ function afterEfer(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint): void
 
 /** kvm_set_cr3. With the TDP MMU the guest writes CR3 without KVM's knowing. */
 function afterCr3(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint, noFlush: boolean): void {
-  if (isTdp(machine)) {
-    machine.flushTlb(vcpu, vcpu.mode.pge);
-    return;
-  }
+  if (isTdp(machine)) return;
   const isPae = roleField(vcpu.mmu.cpuRole.base, 'level') === 3;
   if (isPae && vcpu.mode.paging) {
     // load_pdptrs: where they have changed the root, which was made of them, is of no use.
@@ -122,8 +119,11 @@ function flushAsProcessor(
   noFlush: boolean,
 ): void {
   const changed = before[register] ^ vcpu.registers[register];
-  if (register === 'cr3' && !isTdp(machine) && !noFlush) machine.flushTlb(vcpu, vcpu.mode.pge);
-  else if (register === 'cr0' && (changed & PG) !== 0n) machine.flushTlb(vcpu);
+  if (register === 'cr3') {
+    const { pge, pcide, pcid } = vcpu.mode;
+    if (!noFlush) machine.flushTlb(vcpu, pge, pcide ? pcid : undefined);
+  }
+  if (register === 'cr0' && (changed & PG) !== 0n) machine.flushTlb(vcpu);
   else if (register === 'cr4' && (changed & CR4_FLUSHES) !== 0n) machine.flushTlb(vcpu);
   // NXE decides whether bit 63 is reserved: cached rights would be judged by the old meaning.
   else if (register === 'efer' && changed !== 0n) machine.flushTlb(vcpu);
@@ -235,6 +235,47 @@ export const kvmMmuInvlpg = defineFunction<InvlpgLocals>({
       },
     },
     unlockStep('mmu_lock'),
+    enter,
+  ],
+});
+
+interface InvpcidLocals {
+  readonly type: 0 | 1 | 2 | 3;
+  readonly pcid: bigint;
+  readonly address: bigint;
+}
+
+export const kvmHandleInvpcid = defineFunction<InvpcidLocals>({
+  name: 'kvm_handle_invpcid',
+  where: 'arch/x86/kvm/x86.c',
+  about:
+    'The guest invalidates by PCID: an address, a PCID, or all. With the TDP MMU it does so without KVM’s knowing.',
+  steps: [
+    {
+      name: 'invalidate',
+      text: 'an address: below the roots of its PCID alone; a PCID: as a CR3 write without NOFLUSH; all: as the guest’s own flush',
+      run(machine, task, { type, pcid, address }) {
+        const vcpu = machine.vcpu(task.vcpu);
+        if (pcid > 0xfffn || (pcid > 0n && !vcpu.mode.pcide)) {
+          const why = pcid > 0xfffn ? 'has more than 12 bits' : 'needs cr4.pcide';
+          machine.warn(`${task.name}: invpcid with PCID ${pcid}, which ${why}: #GP`);
+          return NEXT;
+        }
+        if (type === 0) machine.invalidatePage(vcpu, addressToFrame(address), Number(pcid));
+        else machine.flushTlb(vcpu, type !== 2, type === 1 ? Number(pcid) : undefined);
+        if (isTdp(machine)) return NEXT;
+        machine.count('exits');
+        if (type > 1) ask(machine, vcpu, REQ_TLB_FLUSH_GUEST);
+        else if (type === 1) invalidatePcid(machine, vcpu, pcid);
+        else {
+          const { root, prevRoots } = vcpu.mmu;
+          const isOf = ({ pgd }: RootInfo): boolean => !vcpu.mode.pcide || (pgd & 0xfffn) === pcid;
+          for (const each of [root, ...prevRoots])
+            if (each.pfn >= 0 && isOf(each)) invalidateAddress(machine, vcpu, each.pfn, address);
+        }
+        return NEXT;
+      },
+    },
     enter,
   ],
 });

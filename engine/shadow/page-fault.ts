@@ -11,6 +11,7 @@ import { kvmMmuFaultinPfn, mustRetry } from '../tdp/page-fault.ts';
 import { EMULATION_INJECTED } from '../tdp/results.ts';
 import { shadowFetch } from './fetch.ts';
 import { invalidateAddress } from './invalidate.ts';
+import { makePagesAvailable } from './limits.ts';
 import { clearWriteFlooding, isObsolete, type ShadowPage } from './pages.ts';
 import { unsyncPage } from './sync.ts';
 
@@ -128,6 +129,14 @@ export const shadowPageFault = defineFunction<Locals>({
           return NEXT;
         task.result = RET_PF.RETRY;
         return 'unlock';
+      },
+    },
+    {
+      name: 'available',
+      text: 'make_mmu_pages_available: where too few shadow pages are left the oldest go',
+      run(machine) {
+        makePagesAvailable(machine);
+        return NEXT;
       },
     },
     {

@@ -56,6 +56,8 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
     '`migrate GPA +SIZE`: the host moves the pages behind a range to other frames. KVM unmaps them by its MMU notifier.',
   sanitize:
     'Checks after every step that KVM’s books agree: reverse maps, write protection, roles of roots, what TLBs keep. A breach ends the task.',
+  invpcid:
+    '`invpcid TYPE, PCID, ADDRESS`: 0 invalidates an address of a PCID, 1 all of a PCID, 2 everything, 3 everything but what is global.',
   inject: '`inject NAME`: from here on KVM makes a mistake, such as `root-leak` or `quadrant-copied`.',
   poke: '`poke GPA level N = VALUE`: overwrites an entry of KVM’s tables behind its back, as a bug would.',
   'execute-only': 'EPT entries may allow fetches and neither reads nor writes.',
@@ -124,6 +126,7 @@ export const VALUE_WORDS: Readonly<
   'tables.reused': 'Shadow pages that were there already where one was needed (kvm_mmu_get_page, existing).',
   'tables.zapped': 'Shadow pages that were taken out of use (kvm_mmu_prepare_zap_page).',
   'tables.flooded': 'Shadow pages that were given up because their table was written to again and again.',
+  'tables.recycled': 'Shadow pages that went because there were too many.',
   'tables.freed': 'Table pages of KVM’s that were freed, roots aside.',
   'roots.built': 'Root tables that KVM made.',
   'roots.freed': 'Root tables that KVM freed.',

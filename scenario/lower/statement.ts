@@ -37,6 +37,7 @@ export const STATEMENT_WORDS: Readonly<Record<Ast.Statement['$type'], string>> =
   Migrate: 'migrate',
   Poke: 'poke',
   Inject: 'inject',
+  Invpcid: 'invpcid',
 };
 
 export function lowerStatements(
@@ -131,6 +132,28 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
     case 'Migrate': {
       const range = lowerRange(node.base, node.size, 'gpa', problems);
       return range && { kind: 'notifier', ...range, migrate: true, span };
+    }
+    case 'Invpcid': {
+      const type = constant(node.type, 'type', problems);
+      if (type === undefined) return undefined;
+      if (type > 3n) return problems.error(node.type, `invpcid type ${type} is out of range: 0 … 3`);
+      const needs = type === 0n ? 2 : type === 1n ? 1 : 0;
+      const given = (node.pcid ? 1 : 0) + (node.address ? 1 : 0);
+      if (given !== needs)
+        return problems.error(
+          node,
+          `invpcid ${type} takes ${['its type alone', 'a PCID', 'a PCID and an address'][needs]}`,
+        );
+      const pcid = node.pcid && lowerExpression(node.pcid, problems, names);
+      const address = node.address && lowerExpression(node.address, problems, names);
+      if ((node.pcid && !pcid) || (node.address && !address)) return undefined;
+      return {
+        kind: 'invpcid',
+        type: Number(type) as 0 | 1 | 2 | 3,
+        ...(pcid ? { pcid } : {}),
+        ...(address ? { address } : {}),
+        span,
+      };
     }
     case 'Inject': {
       if (isInjection(node.name)) return { kind: 'inject', name: node.name, span };
