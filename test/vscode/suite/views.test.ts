@@ -1,4 +1,4 @@
-// The Walk and Page Tables views, as a person meets them in a session.
+// The views, as a person meets them in a session.
 import * as assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, writeFileSync } from 'node:fs';
@@ -56,6 +56,45 @@ async function launch(name: string): Promise<void> {
     program: program.fsPath,
   });
   assert.ok(started, 'the session did not start');
+}
+
+/** A guest that changes its CR3 and CR0.WP, and goes back; the machine's lines say what KVM does. */
+function rootsScenario(name: string, machine: string): string {
+  const path = join(mkdtempSync(join(tmpdir(), 'kvm-mmu-')), name);
+  writeFileSync(
+    path,
+    `machine x86-64 {
+  memory 0 +16M
+  ${machine}
+}
+guest a {
+  map 0x400000 -> 0x200000 +64K rwx user
+}
+guest b {
+  map 0x400000 -> 0x300000 +64K rwx user
+}
+vcpu 0 in a {
+  write 0x400000
+  cr3 = b
+  write 0x400000
+  cr0.wp = 0
+  read 0x400000
+  cr0.wp = 1
+  cr3 = a
+  read 0x401000
+}
+`,
+  );
+  return path;
+}
+
+/** Runs a scenario through all its faults, and stops at its end. */
+async function debugToEnd(program: string, stops: Stops): Promise<void> {
+  await vscode.window.showTextDocument(vscode.Uri.file(program), { viewColumn: vscode.ViewColumn.One });
+  const config = { type: 'kvm-mmu', request: 'launch', name: 't', program, stopAtEnd: true };
+  assert.ok(await vscode.debug.startDebugging(undefined, config), 'the session did not start');
+  for (let count = 1; !(await stops.number(count)).startsWith('Everything has ended'); count++)
+    await vscode.debug.activeDebugSession!.customRequest('continue', { threadId: 1 });
 }
 
 const sentenceOf = (frame: Frame) => frame.locator('.stop-line .sentence').textContent();
@@ -283,6 +322,125 @@ describe('the views', () => {
     await pictures(page, 'lab-tables');
     await vscode.debug.stopDebugging();
     await tables.getByText('The session has ended').waitFor();
+  });
+
+  it('show which roots KVM keeps, what led to them, and the tables of each', async function () {
+    const page = await needPage(this);
+    const program = rootsScenario('roots.mmu', 'second-stage shadow\n  policy roots = posted');
+    await debugToEnd(program, stops);
+    await makeRoom();
+    await vscode.commands.executeCommand('kvm-mmu.showRootCache');
+    const cache = await webviewFrame(page, { viewType: 'kvm-mmu.root-cache' });
+    await shows(cache, stops.sentences.at(-1)!);
+    const card = (place: number) => cache.locator(`.card[data-place="${place}"]`);
+    await card(0).locator('.role-cell').first().waitFor();
+    assert.equal(await cache.locator('.card').count(), 4);
+    const hpas = async (): Promise<string[]> =>
+      Promise.all(
+        [0, 1, 2, 3].map(async (place) =>
+          (await card(place).locator('.facts dd').first().isVisible())
+            ? ((await card(place).locator('.facts dd').first().textContent()) ?? '')
+            : '',
+        ),
+      );
+    const now = await hpas();
+    assert.deepEqual(now, ['100_1000', '100_9000', '101_1000', '']);
+    // What differs is said in words and figures: CR0.WP of the root that was made without it.
+    assert.equal(await card(0).locator('.differs').count(), 0);
+    assert.deepEqual(await card(2).locator('.differs').allTextContents(), ['cr0_wp0 ≠ 1']);
+    assert.deepEqual(await cache.locator('.card .reuse').allTextContents(), [
+      'fits what is wanted',
+      'would not be reused: another CR3',
+      'would not be reused: another cr0_wp',
+    ]);
+    const cause = () => cache.locator('.cause').textContent();
+    assert.match((await cause()) ?? '', /^After cr3 bf_f000 → ff_f000: previous 2 becomes the current root/);
+    await pictures(page, 'root-cache');
+
+    // Back through the history by keyboard: to the write of CR0.WP, and to the first moment.
+    const slider = cache.locator('input[type=range]');
+    await slider.focus();
+    for (let press = 0; press < 5; press++) await page.keyboard.press('ArrowLeft');
+    await cache.locator('.as-of').getByText('As of step').waitFor();
+    assert.match((await cause()) ?? '', /^After cr0 8005_0033 → 8004_0033/);
+    assert.match((await cause()) ?? '', /the wanted role changes from 0x3704 to 0x1704/);
+    assert.deepEqual((await hpas()).slice(0, 2), ['100_9000', '100_1000']);
+    await page.waitForTimeout(600);
+    await pictures(page, 'root-cache-then');
+    await page.keyboard.press('Home');
+    await until(async () => (await cache.locator('.card.empty').count()) === 4, 'no root at the first moment');
+    await page.keyboard.press('Escape');
+    await until(async () => (await hpas()).join() === now.join(), 'the roots of now');
+    assert.equal(await cache.locator('.as-of').textContent(), '');
+
+    // Cards move; without motion they are where they belong at once.
+    const moving = () => cache.locator('.card.moving').count();
+    await slider.focus();
+    await page.keyboard.press('ArrowLeft');
+    assert.ok((await moving()) > 0, 'cards move');
+    await until(async () => (await moving()) === 0, 'the cards have arrived');
+    await page.emulateMedia({ reducedMotion: 'reduce' });
+    await page.keyboard.press('End');
+    assert.equal(await moving(), 0, 'nothing moves');
+    assert.deepEqual(await hpas(), now);
+    await page.emulateMedia({ reducedMotion: null });
+
+    // The pages, by gfn.
+    await cache.getByLabel('Filter pages by gfn').fill('bfc');
+    await until(async () => (await cache.locator('.page-row').count()) === 2, 'two pages of gfn 0xbfc');
+    await cache.getByLabel('Filter pages by gfn').fill('');
+    await cache.locator('.page-rows').focus();
+    await page.keyboard.press('End');
+    assert.equal(await cache.locator('.page-row.selected').getAttribute('data-hpa'), '0x1001000');
+    await page.keyboard.press('Home');
+    assert.equal(await cache.locator('.page-row.selected').getAttribute('data-hpa'), '0x1017000');
+
+    // From a page below a root, and from a card, to the tables.
+    await page.keyboard.press('Enter');
+    const tables = await webviewFrame(page, { viewType: 'kvm-mmu.page-tables' });
+    await until(
+      async () => /101_1000|1011000/.test((await tables.locator('.root-picker option:checked').textContent()) ?? ''),
+      'the tables of the root that leads to the page',
+    );
+    await tables.locator('.tree-row.selected').waitFor();
+    assert.match((await tables.locator('.details').textContent()) ?? '', /101_7000/);
+    await page.waitForTimeout(500);
+    await screenshot(page, 'root-cache-jump');
+    await vscode.commands.executeCommand('kvm-mmu.showRootCache');
+    await card(1).getByText('Show tables').click();
+    await until(
+      async () => /1009000/.test((await tables.locator('.root-picker option:checked').textContent()) ?? ''),
+      'the tables of the root before',
+    );
+
+    await vscode.commands.executeCommand('kvm-mmu.showRootCache');
+    await vscode.debug.stopDebugging();
+    await cache.getByText('The session has ended').waitFor();
+  });
+
+  it('show that EPT’s root has another role than the processor, and stays', async function () {
+    const page = await needPage(this);
+    await debugToEnd(rootsScenario('ept.mmu', 'second-stage tdp ept 4-level\n  policy roots = posted'), stops);
+    await makeRoom();
+    await vscode.commands.executeCommand('kvm-mmu.showRootCache');
+    const cache = await webviewFrame(page, { viewType: 'kvm-mmu.root-cache' });
+    await cache.locator('.card.usable').first().waitFor();
+    assert.match((await cache.locator('.cause').textContent()) ?? '', /the processor’s role changes; the roots stay/);
+    assert.match((await cache.locator('.roles').textContent()) ?? '', /direct0 ≠ 1/);
+    assert.equal(await cache.locator('.card.empty').count(), 3);
+    await pictures(page, 'root-cache-ept');
+  });
+
+  it('say of a session without KVM that it tells of no roots', async function () {
+    const page = await needPage(this);
+    const image = join(mkdtempSync(join(tmpdir(), 'kvm-mmu-')), 'image');
+    writeFileSync(image, x86Image());
+    await vscode.commands.executeCommand('kvm-mmu.showRootCache');
+    const cache = await webviewFrame(page, { viewType: 'kvm-mmu.root-cache' });
+    await cache.getByText('No session').waitFor();
+    const config = { type: 'kvm-mmu', request: 'launch', name: 'image', image, registers: { cr3: '0x1000' } };
+    assert.ok(await vscode.debug.startDebugging(undefined, config), 'the session did not start');
+    await cache.getByText('does not tell of KVM’s roots').first().waitFor();
   });
 
   it('say what they will show before there is a session', async function () {
