@@ -105,7 +105,11 @@ function receive(answer: Answer): void {
 /** Shows what fits the session and the answer. */
 function update(): void {
   const state = session();
-  if (state.kind === 'none' || (state.kind !== 'stopped' && !state.stop)) {
+  if (state.kind === 'running' && !state.stop) {
+    say('There has been no stop yet.', 'At the first one this view shows the roots that KVM keeps.');
+    return;
+  }
+  if (state.kind === 'none' || (state.kind === 'ended' && !state.stop)) {
     say(
       'No session. Press F5 on a scenario (a .mmu file).',
       'This view follows the session. It shows for each vCPU the root that KVM uses and the three that it keeps, their roles bit by bit beside the role that is wanted, which register write led there, and the pages of KVM’s tables.',

@@ -60,6 +60,6 @@ test('a root says whether it would be reused, and if not, why', () => {
   assert.equal(words({ pgd: '0xbff000' }), 'would not be reused: another CR3');
   const { fields: _, ...untold } = root({});
   assert.equal(reuseWords(untold, vcpu, false), 'would not be reused: its role is not told');
-  assert.equal(reuseWords({ ...untold, quarters: [null] }, vcpu, true), 'does not fit: pae_root has no role');
+  assert.equal(reuseWords({ ...untold, quarters: [null] }, vcpu, true), 'pae_root: never reused');
   assert.equal(reuseWords(root({ isUsable: true }), vcpu, true), 'fits what is wanted');
 });

@@ -33,7 +33,8 @@ export function reuseWords(root: RootCardAnswer, { cr3, rootRole }: VcpuRootsAns
   if (root.invalid) return 'being taken down';
   if (root.isUsable) return isCurrent ? 'fits what is wanted' : 'would be reused';
   const not = isCurrent ? 'does not fit' : 'would not be reused';
-  if (!root.fields) return `${not}: ${root.quarters ? 'pae_root has no role' : 'its role is not told'}`;
+  if (root.quarters) return 'pae_root: never reused';
+  if (!root.fields) return `${not}: its role is not told`;
   const differing = differingFields(compareRoles(root.fields, rootRole.fields));
   if (differing.length > 0) return `${not}: another ${differing.length > 2 ? 'role' : differing.join(' and ')}`;
   return root.pgd !== undefined && BigInt(root.pgd) !== BigInt(cr3) ? `${not}: another CR3` : not;

@@ -58,11 +58,49 @@ async function launch(name: string): Promise<void> {
   assert.ok(started, 'the session did not start');
 }
 
+/** Elements whose text does not fit into them, or that reach beyond the page. Runs in the page. */
+function outside(): string[] {
+  return [...document.querySelectorAll<HTMLElement>('.root-cache *:not(.offscreen)')]
+    .filter((element) => element.clientWidth > 0)
+    .filter(
+      (element) => element.scrollWidth > element.clientWidth + 1 || element.getBoundingClientRect().right > innerWidth,
+    )
+    .map((element) => `${element.className}: ${element.textContent?.slice(0, 40)}`);
+}
+
+/** A 32-bit guest, whose tables of level 2 are shadowed in four quarters, beside one of 64 bits. */
+const LEGACY = `machine x86-64 {
+  memory 0 +32M
+  second-stage shadow
+}
+guest legacy 32-bit {
+  map 0x400000 -> 0x200000 +16K rwx user
+  map 0x80000000 -> 0x300000 +16K rwx user
+}
+guest a {
+  map 0x400000 -> 0x200000 +64K rwx user
+}
+vcpu 0 in legacy {
+  read 0x400000
+  write 0x80000000
+  entry 0x401000 level 1 = 0
+  read 0x400000
+}
+vcpu 1 in a {
+  write 0x400000
+}
+`;
+
+function scenario(name: string, text: string): string {
+  const path = join(mkdtempSync(join(tmpdir(), 'kvm-mmu-')), name);
+  writeFileSync(path, text);
+  return path;
+}
+
 /** A guest that changes its CR3 and CR0.WP, and goes back; the machine's lines say what KVM does. */
 function rootsScenario(name: string, machine: string): string {
-  const path = join(mkdtempSync(join(tmpdir(), 'kvm-mmu-')), name);
-  writeFileSync(
-    path,
+  return scenario(
+    name,
     `machine x86-64 {
   memory 0 +16M
   ${machine}
@@ -85,7 +123,6 @@ vcpu 0 in a {
 }
 `,
   );
-  return path;
 }
 
 /** Runs a scenario through all its faults, and stops at its end. */
@@ -420,10 +457,13 @@ describe('the views', () => {
 
   it('show that EPT’s root has another role than the processor, and stays', async function () {
     const page = await needPage(this);
+    // A view that is open before its session shows it all the same.
+    await vscode.commands.executeCommand('kvm-mmu.showRootCache');
+    const cache = await webviewFrame(page, { viewType: 'kvm-mmu.root-cache' });
+    await cache.getByText('No session').waitFor();
     await debugToEnd(rootsScenario('ept.mmu', 'second-stage tdp ept 4-level\n  policy roots = posted'), stops);
     await makeRoom();
     await vscode.commands.executeCommand('kvm-mmu.showRootCache');
-    const cache = await webviewFrame(page, { viewType: 'kvm-mmu.root-cache' });
     await cache.locator('.card.usable').first().waitFor();
     assert.match((await cache.locator('.cause').textContent()) ?? '', /the processor’s role changes; the roots stay/);
     assert.match((await cache.locator('.roles').textContent()) ?? '', /direct0 ≠ 1/);
@@ -440,7 +480,36 @@ describe('the views', () => {
     await cache.getByText('No session').waitFor();
     const config = { type: 'kvm-mmu', request: 'launch', name: 'image', image, registers: { cr3: '0x1000' } };
     assert.ok(await vscode.debug.startDebugging(undefined, config), 'the session did not start');
-    await cache.getByText('does not tell of KVM’s roots').first().waitFor();
+    await cache.getByText('this machine does not tell of KVM’s roots').waitFor();
+  });
+
+  it('show the four tables of a 32-bit guest’s root, in a narrow column too', async function () {
+    const page = await needPage(this);
+    await debugToEnd(scenario('legacy.mmu', LEGACY), stops);
+    await makeRoom();
+    await vscode.commands.executeCommand('kvm-mmu.showRootCache');
+    const cache = await webviewFrame(page, { viewType: 'kvm-mmu.root-cache' });
+    await cache.locator('.quarters li').nth(3).waitFor();
+    assert.match((await cache.locator('.quarters li').nth(2).textContent()) ?? '', /gfn 0x1fff.*4-byte q2/);
+    assert.match((await cache.locator('.page-row[data-hpa="0x1012000"]').textContent()) ?? '', /unsync/);
+    assert.match((await cache.locator('.page-row[data-hpa="0x1010000"] .page-quadrant').textContent()) ?? '', /3/);
+    await cache.locator('.page-list').scrollIntoViewIfNeeded();
+    await pictures(page, 'root-cache-pages');
+    await cache.getByLabel('vCPU').selectOption('1');
+    await until(async () => (await cache.locator('.quarters').count()) === 0, 'the roots of the other vCPU');
+    await cache.getByLabel('vCPU').selectOption('0');
+
+    await page.setViewportSize({ width: 860, height: 1600 });
+    const width = await cache.evaluate(() => innerWidth);
+    assert.ok(width <= 420, `the view is ${width} pixels wide`);
+    await page.waitForTimeout(600);
+    assert.deepEqual(await cache.evaluate(outside), []);
+    await pictures(page, 'root-cache-narrow');
+    await page.setViewportSize({ width: 1400, height: 900 });
+    await cache.locator('.quarters .link').first().click();
+    const tables = await webviewFrame(page, { viewType: 'kvm-mmu.page-tables' });
+    await tables.locator('.tree-row.selected').waitFor();
+    await vscode.commands.executeCommand('kvm-mmu.showRootCache');
   });
 
   it('say what they will show before there is a session', async function () {
