@@ -1,15 +1,18 @@
 import { randomBytes } from 'node:crypto';
 import * as vscode from 'vscode';
+import type { TableQuery } from '../engine/queries/answers.ts';
+import { parseShowTable, type ShowTable } from '../engine/queries/protocol.ts';
 import { DEBUG_TYPE } from './debugger.ts';
 
 const KINDS = {
   'page-tables': 'Page Tables',
   walk: 'Walk',
   recording: 'Recording',
+  'root-cache': 'Root Cache',
 } as const;
 type ViewKind = keyof typeof KINDS;
 
-/** What a view may send: a request for the adapter, which checks it, or one of these two for its host. */
+/** What a view may send: a request for the adapter, which checks it, or one for its host, such as to lead to another view. */
 interface Watch {
   readonly type: 'watch';
   readonly id: string;
@@ -43,9 +46,20 @@ class View {
   #session: vscode.DebugSession | undefined;
   #pinned = false;
   readonly #kind: ViewKind;
+  readonly #showTable: (from: View, table: TableQuery) => void;
+  /** The page has said something, so that it hears. */
+  #loaded = false;
+  /** What it is to hear then. */
+  #waiting: ShowTable | undefined;
 
-  constructor(kind: ViewKind, extensionUri: vscode.Uri, column: vscode.ViewColumn) {
+  constructor(
+    kind: ViewKind,
+    extensionUri: vscode.Uri,
+    column: vscode.ViewColumn,
+    showTable: (from: View, table: TableQuery) => void,
+  ) {
     this.#kind = kind;
+    this.#showTable = showTable;
     const root = vscode.Uri.joinPath(extensionUri, 'dist', 'webview');
     this.panel = vscode.window.createWebviewPanel(
       `kvm-mmu.${kind}`,
@@ -98,6 +112,12 @@ class View {
     if (own.length > 0) void this.panel.webview.postMessage({ type: 'changed', answers: own });
   }
 
+  /** Leads to a table, once the page has loaded. */
+  show(message: ShowTable): void {
+    if (this.#loaded) void this.panel.webview.postMessage(message);
+    else this.#waiting = message;
+  }
+
   togglePin(): void {
     this.#pinned = !this.#pinned;
     this.#title();
@@ -116,7 +136,12 @@ class View {
   }
 
   #received(message: unknown): void {
-    if (isWatch(message)) {
+    this.#loaded = true;
+    if (this.#waiting) void this.panel.webview.postMessage(this.#waiting);
+    this.#waiting = undefined;
+    const table = parseShowTable(message)?.table;
+    if (table) this.#showTable(this, table);
+    else if (isWatch(message)) {
       if (this.#watches.size >= MAX_WATCHES && !this.#watches.has(message.id)) {
         this.#error(message.id, `a view may keep ${MAX_WATCHES} questions open; close some`);
         return;
@@ -174,6 +199,7 @@ export class Views implements vscode.Disposable {
       vscode.commands.registerCommand('kvm-mmu.showPageTables', () => this.show('page-tables')),
       vscode.commands.registerCommand('kvm-mmu.showWalk', () => this.show('walk')),
       vscode.commands.registerCommand('kvm-mmu.showRecording', () => this.show('recording')),
+      vscode.commands.registerCommand('kvm-mmu.showRootCache', () => this.show('root-cache')),
       vscode.commands.registerCommand('kvm-mmu.pinView', () =>
         [...this.#open.values()].find((view) => view.panel.active)?.togglePin(),
       ),
@@ -211,13 +237,32 @@ export class Views implements vscode.Disposable {
     }
     // Beside the scenario; a second view joins the first there.
     const other = [...this.#open.values()][0]?.panel.viewColumn;
-    const view = new View(kind, this.#extensionUri, other ?? vscode.ViewColumn.Beside);
+    const view = new View(kind, this.#extensionUri, other ?? vscode.ViewColumn.Beside, (from, table) =>
+      this.#showTable(from, table),
+    );
     this.#open.set(kind, view);
     view.panel.onDidDispose(() => {
       this.#open.delete(kind);
       view.follow(undefined);
     });
     if (session?.type === DEBUG_TYPE) view.follow(session);
+  }
+
+  /** From a view to a table of its session, in the Page Tables view. */
+  #showTable(from: View, table: TableQuery): void {
+    const { session } = from;
+    if (!session) return;
+    this.show('page-tables', session);
+    const view = this.#open.get('page-tables')!;
+    view.follow(session);
+    if (view.session !== session) {
+      void vscode.window.showInformationMessage(
+        `The Page Tables view is pinned to ${view.session?.name ?? 'another session'}, which has not this table.`,
+      );
+      return;
+    }
+    view.panel.reveal(undefined, false);
+    view.show({ type: 'show-table', table });
   }
 
   dispose(): void {

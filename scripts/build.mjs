@@ -73,6 +73,7 @@ export async function buildAll() {
         'webview/page-tables': 'webview/page-tables/main.ts',
         'webview/walk': 'webview/walk/main.ts',
         'webview/recording': 'webview/recording/main.ts',
+        'webview/root-cache': 'webview/root-cache/main.ts',
       }),
       platform: 'browser',
       format: 'iife',

@@ -49,8 +49,11 @@ const nodeFiles = [
   'adapter/commands/record.ts',
 ];
 const pathRules = [
-  // Decoding is all that extension and webviews take from the engine.
-  { from: /^extension\/(?!server\.ts)/, to: /^engine\/(?!formats\/|memory\/words|tdp\/spte)/ },
+  // Decoding and messages are all that extension and webviews take from the engine.
+  {
+    from: /^extension\/(?!server\.ts)/,
+    to: /^engine\/(?!formats\/|memory\/words|tdp\/spte|queries\/(answers|protocol))/,
+  },
   { from: /^extension\/(?!server\.ts)/, to: /^scenario\// },
   { from: /^webview\//, to: /^engine\/(?!formats\/|memory\/words|queries\/(answers|protocol))/ },
   // The engine's lower rooms know nothing of the upper ones.

@@ -1,4 +1,4 @@
-import type { Answer, Query, StopAnswer } from './answers.ts';
+import type { Answer, Query, StopAnswer, TableQuery } from './answers.ts';
 
 /** What a view asks and hears. The extension relays it unread; the adapter checks requests with `parseRequest`. */
 export type ViewRequest =
@@ -16,6 +16,12 @@ export type ViewEvent =
   /** It runs: what is shown is the last stop. */
   | { readonly type: 'running' }
   | { readonly type: 'ended' };
+
+/** From one view to another, through the extension: shows a table among the Page Tables. The adapter never hears of it. */
+export interface ShowTable {
+  readonly type: 'show-table';
+  readonly table: TableQuery;
+}
 
 const MAX_ID = 200;
 
@@ -60,6 +66,17 @@ function oneOf<T extends string>(value: unknown, what: string, accepted: readonl
   return found;
 }
 
+function tableQuery(value: Record<string, unknown>): TableQuery {
+  return {
+    kind: 'table',
+    space: oneOf(value.space, 'query.space', ['guest', 'second']),
+    vcpu: integer(value.vcpu, 'query.vcpu', 0, 65535),
+    table: address(value.table, 'query.table'),
+    level: integer(value.level, 'query.level', 1, 5),
+    base: address(value.base, 'query.base'),
+  };
+}
+
 function query(value: unknown): Query {
   if (!isRecord(value)) throw new Invalid(`query must be an object, not ${describe(value)}`);
   const kind = oneOf(value.kind, 'query.kind', [
@@ -87,14 +104,7 @@ function query(value: unknown): Query {
         ...(value.implicit === true ? { implicit: true } : {}),
       };
     case 'table':
-      return {
-        kind,
-        space: oneOf(value.space, 'query.space', ['guest', 'second']),
-        vcpu: integer(value.vcpu, 'query.vcpu', 0, 65535),
-        table: address(value.table, 'query.table'),
-        level: integer(value.level, 'query.level', 1, 5),
-        base: address(value.base, 'query.base'),
-      };
+      return tableQuery(value);
     case 'history':
       return {
         kind,
@@ -123,6 +133,17 @@ export function parseRequest(value: unknown): { readonly request: ViewRequest } 
     return { request: type === 'unwatch' ? { type, id } : { type, id, query: query(value.query) } };
   } catch (error) {
     if (error instanceof Invalid) return { error: error.message };
+    throw error;
+  }
+}
+
+/** The same for what one view says to another; undefined for anything else. */
+export function parseShowTable(value: unknown): ShowTable | undefined {
+  try {
+    if (!isRecord(value) || value.type !== 'show-table' || !isRecord(value.table)) return undefined;
+    return { type: value.type, table: tableQuery(value.table) };
+  } catch (error) {
+    if (error instanceof Invalid) return undefined;
     throw error;
   }
 }

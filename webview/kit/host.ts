@@ -1,9 +1,9 @@
-import type { Answer, Query, StopAnswer } from '../../engine/queries/answers.ts';
-import type { ViewRequest } from '../../engine/queries/protocol.ts';
+import type { Answer, Query, StopAnswer, TableQuery } from '../../engine/queries/answers.ts';
+import type { ShowTable, ViewRequest } from '../../engine/queries/protocol.ts';
 import { parseEvent } from './messages.ts';
 
 interface VsCodeApi {
-  postMessage(message: ViewRequest): void;
+  postMessage(message: ViewRequest | ShowTable): void;
   getState(): unknown;
   setState(state: unknown): void;
 }
@@ -20,6 +20,7 @@ export type SessionState =
 const api = acquireVsCodeApi();
 const callbacks = new Map<string, (answer: Answer) => void>();
 const stateListeners: ((state: SessionState) => void)[] = [];
+const tableListeners: ((table: TableQuery) => void)[] = [];
 let state: SessionState = { kind: 'none' };
 
 /** Keeps the answer to a question current; a second `watch` with the same id replaces the first. */
@@ -35,6 +36,16 @@ export function unwatch(id: string): void {
 /** Goes to a moment of a recording: after so many events. */
 export function seek(position: number): void {
   api.postMessage({ type: 'seek', position });
+}
+
+/** Leads to a table in the Page Tables view. */
+export function showTable(table: TableQuery): void {
+  api.postMessage({ type: 'show-table', table });
+}
+
+/** Calls back when another view leads to a table here. */
+export function onShowTable(listener: (table: TableQuery) => void): void {
+  tableListeners.push(listener);
 }
 
 /** Calls back now and whenever the session stops, runs or ends. */
@@ -81,6 +92,9 @@ window.addEventListener('message', ({ data }: MessageEvent<unknown>) => {
       return;
     case 'ended':
       enter({ kind: 'ended', stop: lastStop() });
+      return;
+    case 'show-table':
+      for (const listener of tableListeners) listener(event.table);
       return;
     case 'changed':
       for (const { id, answer } of event.answers) callbacks.get(id)?.(answer);

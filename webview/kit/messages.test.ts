@@ -39,3 +39,17 @@ test('of changed answers, those that are none are left out', () => {
   });
   assert.deepEqual(event, { type: 'changed', answers: [{ id: 'a', answer: error }] });
 });
+
+test('a table that another view asks to see is let through, and checked like a question', () => {
+  const table = { kind: 'table', space: 'second', vcpu: 0, table: '0x1001000', level: 4, base: '0x0' };
+  assert.deepEqual(parseEvent({ type: 'show-table', table }), { type: 'show-table', table });
+  for (const wrong of [undefined, {}, { ...table, table: 4096 }, { ...table, level: 9 }, { ...table, space: 'disk' }])
+    assert.equal(parseEvent({ type: 'show-table', table: wrong }), undefined, JSON.stringify(wrong));
+});
+
+test('a root cache without its lists is none', () => {
+  const changed = (answer: object) => parseEvent({ type: 'changed', answers: [{ id: 'a', answer }] });
+  const whole = { kind: 'root-cache', vcpus: [], pages: [], moments: [] };
+  assert.deepEqual(changed(whole), { type: 'changed', answers: [{ id: 'a', answer: whole }] });
+  assert.deepEqual(changed({ ...whole, moments: undefined }), { type: 'changed', answers: [] });
+});

@@ -1,7 +1,18 @@
 import type { Answer, StopAnswer } from '../../engine/queries/answers.ts';
-import type { ViewEvent } from '../../engine/queries/protocol.ts';
+import { parseShowTable, type ShowTable, type ViewEvent } from '../../engine/queries/protocol.ts';
 
-const ANSWER_KINDS = ['walk', 'table', 'roots', 'slots', 'costs', 'history', 'recording', 'faults', 'error'];
+const ANSWER_KINDS = [
+  'walk',
+  'table',
+  'roots',
+  'slots',
+  'costs',
+  'root-cache',
+  'history',
+  'recording',
+  'faults',
+  'error',
+];
 
 function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
@@ -16,6 +27,8 @@ function isAnswer(value: unknown): value is Answer {
       return Array.isArray(value.runs) && isRecord(value.query);
     case 'roots':
       return Array.isArray(value.roots);
+    case 'root-cache':
+      return Array.isArray(value.vcpus) && Array.isArray(value.pages) && Array.isArray(value.moments);
     case 'recording':
       return isRecord(value.buckets) && Array.isArray(value.lost) && Array.isArray(value.problems);
     case 'faults':
@@ -32,10 +45,10 @@ function isStop(value: unknown): value is StopAnswer {
 }
 
 /**
- * What arrived in the page as an event of the session; undefined for anything else. Checks what tells one event or
+ * What arrived in the page as an event of the session, or from another view; undefined for anything else. Checks what tells one event or
  * answer from another; their insides come from the adapter, which made them from the same types.
  */
-export function parseEvent(message: unknown): ViewEvent | undefined {
+export function parseEvent(message: unknown): ViewEvent | ShowTable | undefined {
   if (!isRecord(message)) return undefined;
   switch (message.type) {
     case 'running':
@@ -53,6 +66,6 @@ export function parseEvent(message: unknown): ViewEvent | undefined {
       return { type: 'changed', answers };
     }
     default:
-      return undefined;
+      return parseShowTable(message);
   }
 }

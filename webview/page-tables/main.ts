@@ -5,13 +5,14 @@ import type { RootAnswer, TableQuery } from '../../engine/queries/answers.ts';
 import { certaintyMark } from '../kit/certainty.ts';
 import { button, h } from '../kit/element.ts';
 import { entryDetails } from '../kit/entry.ts';
-import { parseAddress } from '../kit/format.ts';
-import { keep, kept, lastStop, onSession, session, unwatch, watch } from '../kit/host.ts';
+import { formatAddress, parseAddress } from '../kit/format.ts';
+import { keep, kept, lastStop, onSession, onShowTable, session, unwatch, watch } from '../kit/host.ts';
 import { legend, legendMark } from '../kit/legend.ts';
 import { emptyState, problem, StopLine } from '../kit/page.ts';
 import { Selection } from '../kit/selection.ts';
 import {
   type EntryPath,
+  findTable,
   mappedRange,
   memberOf,
   pathOf,
@@ -56,6 +57,10 @@ let why = '';
 let root: RootAnswer | undefined;
 /** An address on its way to being shown: its tables may still have to be asked for. */
 let revealing: { readonly position: number; readonly level: number } | undefined;
+/** A table that another view led to, until it is found. */
+let finding: TableQuery | undefined;
+/** The roots have been told. */
+let told = false;
 /** The partition still waits to learn what is mapped. */
 let fitting = false;
 let scheduled = false;
@@ -170,11 +175,13 @@ function update(): void {
 
 function draw(): void {
   if (!root) {
+    finding = undefined;
     tree.show([]);
     return;
   }
   const needed: TableQuery[] = [];
   const need = (query: TableQuery) => needed.push(query);
+  if (finding && find(finding, need)) return;
   if (openFirst) openSingles(root, need);
   const reached = revealing ? follow(root, revealing, need) : undefined;
   if (fitting) fitMapped(root, need);
@@ -257,6 +264,32 @@ function arrive(of: RootAnswer, path: EntryPath): void {
   fitting = false;
   if (run) partition.reveal(start, run.size);
   remember();
+}
+
+/** Goes to the table that another view led to; whether other tables are shown for that. */
+function find(target: TableQuery, need: (query: TableQuery) => void): boolean {
+  const found = findTable(target, roots, tables.get, need);
+  if (found === 'waiting') return false;
+  finding = undefined;
+  if (!found) {
+    answer.replaceChildren(
+      problem(`No root’s tables lead to the table of level ${target.level} at hpa ${formatAddress(target.table)}.`),
+    );
+    return false;
+  }
+  const { root: of, path } = found;
+  const moved = of.id !== root?.id;
+  if (moved) choose(of);
+  answer.replaceChildren();
+  if (path.length === 0) {
+    selection.set(undefined);
+    showMapped();
+  } else {
+    for (let depth = 1; depth <= path.length; depth++) expanded.add(rowKey(path.slice(0, depth)));
+    unseen = true;
+    reveal(positionOf(path, of), target.level + 1);
+  }
+  return moved;
 }
 
 function reveal(position: number, level = 1): void {
@@ -367,6 +400,7 @@ watch('roots', { kind: 'roots' }, (found) => {
     return;
   }
   if (found.kind !== 'roots') return;
+  told = true;
   roots = found.roots;
   why = found.why ?? '';
   picker.replaceChildren(
@@ -395,6 +429,11 @@ watch('roots', { kind: 'roots' }, (found) => {
   choose(roots.find(({ id }) => id === before?.root) ?? faultRoot() ?? roots[0]);
   if (before && before.root === root?.id) for (const key of before.expanded) expanded.add(key);
   else if (root && faultRoot()?.id === root.id) revealFault();
+});
+
+onShowTable((table) => {
+  finding = table;
+  if (told) update();
 });
 
 let over = false;

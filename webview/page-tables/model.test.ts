@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { FOUR_PAGES, tree } from './fixture.ts';
-import { addressAt, mappedRange, memberOf, pathOf, positionOf, positionOfAddress, runOf } from './model.ts';
+import { addressAt, findTable, mappedRange, memberOf, pathOf, positionOf, positionOfAddress, runOf } from './model.ts';
 
 test('an entry’s place in the tables and its place in the space say the same', () => {
   const { root } = tree(FOUR_PAGES);
@@ -54,4 +54,25 @@ test('an entry of a run is the first with its addresses moved on', () => {
     [third.index, third.count, third.input, third.entry.value, third.entry.address, third.entry.fields[0]!.words],
     [3, 1, '0x403000', '0x8007', '0x8000', '0x8000'],
   );
+});
+
+test('a table is found below the root that leads to it; tables on the way that are not there are asked for', () => {
+  const { root, get } = tree(FOUR_PAGES);
+  const target = { ...root.table, table: '0x100', level: 2, base: '0x7' };
+  const none = () => {};
+  assert.deepEqual(findTable(target, [root], get, none), { root, path: [0, 0] });
+  assert.deepEqual(findTable(root.table, [root], get, none), { root, path: [] });
+  assert.equal(findTable({ ...target, table: '0x999' }, [root], get, none), undefined);
+  assert.equal(findTable({ ...target, space: 'second' }, [root], get, none), undefined);
+  const asked: string[] = [];
+  assert.equal(
+    findTable(
+      target,
+      [root],
+      () => undefined,
+      ({ table }) => asked.push(table),
+    ),
+    'waiting',
+  );
+  assert.deepEqual(asked, ['0x1']);
 });

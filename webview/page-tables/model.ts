@@ -14,6 +14,45 @@ export function tableKey(query: TableQuery): string {
 /** What the model knows of a root. */
 export type Root = Pick<RootAnswer, 'table' | 'levels' | 'canonical'>;
 
+/** Tables that a search looks into at most. */
+const SEARCHED_MOST = 1000;
+
+/**
+ * Where a table hangs: the root that it is, or below which it is found, and the way to the entry that points to it (empty for
+ * a root). `waiting` while tables on the way have to be asked for, of which `need` hears.
+ */
+export function findTable(
+  target: TableQuery,
+  roots: readonly RootAnswer[],
+  get: GetTable,
+  need: (query: TableQuery) => void,
+): { readonly root: RootAnswer; readonly path: EntryPath } | 'waiting' | undefined {
+  const same = roots.filter(({ table }) => table.space === target.space);
+  const root = same.find(({ table }) => table.table === target.table && table.level === target.level);
+  if (root) return { root, path: [] };
+  // Of roots that share the table, the one of the vCPU that was asked about.
+  same.sort((a, b) => Number(b.vcpus.includes(target.vcpu)) - Number(a.vcpus.includes(target.vcpu)));
+  const queue = same.map((each) => ({ root: each, query: each.table, path: [] as EntryPath }));
+  const seen = new Set<string>();
+  let waiting = false;
+  for (let at = 0; at < queue.length && seen.size < SEARCHED_MOST; at++) {
+    const { root: of, query, path } = queue[at]!;
+    if (query.level <= target.level || seen.has(tableKey(query))) continue;
+    seen.add(tableKey(query));
+    need(query);
+    const table = get(query);
+    waiting ||= table === undefined;
+    if (table?.kind !== 'table') continue;
+    for (const { child, index, recursive } of table.runs) {
+      if (!child || recursive) continue;
+      const way = [...path, index];
+      if (child.table === target.table && child.level === target.level) return { root: of, path: way };
+      queue.push({ root: of, query: child, path: way });
+    }
+  }
+  return waiting ? 'waiting' : undefined;
+}
+
 /** Bytes that a root's tables translate. */
 export function totalSize({ levels: [top] }: Root): number {
   return top!.span * top!.entries;

@@ -4,6 +4,7 @@ import { Canvas } from '../kit/canvas.ts';
 import { h } from '../kit/element.ts';
 import { entrySummary } from '../kit/entry.ts';
 import { formatAddress, formatIndices, formatSize, saysLevel, shortEntry } from '../kit/format.ts';
+import { duration } from '../kit/motion.ts';
 import { lookOf, rightsWords } from '../kit/permissions.ts';
 import type { Selection } from '../kit/selection.ts';
 import { hideTooltip, showTooltipSoon } from '../kit/tooltip.ts';
@@ -89,9 +90,9 @@ export class Partition {
   moveTo(target: Viewport): void {
     this.#moving?.stop();
     const path = zoomPath(this.#view, target);
-    const duration = matchMedia('(prefers-reduced-motion: reduce)').matches ? 0 : MOVE;
+    const time = duration(MOVE);
     const moving = timer((elapsed) => {
-      const t = elapsed < duration ? elapsed / duration : 1;
+      const t = elapsed < time ? elapsed / time : 1;
       if (t === 1) moving.stop();
       this.#go(path(t * t * (3 - 2 * t)));
     });

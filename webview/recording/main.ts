@@ -6,7 +6,8 @@ import { button, h, svg } from '../kit/element.ts';
 import { formatAddress } from '../kit/format.ts';
 import { onSession, seek, session, watch } from '../kit/host.ts';
 import { emptyState, problem, StopLine } from '../kit/page.ts';
-import { barHeights, timeWords, visibleRows } from './rows.ts';
+import { visibleRows } from '../kit/visible-rows.ts';
+import { barHeights, timeWords } from './rows.ts';
 
 const ROW_HEIGHT = 22;
 const WIDTH = 960;
