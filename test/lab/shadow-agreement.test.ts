@@ -133,3 +133,22 @@ for (const kernel of NEWER_KERNELS)
     },
     kernel,
   );
+
+for (const kernel of NEWER_KERNELS)
+  labTest(
+    `${kernel}, NPT: a vCPU's root has the role and the references that the engine gives it`,
+    async () => {
+      const lab = await Lab.boot({ kernel, modules: [], params: { npt: '1' } }, SILENT);
+      try {
+        for (let seed = FIRST; seed < FIRST + PROGRAMS / 4; seed++) {
+          const shape = { statements: 40, host: false, guest: true, spaces: 5 };
+          const text = randomProgram(seed, { ...shape, second: 'tdp npt 5-level' });
+          const kvm = await onKvm(text, lab, async (opened) => roots(await builtTables(opened)));
+          assert.deepEqual(roots(emulatorBuilt(emulate(text))), kvm, `seed ${seed}\n${text}`);
+        }
+      } finally {
+        lab.close();
+      }
+    },
+    kernel,
+  );
