@@ -352,7 +352,7 @@ export interface RootCacheMoment {
   readonly step: number;
   readonly vcpu: number;
   readonly by: string;
-  /** The register write before it: `cr0 0x80050033 → 0x80040033`. */
+  /** The register write before it: `cr0 0x80050033 → 0x80040033 (wp 1 → 0)`. */
   readonly cause?: string;
   readonly rootRole: string;
   readonly roots: readonly ({ readonly hpa: string; readonly pgd: string } | null)[];

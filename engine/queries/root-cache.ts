@@ -1,9 +1,9 @@
-import { REGISTERS, type RegisterName, type Registers, UNPAGED } from '../guest/registers.ts';
+import { REGISTER_BITS, REGISTERS, type RegisterName, type Registers, UNPAGED } from '../guest/registers.ts';
 import { Kind } from '../history/log.ts';
 import { ROLE_FIELDS, type RoleField, roleField, roleWords } from '../kernel/role.ts';
 import { type KvmRoot, type KvmTable, type KvmTables, kvmLevel } from '../kernel/tables.ts';
 import type { Machine } from '../machine.ts';
-import { frameToAddress, hex, hexWords } from '../memory/words.ts';
+import { frameToAddress, hex, toBigint } from '../memory/words.ts';
 import type { Mmu } from '../roots/mmu.ts';
 import { cpuRole, EXT_ROLE_FIELDS, type ExtRoleField, shadowRootRole } from '../roots/role.ts';
 import type {
@@ -137,6 +137,15 @@ function shadowPages(built: KvmTables): ShadowPageAnswer[] {
     }));
 }
 
+/** The bits with names that a write changes: ` (wp 1 → 0)`. */
+function changedBits(name: RegisterName, old: bigint, now: bigint): string {
+  const words = Object.entries(REGISTER_BITS[name] ?? {}).flatMap(([bit, position]) => {
+    const [before, after] = [old, now].map((value) => (value >> BigInt(position)) & 1n);
+    return before === after ? [] : [`${bit} ${before} → ${after}`];
+  });
+  return words.length === 0 ? '' : ` (${words.join(', ')})`;
+}
+
 /** What a vCPU's roots were, after each change that the log remembers, with the register write that led to it. */
 function moments(machine: Machine): { readonly list: RootCacheMoment[]; readonly more: boolean } {
   const { log } = machine;
@@ -148,7 +157,8 @@ function moments(machine: Machine): { readonly list: RootCacheMoment[]; readonly
     const entry = log.at(position);
     if (kind === Kind.REGISTER) {
       const name = REGISTERS[entry.address % 16]!;
-      const words = `${name} ${hexWords(entry.oldLo, entry.oldHi)} → ${hexWords(entry.newLo, entry.newHi)}`;
+      const [old, now] = [toBigint(entry.oldLo, entry.oldHi), toBigint(entry.newLo, entry.newHi)];
+      const words = `${name} ${hex(old)} → ${hex(now)}${changedBits(name, old, now)}`;
       causes.set(Math.floor(entry.address / 16), { step: entry.step, words });
       continue;
     }

@@ -175,7 +175,6 @@ function update(): void {
 
 function draw(): void {
   if (!root) {
-    finding = undefined;
     tree.show([]);
     return;
   }
@@ -402,6 +401,7 @@ watch('roots', { kind: 'roots' }, (found) => {
   if (found.kind !== 'roots') return;
   told = true;
   roots = found.roots;
+  if (roots.length === 0) finding = undefined;
   why = found.why ?? '';
   picker.replaceChildren(
     ...roots.map(({ id, title, format, vcpus, present }) =>

@@ -125,13 +125,14 @@ vcpu 0 in a {
   );
 }
 
-/** Runs a scenario through all its faults, and stops at its end. */
-async function debugToEnd(program: string, stops: Stops): Promise<void> {
+/** Runs a scenario through all its faults, and stops at its end; the walk has opened by itself by then. */
+async function debugToEnd(page: Page, program: string, stops: Stops): Promise<void> {
   await vscode.window.showTextDocument(vscode.Uri.file(program), { viewColumn: vscode.ViewColumn.One });
   const config = { type: 'kvm-mmu', request: 'launch', name: 't', program, stopAtEnd: true };
   assert.ok(await vscode.debug.startDebugging(undefined, config), 'the session did not start');
   for (let count = 1; !(await stops.number(count)).startsWith('Everything has ended'); count++)
     await vscode.debug.activeDebugSession!.customRequest('continue', { threadId: 1 });
+  await webviewFrame(page, { viewType: 'kvm-mmu.walk' });
 }
 
 const sentenceOf = (frame: Frame) => frame.locator('.stop-line .sentence').textContent();
@@ -364,7 +365,7 @@ describe('the views', () => {
   it('show which roots KVM keeps, what led to them, and the tables of each', async function () {
     const page = await needPage(this);
     const program = rootsScenario('roots.mmu', 'second-stage shadow\n  policy roots = posted');
-    await debugToEnd(program, stops);
+    await debugToEnd(page, program, stops);
     await makeRoom();
     await vscode.commands.executeCommand('kvm-mmu.showRootCache');
     const cache = await webviewFrame(page, { viewType: 'kvm-mmu.root-cache' });
@@ -399,7 +400,7 @@ describe('the views', () => {
     await slider.focus();
     for (let press = 0; press < 5; press++) await page.keyboard.press('ArrowLeft');
     await cache.locator('.as-of').getByText('As of step').waitFor();
-    assert.match((await cause()) ?? '', /^After cr0 8005_0033 → 8004_0033/);
+    assert.match((await cause()) ?? '', /^After cr0 8005_0033 → 8004_0033 \(wp 1 → 0\): /);
     assert.match((await cause()) ?? '', /the wanted role changes from 0x3704 to 0x1704/);
     assert.deepEqual((await hpas()).slice(0, 2), ['100_9000', '100_1000']);
     await page.waitForTimeout(600);
@@ -457,11 +458,13 @@ describe('the views', () => {
 
   it('show that EPT’s root has another role than the processor, and stays', async function () {
     const page = await needPage(this);
+    const program = rootsScenario('ept.mmu', 'second-stage tdp ept 4-level\n  policy roots = posted');
+    await vscode.window.showTextDocument(vscode.Uri.file(program), { viewColumn: vscode.ViewColumn.One });
     // A view that is open before its session shows it all the same.
     await vscode.commands.executeCommand('kvm-mmu.showRootCache');
     const cache = await webviewFrame(page, { viewType: 'kvm-mmu.root-cache' });
     await cache.getByText('No session').waitFor();
-    await debugToEnd(rootsScenario('ept.mmu', 'second-stage tdp ept 4-level\n  policy roots = posted'), stops);
+    await debugToEnd(page, program, stops);
     await makeRoom();
     await vscode.commands.executeCommand('kvm-mmu.showRootCache');
     await cache.locator('.card.usable').first().waitFor();
@@ -485,7 +488,7 @@ describe('the views', () => {
 
   it('show the four tables of a 32-bit guest’s root, in a narrow column too', async function () {
     const page = await needPage(this);
-    await debugToEnd(scenario('legacy.mmu', LEGACY), stops);
+    await debugToEnd(page, scenario('legacy.mmu', LEGACY), stops);
     await makeRoom();
     await vscode.commands.executeCommand('kvm-mmu.showRootCache');
     const cache = await webviewFrame(page, { viewType: 'kvm-mmu.root-cache' });
@@ -500,8 +503,7 @@ describe('the views', () => {
     await cache.getByLabel('vCPU').selectOption('0');
 
     await page.setViewportSize({ width: 860, height: 1600 });
-    const width = await cache.evaluate(() => innerWidth);
-    assert.ok(width <= 420, `the view is ${width} pixels wide`);
+    await until(async () => (await cache.evaluate(() => innerWidth)) <= 420, 'a narrow view');
     await page.waitForTimeout(600);
     assert.deepEqual(await cache.evaluate(outside), []);
     await pictures(page, 'root-cache-narrow');
