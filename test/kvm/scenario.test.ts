@@ -28,6 +28,7 @@ function scenario(name: string, text: string): string {
 /** Examples that KVM cannot be told, and why. */
 const UNFIT: Readonly<Record<string, RegExp>> = {
   'huge-pages.mmu': /vcpu 0 runs without paging/,
+  'mode-switch.mmu': /guest old has 32-bit paging/,
   'populate.mmu': /vcpu 0 runs without paging/,
   'paging-modes.mmu': /the code that makes the accesses on KVM is 64-bit with 4 levels/,
   'protections.mmu': /an implicit access cannot be made on KVM/,
