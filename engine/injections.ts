@@ -14,6 +14,7 @@ export const INJECTIONS = {
   'root-wrong-role': 'a cached root is taken for its CR3 alone, whatever its role',
   'previous-roots-kept': 'a flush of a PCID leaves the previous roots of that PCID',
   'wp-unloads': 'each write that changes CR0.WP gives up all roots',
+  'roles-kept': 'a change of CPUID leaves roles and roots, and with them the old reserved bits',
   'mmio-generation': 'an MMIO marker counts whatever generation of the memslots it is of',
   'ad-bits-lost': 'walks set neither A nor D in the guest’s entries',
   'error-without-present': 'the error code of a #PF lacks P',

@@ -176,7 +176,8 @@ export class Machine {
   /** Whose state this machine shows, when it is not the emulator's own. */
   readonly mirror: Mirror | undefined;
   readonly log: Log;
-  readonly cpu: GuestCpu;
+  /** What CPUID says to the guests. */
+  cpu: GuestCpu;
   readonly secondFormat: Format;
   readonly policies: Policies;
   readonly vcpus: Vcpu[] = [];
@@ -527,6 +528,20 @@ export class Machine {
         ? before.map((entry) => (entry && stays(entry) ? entry : undefined))
         : new Array(before.length);
     vcpu.tlb.count = vcpu.tlb.list().length;
+  }
+
+  /** Changes what CPUID says; what registers mean follows. KVM's part is afterSetCpuid's. */
+  setCpu(cpu: GuestCpu): void {
+    const stays = this.injects('roles-kept');
+    this.append(Kind.CPUID, 0, 0, 0, 0, 0, { before: this.cpu, after: cpu });
+    // Reserved bits are worked out with the roles: where those are not marked invalid, the old ones stay.
+    if (stays) this.cpu = cpu;
+    else this.#applyCpu(cpu);
+  }
+
+  #applyCpu(cpu: GuestCpu): void {
+    this.cpu = cpu;
+    for (const vcpu of this.vcpus) this.#applyRegister(vcpu, vcpu.registers);
   }
 
   /** Changes fields of a vCPU's MMU: its roles, its root, the roots before. */
@@ -893,6 +908,9 @@ export class Machine {
       case Kind.FRAME_FREE:
         this.#freeTables.pop();
         this.memory.writable(entry.address).set(entry.object as Uint32Array);
+        break;
+      case Kind.CPUID:
+        this.#applyCpu((entry.object as { before: GuestCpu }).before);
         break;
       case Kind.INDEX: {
         const { map, key, before } = entry.object as IndexChange;

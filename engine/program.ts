@@ -155,6 +155,8 @@ export type Statement =
   | (Located & { readonly kind: 'zap'; readonly range?: { readonly base: bigint; readonly size: bigint } })
   /** The host unmaps the memory behind a range (MMU notifier); `migrate` moves its pages to other frames meanwhile. */
   | (Located & { readonly kind: 'notifier'; readonly base: bigint; readonly size: bigint; readonly migrate: boolean })
+  /** KVM_SET_CPUID2: another width of the guests' physical addresses. */
+  | (Located & { readonly kind: 'cpuid'; readonly maxPhyAddr: number })
   /** From here on KVM makes a mistake. */
   | (Located & { readonly kind: 'inject'; readonly name: Injection })
   /** Overwrites an entry of KVM's tables, as a bug would. */
@@ -174,6 +176,7 @@ export const STATEMENT_OWNER: Readonly<Partial<Record<Statement['kind'], 'vcpu' 
   'slot-move': 'host',
   'slot-log': 'host',
   zap: 'host',
+  cpuid: 'host',
   notifier: 'host',
   poke: 'host',
 };

@@ -14,7 +14,7 @@ import { PgtableError } from './pgtable/tables.ts';
 import type { AccessStatement, Expectation, RegisterStatement, Statement } from './program.ts';
 import { programScope } from './queries/scope.ts';
 import { mustEnter, vcpuEnterGuest } from './roots/enter.ts';
-import { kvmHandleInvpcid, kvmMmuInvlpg, registerFunction, writeRegister } from './roots/registers.ts';
+import { kvmHandleInvpcid, kvmMmuInvlpg, kvmSetCpuid, registerFunction, writeRegister } from './roots/registers.ts';
 import { findEntry } from './tdp/iterate.ts';
 import { kvmMmuZapAllFast } from './tdp/zap.ts';
 
@@ -127,6 +127,9 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
       call(task, unmapHostMemory, { start: base, end: base + pages, migrate: statement.migrate, notified: false });
       break;
     }
+    case 'cpuid':
+      call(task, kvmSetCpuid, { maxPhyAddr: statement.maxPhyAddr });
+      break;
     case 'inject':
       if (!machine.injects(statement.name)) machine.small.injected.push(statement.name);
       break;

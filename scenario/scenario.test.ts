@@ -113,6 +113,7 @@ const HOST: readonly (readonly [string, object])[] = [
   ['unmap 0 +4K', { kind: 'notifier', base: '0x0', size: '0x1000', migrate: false }],
   ['migrate 8K +4K', { kind: 'notifier', base: '0x2000', size: '0x1000', migrate: true }],
   ['poke 0x1000 level 1 = 0x6', { kind: 'poke', gpa: '0x1000', level: 1, value: '0x6' }],
+  ['cpuid maxphyaddr 40', { kind: 'cpuid', maxPhyAddr: 40 }],
   ['inject root-leak', { kind: 'inject', name: 'root-leak' }],
 ];
 
@@ -133,7 +134,7 @@ test('every kind of statement of the contract can be written', () => {
       protect: true,
     },
     ...{ expect: true, wait: true, 'slot-add': true, 'slot-delete': true, 'slot-move': true, 'slot-log': true },
-    ...{ zap: true, notifier: true, poke: true, inject: true },
+    ...{ zap: true, notifier: true, poke: true, inject: true, cpuid: true },
   };
   assert.deepEqual([...kinds].sort(), Object.keys(all).sort());
 });

@@ -127,6 +127,9 @@ function visit(body: readonly Statement[], error: (span: Span, message: string) 
             'KVM zaps a range only for itself; “zap all” (slots deleted and added) and “unmap” can be asked for',
           );
         break;
+      case 'cpuid':
+        error(span, 'cpuid: KVM takes no other CPUID once a vCPU has run');
+        break;
       case 'invpcid':
         error(span, 'invpcid: the code that makes the accesses on KVM cannot');
         break;

@@ -59,6 +59,8 @@ export const Kind = {
   /** A host frame for KVM's own use that is no table. address: pfn; object, where it is freed: the content. */
   FRAME_ALLOC: 27,
   FRAME_FREE: 28,
+  /** What the guests' processors offer (CPUID). object: before and after. */
+  CPUID: 29,
 } as const;
 export type Kind = (typeof Kind)[keyof typeof Kind];
 /** Whether an entry of this kind changes eight bytes of memory at `address`. */

@@ -142,6 +142,7 @@ export function invalidatePcid(machine: Machine, vcpu: Vcpu, pcid: bigint): void
 
 /** kvm_mmu_after_set_cpuid: roles mean something else from now on, so that none that is there will do. */
 export function afterSetCpuid(machine: Machine, vcpu: Vcpu): void {
+  if (machine.injects('roles-kept')) return;
   unload(machine, vcpu);
   machine.setMmu(vcpu, { cpuRole: NO_ROLE, rootRole: 0 });
   initMmu(machine, vcpu);

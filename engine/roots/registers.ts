@@ -3,9 +3,18 @@ import { roleField } from '../kernel/role.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
 import { type Machine, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, type Vcpu } from '../machine.ts';
 import { addressToFrame, type Pfn } from '../memory/words.ts';
-import { call, defineFunction, NEXT, type Task } from '../operation.ts';
+import { call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
 import { invalidateAddress } from '../shadow/invalidate.ts';
-import { clearMmioInfo, freeRoots, initMmu, invalidatePcid, newPgd, resetContext, unload } from './context.ts';
+import {
+  afterSetCpuid,
+  clearMmioInfo,
+  freeRoots,
+  initMmu,
+  invalidatePcid,
+  newPgd,
+  resetContext,
+  unload,
+} from './context.ts';
 import { mustEnter, vcpuEnterGuest } from './enter.ts';
 import { ROOT_CURRENT, type RootInfo } from './mmu.ts';
 
@@ -277,5 +286,32 @@ export const kvmHandleInvpcid = defineFunction<InvpcidLocals>({
       },
     },
     enter,
+  ],
+});
+
+export const kvmSetCpuid = defineFunction<{ readonly maxPhyAddr: number }>({
+  name: 'kvm_set_cpuid',
+  where: 'arch/x86/kvm/cpuid.c',
+  about: 'KVM_SET_CPUID2: which bits of an entry are reserved may change, so that no table made before will do.',
+  steps: [
+    {
+      name: 'set',
+      text: 'take the new CPUID',
+      run(machine, _task, { maxPhyAddr }) {
+        machine.setCpu({ ...machine.cpu, maxPhyAddr });
+        return NEXT;
+      },
+    },
+    {
+      name: 'mmu',
+      text: 'kvm_mmu_after_set_cpuid: mark the roles invalid and reset every vCPU’s MMU',
+      run(machine, task) {
+        for (const vcpu of machine.vcpus) {
+          afterSetCpuid(machine, vcpu);
+          machine.flushTlb(vcpu);
+        }
+        return returns(task, 0);
+      },
+    },
   ],
 });

@@ -9,7 +9,7 @@ import { endOf, isComment, tokensOf } from './tokens.ts';
 const BEGINNINGS = new Set(
   (
     'machine memory second-stage cpu policy guest vcpu host expect map unmap protect zap migrate add read write fetch ' +
-    'invlpg invpcid repeat loop wait entry inject poke delete move log tables maxphyaddr'
+    'invlpg invpcid repeat loop wait entry inject cpuid poke delete move log tables maxphyaddr'
   ).split(' '),
 );
 /** In these a `+` outside parentheses announces a size. */

@@ -26,6 +26,7 @@ export const SNIPPETS: Readonly<Partial<Record<keyof typeof BLOCK_WORDS, Readonl
     move: 'move slot ${1:0} to ${2:0x8000_0000}',
     log: 'log dirty slot ${1:0} ${2|on,off|}',
     invpcid: 'invpcid ${1:1}, ${2:0}',
+    cpuid: 'cpuid maxphyaddr ${1:40}',
     inject: 'inject ${1:root-leak}',
     poke: 'poke ${1:0x1000} level ${2:1} = ${3:0}',
     repeat: 'repeat ${1:10} as ${2:i} {\n  ${3:zap all}\n}',

@@ -58,6 +58,7 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
     'Checks after every step that KVM’s books agree: reverse maps, write protection, roles of roots, what TLBs keep. A breach ends the task.',
   invpcid:
     '`invpcid TYPE, PCID, ADDRESS`: 0 invalidates an address of a PCID, 1 all of a PCID, 2 everything, 3 everything but what is global.',
+  cpuid: '`cpuid maxphyaddr N`: userspace changes the width of the guests’ physical addresses (KVM_SET_CPUID2).',
   inject: '`inject NAME`: from here on KVM makes a mistake, such as `root-leak` or `quadrant-copied`.',
   poke: '`poke GPA level N = VALUE`: overwrites an entry of KVM’s tables behind its back, as a bug would.',
   'execute-only': 'EPT entries may allow fetches and neither reads nor writes.',

@@ -36,6 +36,7 @@ export const STATEMENT_WORDS: Readonly<Record<Ast.Statement['$type'], string>> =
   Zap: 'zap',
   Migrate: 'migrate',
   Poke: 'poke',
+  Cpuid: 'cpuid',
   Inject: 'inject',
   Invpcid: 'invpcid',
 };
@@ -154,6 +155,12 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
         ...(address ? { address } : {}),
         span,
       };
+    }
+    case 'Cpuid': {
+      const bits = constant(node.bits, 'maxphyaddr', problems);
+      if (bits === undefined) return undefined;
+      if (bits < 32n || bits > 52n) return problems.error(node.bits, `maxphyaddr ${bits} is out of range: 32 … 52`);
+      return { kind: 'cpuid', maxPhyAddr: Number(bits), span };
     }
     case 'Inject': {
       if (isInjection(node.name)) return { kind: 'inject', name: node.name, span };

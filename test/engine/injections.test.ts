@@ -66,10 +66,10 @@ expect faults.guest == 1
   map 0x800000 -> 0x100000 +64K rw-
 }
 vcpu 0 in k {
-  write 0x803000
+  write 0x803ff8 = 0
   INJECT
   read 0x400000
-  write 0x804000
+  write 0x804ff8 = 0
 }
 `,
     caught:
@@ -82,9 +82,9 @@ vcpu 0 in k {
   map 0x400000 -> 0x200000 +16K rw-
 }
 vcpu 0 in k {
-  write 0x803000
-  write 0x804000
-  write 0x805000
+  write 0x803ff8 = 0
+  write 0x804ff8 = 0
+  write 0x805ff8 = 0
   INJECT
   read 0x400000
 }
@@ -100,7 +100,7 @@ vcpu 0 in k {
 vcpu 0 in k {
   read 0x400000
   INJECT
-  write 0x803000
+  write 0x803ff8 = 0
 }
 `,
     caught: /sanitizer: entry \d+ of .* maps gfn 0x103 writable, where a table of the guest's is shadowed/,
@@ -173,6 +173,28 @@ vcpu 0 in a {
 expect roots.unloads == 0
 `,
     caught: /expect roots\.unloads == 0: left is 1, right is 0/,
+  },
+  'roles-kept': {
+    // Bit 38 of the entry is an address bit at first, and reserved behind the change.
+    machine: 'memory 0 +64M\n  memory 0x4000000000 +4K\n  second-stage shadow\n  sanitize',
+    text: `guest k {
+  map 0x400000 -> 0x4000000000 4K rw-
+  map 0x600000 -> 0x4000000000 4K rw-
+}
+vcpu 0 in k {
+  write 0x400000
+  wait until slots.generation > 2
+  read 0x600000
+  expect faults.guest == 1
+}
+host h {
+  wait until accesses > 0
+  INJECT
+  cpuid maxphyaddr 36
+  add slot 5 at 0x8000000 +4K
+}
+`,
+    caught: /expect faults\.guest == 1: left is 0, right is 1/,
   },
   'mmio-generation': {
     machine: 'memory 0 +64M\n  sanitize',
