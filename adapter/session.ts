@@ -310,14 +310,14 @@ export class KvmMmuSession extends DebugSession {
     );
   }
 
-  /** Answers a request with what `work` makes of it, or with its error in words. */
-  async #answer(response: DebugProtocol.Response, work: () => void | Promise<void>): Promise<void> {
+  /** Answers a request with what `work` makes of it, or with its error in words: for people unless who asked shows it by itself. */
+  async #answer(response: DebugProtocol.Response, work: () => void | Promise<void>, showUser = true): Promise<void> {
     try {
       await this.#withFrames(work);
       this.sendResponse(response);
     } catch (error) {
       const text = error instanceof Error ? error.message : String(error);
-      this.sendErrorResponse(response, { id: 1, format: '{text}', variables: { text }, showUser: true });
+      this.sendErrorResponse(response, { id: 1, format: '{text}', variables: { text }, showUser });
     }
   }
 
@@ -873,7 +873,7 @@ export class KvmMmuSession extends DebugSession {
   // ---- views
 
   protected override customRequest(command: string, response: DebugProtocol.Response, args: unknown): void {
-    this.#answer(response, () => {
+    const ask = (): void => {
       switch (command) {
         case 'mmu/watch':
           response.body = this.#watch(args);
@@ -887,7 +887,9 @@ export class KvmMmuSession extends DebugSession {
         default:
           throw new RequestError(`unknown request ${command}`);
       }
-    });
+    };
+    // Views and hovers have places of their own for what cannot be answered.
+    this.#answer(response, ask, command === 'mmu/letOwnerRun');
   }
 
   #watch(args: unknown): unknown {
