@@ -100,11 +100,14 @@ export interface Walk {
   references: number;
   readonly entryGfn: number[];
   readonly entryPfn: number[];
-  /** By level, the guest entries that were read and the rights that the ones above them leave. */
+  /** By level, the guest entries that were read and the rights that the ones above them leave: of KVM's own walks, which shadow. */
   readonly entryLo: number[];
   readonly entryHi: number[];
   readonly tableAccess: number[];
 }
+
+/** Where walks put what nobody reads of them. */
+const UNUSED = [0, 0, 0, 0, 0, 0];
 
 export function startWalk(mode: PagingMode, second: SecondStage | undefined, vfn: Vfn, kind: AccessKind): Walk {
   const walk: Walk = {
@@ -140,9 +143,9 @@ export function startWalk(mode: PagingMode, second: SecondStage | undefined, vfn
     references: 0,
     entryGfn: [0, 0, 0, 0, 0, 0],
     entryPfn: [0, 0, 0, 0, 0, 0],
-    entryLo: [0, 0, 0, 0, 0, 0],
-    entryHi: [0, 0, 0, 0, 0, 0],
-    tableAccess: [0, 0, 0, 0, 0, 0],
+    entryLo: second ? UNUSED : [0, 0, 0, 0, 0, 0],
+    entryHi: second ? UNUSED : [0, 0, 0, 0, 0, 0],
+    tableAccess: second ? UNUSED : [0, 0, 0, 0, 0, 0],
   };
   if (second) {
     walk.secondLevel = second.format.rootLevel;

@@ -78,6 +78,11 @@ export const vcpuEnterGuest = defineFunction<object>({
   where: 'arch/x86/kvm/x86.c',
   about: 'The way into the guest: requests first, in this order, then a root to run on.',
   steps: [
+    {
+      name: 'pending',
+      text: 'kvm_request_pending: mostly nobody has asked for anything',
+      run: (machine, task) => (machine.vcpu(task.vcpu).requests === 0 ? 'reload' : NEXT),
+    },
     request(
       'free-obsolete-roots',
       'KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: give up roots that were invalidated',
