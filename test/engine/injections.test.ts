@@ -283,6 +283,9 @@ test('after every step of random programs all invariants hold', () => {
       { host: false, guest: true },
       { host: true, guest: true },
       { host: true, guest: true, spaces: 5 },
+      { host: true, guest: true, paging: '32-bit' as const },
+      { host: true, guest: true, spaces: 3, paging: 'pae' as const },
+      { host: true, guest: true, paging: '5-level' as const },
     ]) {
       const { program } = parseScenario(randomProgram(seed, { second: 'shadow', statements: 40, ...shape }));
       const run = new Run(program!);

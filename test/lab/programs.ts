@@ -13,6 +13,8 @@ export interface ProgramShape {
   readonly ownCode?: boolean;
   /** Switches among so many address spaces, which map alike. */
   readonly spaces?: number;
+  /** Of the guest; 4-level unless told. */
+  readonly paging?: '32-bit' | 'pae' | '5-level';
 }
 
 /** Where a program's data lie: guest-virtual pages, and the guest-physical ones that they are mapped to. */
@@ -29,7 +31,7 @@ const spaceName = (space: number): string => (space === 0 ? 'g' : `g${space}`);
 /** A program that a seed determines. */
 export function randomProgram(
   seed: number,
-  { second, statements, host, guest, ownCode, spaces = 1 }: ProgramShape,
+  { second, statements, host, guest, ownCode, spaces = 1, paging }: ProgramShape,
 ): string {
   const random = new Random(seed, 0);
   const hex = (value: number): string => `0x${value.toString(16)}`;
@@ -84,14 +86,14 @@ export function randomProgram(
     }
   };
   const lines = (count: number, make: () => string): string[] => Array.from({ length: count }, () => `  ${make()}`);
-  return [
+  const program = [
     'machine x86-64 {',
     '  memory 0 +16M',
     '  memory 0x2000000 +32K slot 3',
     ...(second === undefined ? [] : [`  second-stage ${second}`]),
     '}',
     ...Array.from({ length: spaces }, (_, space) => [
-      `guest ${spaceName(space)} {`,
+      `guest ${spaceName(space)}${paging ? ` ${paging}` : ''} {`,
       ...(space > 0 ? [`  tables at ${hex(0x800000 + space * 0x10000)}`] : []),
       '  map 0x400000 -> 0x200000 +16K rwx',
       '  map 0x404000 -> 0x204000 +16K rwx user',
@@ -109,4 +111,6 @@ export function randomProgram(
       ? ['host h {', '  wait until accesses >= 1', ...lines(Math.ceil(statements / 4), hostStatement), '}']
       : []),
   ].join('\n');
+  // Entries of 32 bits cannot withhold execution.
+  return paging === '32-bit' ? program.replaceAll('rw-', 'rwx').replaceAll('r--', 'r-x') : program;
 }
