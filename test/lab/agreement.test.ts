@@ -3,7 +3,6 @@ import test, { after } from 'node:test';
 import { type HelperPlace, thisMachine } from '../../adapter/kvm/place.ts';
 import { Lab } from '../../adapter/lab/boot.ts';
 import type { LabLaunch } from '../../adapter/lab/launch.ts';
-import { RspClient } from '../../adapter/rsp/client.ts';
 import { openRecording } from '../../adapter/trace/open.ts';
 import { project } from '../../engine/history/project.ts';
 import type { Recording } from '../../engine/history/recording.ts';
@@ -11,6 +10,7 @@ import type { Machine } from '../../engine/machine.ts';
 import { answer } from '../../engine/queries/answer.ts';
 import { SILENT, withoutKvm } from '../kvm/kvm.ts';
 import { byPage, compareEvents } from './events.ts';
+import { withoutShadow } from './here.ts';
 import { KERNELS, labTest } from './lab.ts';
 import { FIRST_GVA, PAGES, type ProgramShape, randomProgram } from './programs.ts';
 import { builtLeaves, builtTables, emulate, emulatedLeaves, type Leaf, onKvm, STUBS } from './run-both.ts';
@@ -188,19 +188,6 @@ for (const kernel of KERNELS)
       console.log(`${compared} shadow leaf entries grant what the guest's entries do`);
     },
   );
-
-/** Why the shadow tables of this machine's KVM cannot be had. */
-async function withoutShadow(): Promise<string | undefined> {
-  const client = new RspClient(await thisMachine().start(['--memory', '16M']));
-  try {
-    await client.handshake();
-    const { secondStage, has } = await client.info();
-    if (secondStage !== 'shadow') return `this KVM translates by ${secondStage}, not by shadow tables`;
-    return has.tables === '' ? undefined : has.tables;
-  } finally {
-    client.kill();
-  }
-}
 
 const timeout = process.env.KVM_MMU_AGREEMENT ? 600_000 : 60_000;
 test(`this machine's KVM, shadow paging: leaf entries as in labs`, {
