@@ -33,7 +33,8 @@ export function runningGuestTables(machine: Machine, pool: number, root: Root): 
     ...tables,
     store: {
       ...store,
-      store: (gfn, index, lo, hi) => guestStoresEntry(machine, gfn, index, () => store.store(gfn, index, lo, hi)),
+      store: (gfn, index, lo, hi) =>
+        guestStoresEntry(machine, gfn, index, root.format.entryBytes, () => store.store(gfn, index, lo, hi)),
     },
   };
 }

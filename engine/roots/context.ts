@@ -15,7 +15,6 @@ import {
   findAndKeepCurrent,
   findWithoutCurrent,
   INVALID_ROOT,
-  type Mmu,
   PREV_ROOTS,
   ROOT_CURRENT,
   ROOTS_ALL,
@@ -147,5 +146,3 @@ export function afterSetCpuid(machine: Machine, vcpu: Vcpu): void {
   machine.setMmu(vcpu, { cpuRole: NO_ROLE, rootRole: 0 });
   initMmu(machine, vcpu);
 }
-
-export type { Mmu };

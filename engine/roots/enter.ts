@@ -25,18 +25,18 @@ export function mustEnter(vcpu: Vcpu): boolean {
 }
 
 /** is_obsolete_root: a special root, of which nothing can be told, is. */
-function isObsoleteRoot(machine: Machine, vcpu: Vcpu, { pfn }: RootInfo): boolean {
+function isObsoleteRoot(machine: Machine, { pfn }: RootInfo): boolean {
   if (pfn < 0) return false;
   const page = rootPage(machine, pfn);
-  if (!page) return pfn === vcpu.mmu.paeRoot || true;
+  if (!page) return true;
   return page.shadow ? isObsolete(machine, page as ShadowPage) : page.invalid;
 }
 
 function freeObsoleteRoots(machine: Machine, vcpu: Vcpu): void {
   const { root, prevRoots } = vcpu.mmu;
-  let which = isObsoleteRoot(machine, vcpu, root) ? ROOT_CURRENT : 0;
+  let which = isObsoleteRoot(machine, root) ? ROOT_CURRENT : 0;
   for (const [index, previous] of prevRoots.entries())
-    if (isObsoleteRoot(machine, vcpu, previous)) which |= rootPrevious(index);
+    if (isObsoleteRoot(machine, previous)) which |= rootPrevious(index);
   freeRoots(machine, vcpu, which);
 }
 

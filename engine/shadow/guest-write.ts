@@ -9,7 +9,13 @@ import { trackWrite } from './track-write.ts';
  * shadowed is write-protected there: of upper levels KVM emulates the store, a last-level one becomes unsync, and is written freely
  * from then on.
  */
-export function guestStoresEntry(machine: Machine, gfn: Gfn, index: number, store: () => void): void {
+export function guestStoresEntry(
+  machine: Machine,
+  gfn: Gfn,
+  index: number,
+  entryBytes: number,
+  store: () => void,
+): void {
   const isTracked = (machine.shadow.writeTracked.get(gfn) ?? 0) > 0;
   const synced = isTracked ? [] : pagesOf(machine, gfn).filter(({ shadow }) => !shadow.unsync);
   if (isTracked || synced.length > 0) {
@@ -17,8 +23,17 @@ export function guestStoresEntry(machine: Machine, gfn: Gfn, index: number, stor
     machine.count('faults.second');
   }
   for (const { pfn } of synced) unsyncPage(machine, pfn);
+  const pfn = machine.resolve(gfn);
+  const before = machine.entryWords(pfn, index);
   store();
   if (!isTracked) return;
   machine.count('emulated');
-  trackWrite(machine, frameToAddress(gfn, index * 8), 8);
+  const gpa = frameToAddress(gfn, index * 8);
+  if (entryBytes === 8) {
+    trackWrite(machine, gpa, 8);
+    return;
+  }
+  // Two entries share 8 bytes: the guest has stored what has changed.
+  const after = machine.entryWords(pfn, index);
+  for (const half of [0, 1] as const) if (before[half] !== after[half]) trackWrite(machine, gpa + BigInt(4 * half), 4);
 }

@@ -179,7 +179,7 @@ function countDisallowLpage(machine: Machine, gfn: Gfn, by: number): void {
 /** How a child's role follows from its parent's (kvm_mmu_child_role), by policy. @param address the faulting one, if there is */
 export function childRole(
   machine: Machine,
-  parent: ShadowPage | MmuPage,
+  parent: MmuPage,
   index: number,
   direct: boolean,
   access: number,
@@ -210,8 +210,8 @@ export function linkShadowPage(machine: Machine, spte: SpteAddress, child: Pfn):
   const [table, index] = [tableOf(spte), indexOf(spte)];
   const format = machine.tableFormat(table);
   const level = machine.tableLevel(table);
-  const [lo, hi] = machine.entryWords(table, index);
-  if (isPresent(lo)) dropLargeSpte(machine, spte, lo, hi);
+  const [lo] = machine.entryWords(table, index);
+  if (isPresent(lo)) dropLargeSpte(machine, spte, lo);
   const entry = makeTable(spteFormat(format), level, child);
   machine.setSpte(table, index, entry.lo, entry.hi, false);
   const page = shadowPage(machine, child);

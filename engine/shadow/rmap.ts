@@ -51,7 +51,7 @@ export function dropSpte(machine: Machine, spte: SpteAddress): boolean {
 }
 
 /** drop_large_spte */
-export function dropLargeSpte(machine: Machine, spte: SpteAddress, lo: number, _hi: number): void {
+export function dropLargeSpte(machine: Machine, spte: SpteAddress, lo: number): void {
   const table = tableOf(spte);
   if (machine.tableFormat(table).classify(machine.tableLevel(table), lo) !== LEAF) return;
   dropSpte(machine, spte);

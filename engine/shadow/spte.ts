@@ -25,9 +25,9 @@ const MMU_PRESENT = 1 << 11;
  * make_spte, of shadow tables. What may be written is, unless a table of the guest's lies there: such a page is made unsync, or stays
  * write-protected.
  */
-export function makeSpte(machine: Machine, _page: ShadowPage, wish: SpteWish): Entry & { readonly wrprot: boolean } {
+export function makeSpte(machine: Machine, page: ShadowPage, wish: SpteWish): Entry & { readonly wrprot: boolean } {
   const { level, gfn, pfn, old, isPrefetch, isSync, hostWritable } = wish;
-  const format = spteFormat(machine.tableFormat(_page.pfn));
+  const format = spteFormat(machine.tableFormat(page.pfn));
   const { writeLo, dirtyLo, accessedLo } = format.format;
   let { access } = wish;
   if (!hostWritable) access &= ~ACC_WRITE;
@@ -51,7 +51,7 @@ export function makeSpte(machine: Machine, _page: ShadowPage, wish: SpteWish): E
 }
 
 /**
- * mmu_try_to_unsync_pages: whether a page may be mapped writable. Where it is a last-level table of the guest's its shadow pages
+ * mmu_try_to_unsyncpages: whether a page may be mapped writable. Where it is a last-level table of the guest's its shadow pages
  * become unsync; upper ones stay write-protected.
  */
 function tryToUnsync(machine: Machine, gfn: Gfn, canUnsync: boolean, isPrefetch: boolean): boolean {

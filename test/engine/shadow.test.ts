@@ -137,3 +137,13 @@ test('MMIO: the marker keeps the guest’s rights, and a new slot makes it stale
   );
   assert.equal(run.machine.counter('emulated'), 2);
 });
+
+test('of a 32-bit directory the entry that is stored loses its links, whichever half of 8 bytes it is', () => {
+  for (const gva of ['0x400000', '0x800000']) {
+    // The page’s table goes, and another comes: what it mapped before must not be found.
+    const run = holds(
+      `guest g 32-bit {\n  tables at 0x100000\n  map 0x400000 -> 0x200000 4K rwx\n  map 0x800000 -> 0x300000 4K rwx\n}\nvcpu 0 in g {\n  read ${gva}\n  entry ${gva} level 2 = 0\n  invlpg ${gva}\n  read ${gva}\n}\nexpect faults.guest == 1\nexpect tables.zapped == 0\n`,
+    );
+    assert.equal(run.machine.counter('emulated'), 1);
+  }
+});
