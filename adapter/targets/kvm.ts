@@ -83,8 +83,12 @@ export interface KvmParts extends KvmPrinter {
   readonly owned: boolean;
 }
 
+/** What says how wide code is. */
+const WIDTH_REGISTERS = ['cs', 'gdt_base', 'cr0', 'efer'];
+
 /** A virtual machine under KVM, through the helper. */
 export class KvmTarget implements Target {
+  readonly #widths: { readonly mode: string; readonly width: CodeWidth }[] = [];
   readonly name = 'kvm';
   readonly capabilities: TargetCapabilities = {
     run: true,
@@ -343,8 +347,13 @@ export class KvmTarget implements Target {
     return instruction?.isCall ? rip + BigInt(instruction.bytes.length) : undefined;
   }
 
+  /** Of a vCPU's code: asked again when it runs in another segment or mode, and not at each of many steps. */
   #width(vcpu: number): CodeWidth {
-    return codeWidth(this.#machine, vcpu, this.#registers[vcpu]!);
+    const registers = this.#registers[vcpu]!;
+    const mode = WIDTH_REGISTERS.map((name) => registers.get(name)).join();
+    if (this.#widths[vcpu]?.mode !== mode)
+      this.#widths[vcpu] = { mode, width: codeWidth(this.#machine, vcpu, registers) };
+    return this.#widths[vcpu]!.width;
   }
 
   /** Runs one vCPU to an address at this depth of its stack or above; without one, until something else stops it. */

@@ -133,7 +133,7 @@ const offset = (target: KvmTarget): number => Number(register(target, 'rip') - S
 /** Where a motion leads; it must come to an end by itself. */
 async function moved(target: KvmTarget, motion: Motion, over: Partial<Watcher> = {}): Promise<Halt> {
   const halt = target.move(motion, watcher(over));
-  const early = await Promise.race([halt, sleep(5000)]);
+  const early = await Promise.race([halt, sleep(20_000)]);
   if (early) return early;
   target.pause();
   await halt;
