@@ -379,7 +379,7 @@ async function withSession(
   const lab = { kernel: KERNELS[0], params: { npt } };
   const launch = { target: 'kvm', guest: resolve(guest('user.elf')), memory: '16M', stopOnEntry, lab };
   try {
-    await work(client, await client.start(undefined, { launch, filters: [...filters], ...options }));
+    await work(client, await client.start(undefined, { launch, filters: [...filters], patience: 90, ...options }));
   } finally {
     await client.close();
   }
