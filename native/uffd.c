@@ -215,6 +215,7 @@ static void take(struct vm *vm, const struct uffd_msg *message)
 							       "missing",
 		.since = now_ms(),
 	};
+	u8 wanted = write_protected ? ARMED_WRITE : ARMED_TOUCH | (held.write ? ARMED_WRITE : 0);
 	pthread_mutex_lock(&vm->lock);
 	/* The access was interrupted before this was read: it comes again when the vCPU goes on. */
 	if (vcpu && !vcpu->inside) {
@@ -224,8 +225,10 @@ static void take(struct vm *vm, const struct uffd_msg *message)
 	if (vcpu && vcpu->held.active) {
 		/* An attempt that was interrupted is reported by every attempt after it. */
 		bool again = vcpu->held.gpa / PAGE == held.gpa / PAGE && !vcpu->held.resolved;
-		/* What else the same instruction touches is told after the first: it cannot be held any more. */
-		bool tells = !again && (vm->stops & STOP_SECOND_STAGE) && vcpu->more_held < MORE_HELD;
+		/* What else the same instruction touches is told after the first: it cannot be held any more. A page that has
+		 * been told of comes again when its waiter was caught between waking up and looking: it is not armed any more. */
+		bool tells = !again && (vm->stops & STOP_SECOND_STAGE) && (slot->armed[page] & wanted) &&
+			     vcpu->more_held < MORE_HELD;
 		if (tells) {
 			held.resolved = true;
 			vcpu->more[vcpu->more_held++] = held;
@@ -235,7 +238,6 @@ static void take(struct vm *vm, const struct uffd_msg *message)
 			uffd_resolve(vm, &held);
 		return;
 	}
-	u8 wanted = write_protected ? ARMED_WRITE : ARMED_TOUCH | (held.write ? ARMED_WRITE : 0);
 	bool report = vcpu && vcpu->state == VCPU_RUNNING && (vm->stops & STOP_SECOND_STAGE) &&
 		      (slot->armed[page] & wanted);
 	if (report) {
