@@ -1,6 +1,6 @@
 import { flatten, type Instruction } from './code.ts';
 import { Format, TABLE } from './formats/compile.ts';
-import { EPT, EPT_5 } from './formats/ept.ts';
+import { EPT, EPT_5, nestedEpt } from './formats/ept.ts';
 import type { Feature } from './formats/format.ts';
 import { NPT, NPT_5 } from './formats/npt.ts';
 import { SHADOW, SHADOW_5, SHADOW_PAE } from './formats/shadow.ts';
@@ -67,13 +67,38 @@ export interface InvalidationState {
   readonly end: Gfn;
 }
 
+/** What a vCPU that runs a nested guest keeps of L1, and of the guest's second stage. */
+export interface GuestMode {
+  /** The program's name of the guest (L2). */
+  readonly guest: string;
+  /** L1's registers, which its VM exit brings back. */
+  readonly l1: Registers;
+  /** L1's own second-stage tables for it; absent where L1 gives it tables of L1-physical addresses in CR3. */
+  readonly nested: NestedStage | undefined;
+}
+
+export interface NestedStage {
+  readonly name: string;
+  /** EPTP or nCR3. */
+  readonly pgd: bigint;
+  /** How they are walked: from L2's physical addresses to L1's. */
+  readonly mode: PagingMode;
+}
+
+/** `root_mmu`; `guest_mmu`, which shadows L1's tables for its guests; `nested_mmu`, whose role alone counts, of L2's own tables. */
+export const MMUS = ['root', 'guest', 'nested'] as const;
+export type MmuName = (typeof MMUS)[number];
+
 export class Vcpu {
   readonly id: number;
   registers: Registers;
   mode: PagingMode;
   readonly tlb = new Tlb();
-  /** `root_mmu`. */
-  mmu: Mmu = NEW_MMU;
+  mmus: Readonly<Record<MmuName, Mmu>> = { root: NEW_MMU, guest: NEW_MMU, nested: NEW_MMU };
+  /** Absent while L1 itself runs. */
+  guestMode: GuestMode | undefined;
+  /** Registers of nested guests that have run, by name, as L1 keeps them (VMCS12, VMCB12). */
+  saved: Readonly<Record<string, Registers>> = {};
   requests = 0;
   /** The hardware's view of the root; rebuilt when it changes. */
   second: SecondStage | undefined;
@@ -89,6 +114,20 @@ export class Vcpu {
   /** The mode in which the processor walks tables by itself. */
   get hardware(): PagingMode {
     return this.shadowed ?? this.mode;
+  }
+
+  /** Which MMU's tables the processor walks (`vcpu->arch.mmu`). */
+  get active(): MmuName {
+    return this.guestMode?.nested ? 'guest' : 'root';
+  }
+
+  get mmu(): Mmu {
+    return this.mmus[this.active];
+  }
+
+  /** The tables that the active MMU reads, and shadows where it is not direct: the guest's own, or L1's for a nested guest. */
+  get walked(): PagingMode {
+    return this.guestMode?.nested?.mode ?? this.mode;
   }
 
   /** Root of the tables the processor walks; −1 while there is none. */
@@ -129,6 +168,8 @@ export const COUNTERS = [
   'roots.hits',
   'roots.misses',
   'modes.changed',
+  'nested.entries',
+  'nested.exits',
   'sptes.changed',
   'expects.passed',
   'expects.failed',
@@ -186,7 +227,9 @@ export class Machine {
   readonly pages = new Map<Pfn, MmuPage>();
   /** What KVM keeps beside its shadow pages. */
   readonly shadow = new ShadowMmu();
+  /** By the level of their root. */
   readonly #shadowFormats: Readonly<Record<number, Format>>;
+  readonly #withoutAccessedDirty: Readonly<Record<number, Format>>;
   #dummyRoot: Pfn = -1;
   locks: LockState[] = LOCKS.map(() => ({ writer: -1, readers: [] }));
   invalidation: InvalidationState = { seq: 0, inProgress: 0, start: 0, end: 0 };
@@ -218,11 +261,22 @@ export class Machine {
     const spec = { ept: five ? EPT_5 : EPT, npt: five ? NPT_5 : NPT, shadow: SHADOW }[second];
     const options = { maxPhyAddr, features: hostFeatures };
     this.secondFormat = new Format(spec, options);
-    this.#shadowFormats = {
-      3: new Format(SHADOW_PAE, options),
-      4: second === 'shadow' ? this.secondFormat : new Format(SHADOW, options),
-      5: new Format(SHADOW_5, options),
-    };
+    const specs = {
+      ept: { 4: EPT, 5: EPT_5 },
+      npt: { 4: NPT, 5: NPT_5 },
+      shadow: { 3: SHADOW_PAE, 4: SHADOW, 5: SHADOW_5 },
+    }[second];
+    this.#shadowFormats = Object.fromEntries(
+      Object.entries(specs).map(([level, each]) => [
+        level,
+        each === spec ? this.secondFormat : new Format(each, options),
+      ]),
+    );
+    // Of the processor, where EPTP12 has it keep no accessed and dirty bits.
+    this.#withoutAccessedDirty =
+      second === 'ept'
+        ? { 4: new Format(nestedEpt(EPT, false), options), 5: new Format(nestedEpt(EPT_5, false), options) }
+        : {};
     this.code = program.tasks.map(flatten);
     this.small = {
       tasks: [],
@@ -545,19 +599,49 @@ export class Machine {
   }
 
   /** Changes fields of a vCPU's MMU: its roles, its root, the roots before. */
-  setMmu(vcpu: Vcpu, change: Partial<Mmu>): void {
-    const after = { ...vcpu.mmu, ...change };
-    this.append(Kind.MMU, vcpu.id, 0, 0, 0, 0, { before: vcpu.mmu, after });
-    this.#applyMmu(vcpu, after);
+  setMmu(vcpu: Vcpu, change: Partial<Mmu>, which = vcpu.active): void {
+    const before = vcpu.mmus[which];
+    const after = { ...before, ...change };
+    this.append(Kind.MMU, vcpu.id, MMUS.indexOf(which), 0, 0, 0, { before, after });
+    this.#applyMmu(vcpu, which, after);
   }
 
-  #applyMmu(vcpu: Vcpu, mmu: Mmu): void {
+  #applyMmu(vcpu: Vcpu, which: MmuName, mmu: Mmu): void {
+    vcpu.mmus = { ...vcpu.mmus, [which]: mmu };
+    this.#applyRoot(vcpu);
+  }
+
+  /** What the processor walks follows from the active MMU. */
+  #applyRoot(vcpu: Vcpu): void {
     const { second } = this.config;
-    vcpu.mmu = mmu;
-    const root = mmu.root.pfn;
+    const { root, mmu } = vcpu;
     this.#applyShadowMode(vcpu);
     if (root < 0) vcpu.second = undefined;
-    else if (second !== 'shadow') vcpu.second = { kind: second, format: this.secondFormat, root };
+    else if (second !== 'shadow') {
+      const level = roleField(mmu.rootRole, 'level');
+      const withoutBits = roleField(mmu.rootRole, 'ad_disabled') === 1 ? this.#withoutAccessedDirty[level] : undefined;
+      vcpu.second = { kind: second, format: withoutBits ?? this.shadowFormat(mmu), root };
+    }
+  }
+
+  /** Lets a vCPU enter a nested guest, or come out, with the registers that it then has. */
+  setGuestMode(
+    vcpu: Vcpu,
+    guestMode: GuestMode | undefined,
+    registers: Registers,
+    saved: Readonly<Record<string, Registers>>,
+  ): void {
+    const before = { guestMode: vcpu.guestMode, registers: vcpu.registers, saved: vcpu.saved };
+    const after = { guestMode, registers, saved };
+    this.append(Kind.GUEST_MODE, vcpu.id, 0, 0, 0, 0, { before, after });
+    this.#applyGuestMode(vcpu, after);
+  }
+
+  #applyGuestMode(vcpu: Vcpu, { guestMode, registers, saved }: Pick<Vcpu, 'guestMode' | 'registers' | 'saved'>): void {
+    vcpu.guestMode = guestMode;
+    vcpu.saved = saved;
+    this.#applyRegister(vcpu, registers);
+    this.#applyRoot(vcpu);
   }
 
   setRequests(vcpu: Vcpu, requests: number): void {
@@ -648,9 +732,9 @@ export class Machine {
 
   // ---- shadow paging
 
-  /** How the processor reads the tables below a vCPU's shadow root. */
+  /** How the tables below a vCPU's shadow root are read. */
   shadowFormat({ rootRole }: Mmu): Format {
-    return this.#shadowFormats[roleField(rootRole, 'level')] ?? this.#shadowFormats[3]!;
+    return this.#shadowFormats[roleField(rootRole, 'level')] ?? this.#shadowFormats[3] ?? this.secondFormat;
   }
 
   /** How one of KVM's tables is read, and its level; those behind `pae_root` are of level 3. */
@@ -658,6 +742,11 @@ export class Machine {
     const page = this.pages.get(pfn);
     if (!page) return this.#shadowFormats[3]!;
     return page.level === 5 && page.shadow ? this.#shadowFormats[5]! : this.secondFormat;
+  }
+
+  /** Whether the TDP MMU maps guest memory; shadow pages are then those of nested guests alone. */
+  get isTdp(): boolean {
+    return this.config.second !== 'shadow';
   }
 
   tableLevel(pfn: Pfn): number {
@@ -898,7 +987,13 @@ export class Machine {
         this.pages.set(entry.address, (entry.object as { before: MmuPage }).before);
         break;
       case Kind.MMU:
-        this.#applyMmu(this.vcpu(entry.address), (entry.object as { before: Mmu }).before);
+        this.#applyMmu(this.vcpu(entry.address), MMUS[entry.oldLo]!, (entry.object as { before: Mmu }).before);
+        break;
+      case Kind.GUEST_MODE:
+        this.#applyGuestMode(
+          this.vcpu(entry.address),
+          (entry.object as { before: Pick<Vcpu, 'guestMode' | 'registers' | 'saved'> }).before,
+        );
         break;
       case Kind.FRAME_ALLOC:
         this.memory.drop(entry.address);

@@ -3,8 +3,11 @@
  * default is today's kernel.
  */
 export interface Policies {
-  /** When dirty logging starts: `eager` splits large pages at once (KVM's `eager_page_split`), `lazy` at the first write. */
-  readonly 'page-split': 'eager' | 'lazy';
+  /**
+   * When dirty logging starts: `eager` splits large pages at once (KVM's `eager_page_split`), `lazy` at the first write; `all` splits those
+   * of shadow paging at once too, as was posted in February 2022.
+   */
+  readonly 'page-split': 'eager' | 'lazy' | 'all';
   /**
    * What becomes of roots when the guest's mode changes: `before` is Linux 5.15, which gives up all of them, and whose role of the TDP
    * MMU has CR0.WP and EFER.NX in it; `posted` is the series of February 2022, which looks for a root of the new role among those it
@@ -13,18 +16,19 @@ export interface Policies {
   readonly roots: 'today' | 'before' | 'posted';
   /**
    * Which part of a table of 4-byte entries a child page shadows: `parity` of its parent's entry, as today; by the faulting `address`, as
-   * Linux 5.15; or `copied` from the parent, the mistake that was posted.
+   * Linux 5.15; `copied` from the parent, the mistake that was posted; or `skip`, the other way that was thought of: by the address, where
+   * there is one, and splitting leaves such tables alone.
    */
-  readonly quadrant: 'parity' | 'address' | 'copied';
+  readonly quadrant: 'parity' | 'address' | 'copied' | 'skip';
 }
 
 export const DEFAULT_POLICIES: Policies = { 'page-split': 'eager', roots: 'today', quadrant: 'parity' };
 
 /** What each policy can be, its default first. */
 export const POLICY_VALUES: { readonly [K in keyof Policies]: readonly Policies[K][] } = {
-  'page-split': ['eager', 'lazy'],
+  'page-split': ['eager', 'lazy', 'all'],
   roots: ['today', 'before', 'posted'],
-  quadrant: ['parity', 'address', 'copied'],
+  quadrant: ['parity', 'address', 'copied', 'skip'],
 };
 
 function isPolicy(name: string): name is keyof Policies {

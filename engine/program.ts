@@ -52,6 +52,10 @@ export interface GuestTables {
   readonly name: string;
   /** How its tables are made, and what its vCPUs' CR4 and EFER say at the start: 4-level unless told. */
   readonly paging?: PagingName;
+  /** L1's second-stage tables for guests of its own: they map L2's physical addresses to L1's. */
+  readonly nested?: { readonly accessedDirty: boolean };
+  /** Of a nested guest, the tables behind its memory: its own lie in what they map. */
+  readonly within?: string;
   /** Where table pages are taken from, upwards; absent: downwards from the end of the first slot. */
   readonly tablesAt?: bigint;
   readonly mappings: readonly Mapping[];
@@ -133,17 +137,24 @@ export type Statement =
       readonly variable?: string;
       readonly body: readonly Statement[];
     })
-  /** The guest edits its own tables (those in CR3). */
-  | (Located & { readonly kind: 'map'; readonly mapping: Mapping })
-  | (Located & { readonly kind: 'unmap'; readonly gva: bigint; readonly size: bigint })
+  /** The guest edits its own tables (those in CR3), or as a hypervisor those of its guests, by their name. */
+  | (Located & { readonly kind: 'map'; readonly mapping: Mapping; readonly nested?: string })
+  | (Located & { readonly kind: 'unmap'; readonly gva: bigint; readonly size: bigint; readonly nested?: string })
   | (Located & {
       readonly kind: 'protect';
+      readonly nested?: string;
       readonly gva: bigint;
       readonly size: bigint;
       readonly write: boolean;
       readonly execute: boolean;
       readonly user: boolean;
     })
+  /** L1 runs a guest of its own for some statements (VMRESUME, VMRUN), until that exits. */
+  | (Located & { readonly kind: 'enter'; readonly guest: string; readonly body: readonly Statement[] })
+  /** Where such a block ends. */
+  | (Located & { readonly kind: 'leave' })
+  /** INVEPT of one EPTP, or of all. */
+  | (Located & { readonly kind: 'invept'; readonly nested?: string })
   | (Located & { readonly kind: 'expect'; readonly expectation: Expectation })
   /** Waits until the condition holds. */
   | (Located & { readonly kind: 'wait'; readonly condition: Expression })
@@ -168,6 +179,8 @@ export const STATEMENT_OWNER: Readonly<Partial<Record<Statement['kind'], 'vcpu' 
   register: 'vcpu',
   invlpg: 'vcpu',
   invpcid: 'vcpu',
+  enter: 'vcpu',
+  invept: 'vcpu',
   map: 'vcpu',
   unmap: 'vcpu',
   protect: 'vcpu',

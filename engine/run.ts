@@ -1,11 +1,12 @@
 import { evaluate, truthy } from './expression.ts';
-import { guestFormat, PAGING, RegisterError, type RegisterName } from './guest/registers.ts';
+import { guestNamed, tableFormatOf } from './guest/nested.ts';
+import { RegisterError, type RegisterName } from './guest/registers.ts';
 import { applyMapping, guestTableStore, guestTables } from './guest/tables.ts';
 import { type CounterName, Machine, MachineError, type SmallState, USER_TASK } from './machine.ts';
 import { type Mirror, MissingFrames } from './mirror.ts';
 import { runTopStep, type Task } from './operation.ts';
 import { PgtableError } from './pgtable/tables.ts';
-import type { Program } from './program.ts';
+import type { GuestTables, Program } from './program.ts';
 import { programScope } from './queries/scope.ts';
 import { writeRegister } from './roots/registers.ts';
 import { sanitize } from './shadow/sanitizer.ts';
@@ -17,23 +18,25 @@ import { checkExpectation, runInstruction } from './statements.ts';
 export function createMachine(program: Program, logLimit?: number, mirror?: Mirror): Machine {
   const machine = new Machine(program, logLimit, mirror);
   program.guests.forEach((guest, pool) => {
-    const first = machine.slots.list[0];
-    if (!first && guest.tablesAt === undefined)
+    const end = tablesEnd(machine, guest);
+    if (end === undefined && guest.tablesAt === undefined)
       throw new MachineError(`guest ${guest.name} has no memory to keep its tables in`);
-    const next =
-      guest.tablesAt === undefined ? first!.base + first!.pages - 1 - pool * 1024 : Number(guest.tablesAt >> 12n);
+    const sharing = program.guests.slice(0, pool).filter(({ within }) => within === guest.within).length;
+    const next = guest.tablesAt === undefined ? end! - 1 - sharing * 1024 : Number(guest.tablesAt >> 12n);
     machine.small.tablePools.push({ next, step: guest.tablesAt === undefined ? -1 : 1, free: [] });
-    const format = guestFormat(machine.cpu, true, PAGING[guest.paging ?? '4-level']);
-    const root = guestTableStore(machine, pool).allocate(1);
-    machine.guestRoots.set(guest.name, root);
-    const tables = guestTables(machine, pool, { format, rootGfn: root, rootEntry: 0 });
-    for (const mapping of guest.mappings) {
-      try {
+    const format = tableFormatOf(machine, guest);
+    let { line } = guest.span;
+    try {
+      const root = guestTableStore(machine, pool).allocate(1);
+      machine.guestRoots.set(guest.name, root);
+      const tables = guestTables(machine, pool, { format, rootGfn: root, rootEntry: 0 });
+      for (const mapping of guest.mappings) {
+        ({ line } = mapping.span);
         applyMapping(tables, mapping);
-      } catch (error) {
-        if (error instanceof MissingFrames) throw error;
-        throw new MachineError(`guest ${guest.name}, line ${mapping.span.line}: ${(error as Error).message}`);
       }
+    } catch (error) {
+      if (error instanceof MissingFrames) throw error;
+      throw new MachineError(`guest ${guest.name}, line ${line}: ${(error as Error).message}`);
     }
   });
   for (const task of machine.tasks) {
@@ -45,6 +48,16 @@ export function createMachine(program: Program, logLimit?: number, mirror?: Mirr
   }
   machine.log.truncate(0);
   return machine;
+}
+
+/** Frame behind the memory whose last pages hold a guest's tables: the first slot, or the first range that L1 maps for it. */
+function tablesEnd(machine: Machine, { within }: GuestTables): number | undefined {
+  if (within === undefined) {
+    const first = machine.slots.list[0];
+    return first && first.base + first.pages;
+  }
+  const first = guestNamed(machine, within).mappings.find(({ raw }) => !raw);
+  return first && Number((first.gva + first.size) >> 12n);
 }
 
 /** What a person changed: part of the schedule, so that a replay repeats it. */

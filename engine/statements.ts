@@ -1,6 +1,7 @@
 import type { Instruction } from './code.ts';
 import { ExpressionError, evaluate, evaluateInteger, truthy } from './expression.ts';
 import { accessPages, EMULATED, FAILED, FAULTED, lookUp, pageWalk, untranslatable } from './guest/access.ts';
+import { nestedStage } from './guest/nested.ts';
 import { REGISTER_BITS, RegisterError } from './guest/registers.ts';
 import { applyMapping, protectRange, runningGuestTables, unmapRange } from './guest/tables.ts';
 import { Kind } from './history/log.ts';
@@ -14,6 +15,7 @@ import { PgtableError } from './pgtable/tables.ts';
 import type { AccessStatement, Expectation, RegisterStatement, Statement } from './program.ts';
 import { programScope } from './queries/scope.ts';
 import { mustEnter, vcpuEnterGuest } from './roots/enter.ts';
+import { callNestedExit, callNestedRun, handleInvept } from './roots/nested.ts';
 import { kvmHandleInvpcid, kvmMmuInvlpg, kvmSetCpuid, registerFunction, writeRegister } from './roots/registers.ts';
 import { findEntry } from './tdp/iterate.ts';
 import { kvmMmuZapAllFast } from './tdp/zap.ts';
@@ -43,7 +45,10 @@ export function runInstruction(machine: Machine, task: Task, instruction: Instru
         return;
       }
       case 'statement':
-        runStatement(machine, task, instruction.statement);
+        // L1 resumes its guest, wherever a fault has brought it out.
+        if (instruction.guest !== undefined && !task.access && machine.vcpu(task.vcpu).guestMode === undefined)
+          callNestedRun(machine, task, instruction.guest);
+        else runStatement(machine, task, instruction.statement);
     }
   } catch (error) {
     // What a program asks for and cannot have is told where it stands; a fault of the debugger itself is not.
@@ -85,14 +90,25 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
       break;
     }
     case 'map':
-      applyMapping(ownTables(machine, task), statement.mapping);
+      applyMapping(editedTables(machine, task, statement.nested), statement.mapping);
       break;
     case 'unmap':
-      unmapRange(ownTables(machine, task), statement.gva, statement.size);
+      unmapRange(editedTables(machine, task, statement.nested), statement.gva, statement.size);
       break;
     case 'protect':
-      protectRange(ownTables(machine, task), statement.gva, statement.size, statement);
+      protectRange(editedTables(machine, task, statement.nested), statement.gva, statement.size, statement);
       break;
+    case 'enter':
+      callNestedRun(machine, task, statement.guest);
+      break;
+    case 'leave':
+      if (machine.vcpu(task.vcpu).guestMode) callNestedExit(machine, task, 'VMCALL');
+      break;
+    case 'invept': {
+      const { nested } = statement;
+      call(task, handleInvept, { pgd: nested === undefined ? null : nestedStage(machine, nested).pgd });
+      break;
+    }
     case 'expect':
       checkExpectation(machine, statement.expectation, task);
       break;
@@ -152,9 +168,13 @@ function poke(machine: Machine, task: Task, statement: Extract<Statement, { kind
   machine.setSpte(entry.table, entry.index, lowWord(value), highWord(value));
 }
 
-/** The tables in the task's CR3, with the pool of the guest that they were made for. */
-function ownTables(machine: Machine, task: Task) {
+/** The tables in the task's CR3, with the pool of the guest that they were made for; or L1's for its guests, by their name. */
+function editedTables(machine: Machine, task: Task, nested: string | undefined) {
   const { mode } = machine.vcpu(task.vcpu);
+  if (nested !== undefined) {
+    const stage = nestedStage(machine, nested).mode;
+    return runningGuestTables(machine, machine.poolOf(stage.rootGfn), stage);
+  }
   if (!mode.paging) throw new RangeError('the guest has no tables to edit while paging is off');
   const pool = machine.poolOf(mode.rootGfn);
   return runningGuestTables(machine, pool, mode);

@@ -189,10 +189,13 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   [vcpu('raed 0'), '2:1 error: ‘raed’ begins no statement (did you mean read?)'],
   [
     vcpu('+'),
-    '2:1 error: ‘+’ begins nothing here; here stand read, write, fetch, user, supervisor, implicit, invlpg, invpcid, repeat, loop, map, unmap, protect, entry, expect, wait, add, delete, move, log, zap, migrate, poke, inject, and registers',
+    '2:1 error: ‘+’ begins nothing here; here stand read, write, fetch, user, supervisor, implicit, invlpg, invpcid, invept, enter, repeat, loop, map, unmap, protect, entry, expect, wait, add, delete, move, log, zap, migrate, poke, inject, and registers',
   ],
   [guest('foo'), '2:1 error: ‘foo’ begins no statement'],
-  ['vpcu 0 { }', '1:1 error: ‘vpcu’ begins nothing (did you mean vcpu?); there are machine, guest, vcpu, host, expect'],
+  [
+    'vpcu 0 { }',
+    '1:1 error: ‘vpcu’ begins nothing (did you mean vcpu?); there are machine, guest, nested, vcpu, host, expect',
+  ],
   ['read 0', '1:1 error: ‘read’ belongs in a vcpu block'],
   ['cr3 = 0', '1:1 error: ‘cr3’ belongs in a vcpu block'],
   ['}', '1:1 error: ‘}’ closes nothing: no block is open'],

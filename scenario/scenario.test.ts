@@ -27,7 +27,7 @@ const HOST_SLOTS = 'machine { memory 0 +64M memory 0x1_0000_0000 +1G }\n';
 /** What one statement of a vCPU, or of the host, is lowered to. */
 function statement(text: string, owner: 'vcpu' | 'host' = 'vcpu'): unknown {
   const block = owner === 'vcpu' ? 'vcpu 0 in k' : 'host h';
-  const program = programOf(`${HOST_SLOTS}guest k {}\n${block} { ${text} }`);
+  const program = programOf(`${HOST_SLOTS}guest k {}\nnested n {}\n${block} { ${text} }`);
   assert.equal(program.tasks[0]!.body.length, 1, text);
   return plain(program.tasks[0]!.body[0]);
 }
@@ -96,6 +96,10 @@ const VCPU: readonly (readonly [string, object])[] = [
       },
     },
   ],
+  ['enter k { read 0 }', { kind: 'enter', guest: 'k', body: [{ ...access, address: '0x0' }] }],
+  ['unmap 0 +4K in n', { kind: 'unmap', gva: '0x0', size: '0x1000', nested: 'n' }],
+  ['invept n', { kind: 'invept', nested: 'n' }],
+  ['invept all', { kind: 'invept' }],
   ['wait until vcpu[0].cr0.wp', { kind: 'wait', condition: '"vcpu" "0x0" "cr0" "wp"' }],
 ];
 
@@ -122,7 +126,7 @@ for (const [text, expected] of HOST) test(`host: ${text}`, () => assert.deepEqua
 
 test('every kind of statement of the contract can be written', () => {
   const kinds = new Set([...VCPU, ...HOST].map(([, expected]) => (expected as { kind: string }).kind));
-  const all: Record<Statement['kind'], true> = {
+  const all: Record<Exclude<Statement['kind'], 'leave'>, true> = {
     ...{
       access: true,
       register: true,
@@ -134,7 +138,7 @@ test('every kind of statement of the contract can be written', () => {
       protect: true,
     },
     ...{ expect: true, wait: true, 'slot-add': true, 'slot-delete': true, 'slot-move': true, 'slot-log': true },
-    ...{ zap: true, notifier: true, poke: true, inject: true, cpuid: true },
+    ...{ zap: true, notifier: true, poke: true, inject: true, cpuid: true, enter: true, invept: true },
   };
   assert.deepEqual([...kinds].sort(), Object.keys(all).sort());
 });

@@ -8,7 +8,7 @@ import { clip } from './number.ts';
 
 /** Words that begin something, by the rule in whose block they stand. */
 export const BLOCK_WORDS: Readonly<Record<'Scenario' | 'Machine' | 'Guest' | 'Vcpu' | 'Host', readonly string[]>> = {
-  Scenario: ['machine', 'guest', 'vcpu', 'host', 'expect'],
+  Scenario: ['machine', 'guest', 'nested', 'vcpu', 'host', 'expect'],
   Machine: ['memory', 'second-stage', 'maxphyaddr', 'cpu', 'policy'],
   Guest: ['map', 'entry', 'tables'],
   Vcpu: [
@@ -21,6 +21,8 @@ export const BLOCK_WORDS: Readonly<Record<'Scenario' | 'Machine' | 'Guest' | 'Vc
       'implicit',
       'invlpg',
       'invpcid',
+      'invept',
+      'enter',
       'repeat',
       'loop',
       'map',

@@ -120,3 +120,23 @@ export const EPT: FormatSpec = {
 
 /** The same with five levels. */
 export const EPT_5: FormatSpec = withFifthLevel(EPT, 'ept-5', 'EPT, 5-level', 'EPT PML5E', 'EPT PML5');
+
+/**
+ * As a hypervisor that is a guest itself keeps them, for guests of its own (KVM: EPT12): nothing of KVM's is in them.
+ * @param accessedDirty EPTP bit 6: whether the processor keeps accessed and dirty bits; else these bits are ignored
+ */
+export function nestedEpt(spec: FormatSpec, accessedDirty: boolean): FormatSpec {
+  const free = { setBy: 'software', ignored: true, meaning: 'not used by the walk' } as const;
+  const { accessed, dirty, ...roles } = spec.roles;
+  return {
+    ...spec,
+    name: `nested-${spec.name}${accessedDirty ? '' : '-no-ad'}`,
+    title: `nested ${spec.title}`,
+    fields: spec.fields.map((field) =>
+      field.setBy === 'kvm' || (!accessedDirty && (field.name === accessed || field.name === dirty))
+        ? { ...free, name: 'available', bits: field.bits, ...(field.kind ? { kind: field.kind } : {}) }
+        : field,
+    ),
+    roles: accessedDirty ? spec.roles : roles,
+  };
+}

@@ -6,6 +6,7 @@ import { map, type Pgtable, protect, split, unmap } from '../pgtable/operations.
 import { entryHi, entryLo, PgtableError, storeEntry, type TableStore } from '../pgtable/tables.ts';
 import type { Mapping } from '../program.ts';
 import { guestStoresEntry } from '../shadow/guest-write.ts';
+import { l1Frame, nestedStage } from './nested.ts';
 import type { PagingMode } from './registers.ts';
 
 /** Input frame by which tables know an address: the sign extension is dropped. */
@@ -27,22 +28,31 @@ export function guestTables(machine: Machine, pool: number, { format, rootGfn, r
 /** The same, where the guest runs and what it stores may be shadowed. */
 export function runningGuestTables(machine: Machine, pool: number, root: Root): Pgtable {
   const tables = guestTables(machine, pool, root);
-  if (machine.config.second !== 'shadow' || machine.mirror) return tables;
+  if (machine.mirror) return tables;
   const { store } = tables;
   return {
     ...tables,
     store: {
       ...store,
       store: (gfn, index, lo, hi) =>
-        guestStoresEntry(machine, gfn, index, root.format.entryBytes, () => store.store(gfn, index, lo, hi)),
+        guestStoresEntry(machine, l1Gfn(machine, pool, gfn), index, root.format.entryBytes, () =>
+          store.store(gfn, index, lo, hi),
+        ),
     },
   };
 }
 
+/** The frame of the machine's that a guest takes for one of its own: where it is nested, what L1's tables lead to. */
+function l1Gfn(machine: Machine, pool: number, gfn: Gfn): Gfn {
+  const within = machine.program.guests[pool]?.within;
+  return within === undefined ? gfn : l1Frame(machine, nestedStage(machine, within).mode, gfn);
+}
+
 export function guestTableStore(machine: Machine, pool: number): TableStore {
-  const resolve = (gfn: Gfn): number => {
-    const pfn = machine.resolve(gfn);
-    if (pfn < 0) throw new PgtableError(`a guest table at gpa ${hex(frameToAddress(gfn))} lies outside memory`);
+  const resolve = (own: Gfn): number => {
+    const gfn = l1Gfn(machine, pool, own);
+    const pfn = gfn < 0 ? -1 : machine.resolve(gfn);
+    if (pfn < 0) throw new PgtableError(`a guest table at gpa ${hex(frameToAddress(own))} lies outside memory`);
     return pfn;
   };
   const state = machine.small.tablePools[pool]!;
@@ -53,7 +63,7 @@ export function guestTableStore(machine: Machine, pool: number): TableStore {
       const gfn = state.free.pop() ?? state.next;
       if (gfn === state.next) {
         state.next += state.step;
-        if (gfn < 0 || machine.resolve(gfn) < 0)
+        if (gfn < 0 || machine.resolve(l1Gfn(machine, pool, gfn)) < 0)
           throw new PgtableError('there is no guest memory left for page tables');
       }
       const pfn = resolve(gfn);

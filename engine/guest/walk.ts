@@ -353,7 +353,7 @@ function guestReference(
       guestFault(walk, mode, refused);
       return;
     }
-    walk.leafDirty = (lo & format.dirtyLo) !== 0 || (walk.bits & PFERR_WRITE) !== 0;
+    walk.leafDirty = (lo & format.dirtyLo) === format.dirtyLo || (walk.bits & PFERR_WRITE) !== 0;
     if (walk.unset !== 0 || ((walk.bits & PFERR_WRITE) !== 0 && (lo & format.dirtyLo) === 0))
       setGuestBits(walk, mode, memory);
     const span = format.span[level]!;

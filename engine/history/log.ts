@@ -61,6 +61,10 @@ export const Kind = {
   FRAME_FREE: 28,
   /** What the guests' processors offer (CPUID). object: before and after. */
   CPUID: 29,
+  /** A vCPU goes into a nested guest, or comes out. address: vCPU; object: before and after. */
+  GUEST_MODE: 30,
+  /** KVM makes a nested guest exit to L1. address: vCPU; object: why. */
+  NESTED_EXIT: 31,
 } as const;
 export type Kind = (typeof Kind)[keyof typeof Kind];
 /** Whether an entry of this kind changes eight bytes of memory at `address`. */

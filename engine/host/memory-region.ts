@@ -3,7 +3,7 @@ import type { Machine } from '../machine.ts';
 import type { Memslot, Memslots } from '../memory/memslots.ts';
 import { call, defineFunction, NEXT } from '../operation.ts';
 import type { SlotConfig } from '../program.ts';
-import { recoverHugePages, startDirtyLog } from '../tdp/dirty-log.ts';
+import { dirtyLogLocals, recoverHugePages, recoverLocals, startDirtyLog } from '../tdp/dirty-log.ts';
 import { kvmMmuZapAllFast } from '../tdp/zap.ts';
 
 export type SlotChange =
@@ -96,12 +96,8 @@ export const kvmSetMemoryRegion = defineFunction<RegionLocals>({
       run(machine, task, { change }) {
         if (change.kind !== 'log') return NEXT;
         return change.enable
-          ? call(task, startDirtyLog, {
-              slot: change.id,
-              next: -1,
-              phase: machine.policies['page-split'] === 'eager' ? 'split' : 'protect',
-            })
-          : call(task, recoverHugePages, { slot: change.id, next: 0 });
+          ? call(task, startDirtyLog, dirtyLogLocals(machine, change.id))
+          : call(task, recoverHugePages, recoverLocals(machine, change.id));
       },
     },
     {

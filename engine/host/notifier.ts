@@ -23,10 +23,11 @@ const begin = {
 };
 const zap = {
   name: 'zap',
-  text: 'tdp_mmu_zap_leafs: clear the range in every root; of shadow pages what the reverse maps have (kvm_unmap_gfn_range)',
+  text: 'kvm_unmap_gfn_range: clear what the reverse maps of shadow pages have, then the range in every root of the TDP MMU',
   run(machine: Machine, task: Task, { start, end }: RangeLocals) {
-    if (machine.config.second !== 'shadow') return call(task, tdpMmuZapLeafs, zapLeafsLocals(machine, start, end));
-    task.result = zapRange(machine, start, end);
+    const zapped = machine.shadow.rmaps.size > 0 ? zapRange(machine, start, end) : 0;
+    if (machine.isTdp) return call(task, tdpMmuZapLeafs, zapLeafsLocals(machine, start, end, zapped));
+    task.result = zapped;
     return NEXT;
   },
 };
@@ -111,7 +112,7 @@ export const unmapHostMemory = defineFunction<RangeLocals & { readonly migrate: 
       text: 'unmap the pages; migration copies them to other frames and maps those',
       run(machine, _task, locals) {
         if (locals.migrate) migrate(machine, locals);
-        else if (machine.config.second === 'shadow')
+        else if (!machine.isTdp || machine.shadow.rmaps.size > 0)
           for (let gfn = locals.start; gfn < locals.end; gfn++) machine.shadow.unmapped.set(machine, gfn, true);
         return NEXT;
       },

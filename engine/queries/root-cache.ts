@@ -91,7 +91,7 @@ function registersOf(machine: Machine, vcpu: number): Registers {
 
 function vcpuRoots(machine: Machine, built: KvmTables, vcpu: number): VcpuRootsAnswer {
   const registers = registersOf(machine, vcpu);
-  const cpu = cpuRole(registers);
+  const cpu = cpuRole(registers, !machine.mirror && machine.vcpu(vcpu).guestMode !== undefined);
   const at = (which: KvmRoot['which']): KvmRoot | undefined =>
     built.roots.find((root) => root.vcpu === vcpu && root.which === which);
   const current = at('current');

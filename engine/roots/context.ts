@@ -1,6 +1,7 @@
 import { roleField } from '../kernel/role.ts';
 import {
   type Machine,
+  MMUS,
   REQ_LOAD_MMU_PGD,
   REQ_MMU_SYNC,
   REQ_TLB_FLUSH_CURRENT,
@@ -21,18 +22,22 @@ import {
   type RootInfo,
   rootPrevious,
 } from './mmu.ts';
-import { cpuRole, NO_ROLE, shadowRootRole, tdpRootRole } from './role.ts';
+import { type CpuRole, cpuRole, NO_ROLE, shadowRootRole, tdpRootRole } from './role.ts';
 
-/** kvm_init_mmu: the roles that follow from the guest's registers. */
+/** kvm_init_mmu: the roles that follow from the guest's registers. Of a nested guest they are nested_mmu's, which has no tables. */
 export function initMmu(machine: Machine, vcpu: Vcpu): void {
-  const cpu = cpuRole(vcpu.registers);
-  const rootRole =
-    machine.config.second === 'shadow'
-      ? shadowRootRole(cpu)
-      : tdpRootRole(cpu, machine.secondFormat.rootLevel, machine.policies.roots === 'before');
-  const { cpuRole: before, rootRole: role } = vcpu.mmu;
+  const cpu = cpuRole(vcpu.registers, vcpu.guestMode !== undefined);
+  if (vcpu.guestMode?.nested) setRoles(machine, vcpu, cpu, 0, 'nested');
+  else if (machine.isTdp)
+    setRoles(machine, vcpu, cpu, tdpRootRole(cpu, machine.secondFormat.rootLevel, machine.policies.roots === 'before'));
+  else setRoles(machine, vcpu, cpu, shadowRootRole(cpu));
+}
+
+/** Gives an MMU its roles, if they are others. @param which the active one unless told */
+export function setRoles(machine: Machine, vcpu: Vcpu, cpu: CpuRole, rootRole: number, which = vcpu.active): void {
+  const { cpuRole: before, rootRole: role } = vcpu.mmus[which];
   if (before.base === cpu.base && before.ext === cpu.ext && role === rootRole) return;
-  machine.setMmu(vcpu, { cpuRole: cpu, rootRole });
+  machine.setMmu(vcpu, { cpuRole: cpu, rootRole }, which);
 }
 
 /** root_to_sp: special roots, which are the processor's alone, have none. */
@@ -49,9 +54,9 @@ function putRoot(machine: Machine, root: Pfn): void {
   else putTdpRoot(machine, page);
 }
 
-/** kvm_mmu_free_roots @param which ROOT_* */
-export function freeRoots(machine: Machine, vcpu: Vcpu, which: number): void {
-  const { mmu } = vcpu;
+/** kvm_mmu_free_roots @param which ROOT_* @param name of which MMU: the active one unless told */
+export function freeRoots(machine: Machine, vcpu: Vcpu, which: number, name = vcpu.active): void {
+  const mmu = vcpu.mmus[name];
   const prevRoots = mmu.prevRoots.map((root, index) => {
     if ((which & rootPrevious(index)) === 0 || root.pfn < 0) return root;
     putRoot(machine, root.pfn);
@@ -64,13 +69,14 @@ export function freeRoots(machine: Machine, vcpu: Vcpu, which: number): void {
     root = INVALID_ROOT;
   }
   if (root !== mmu.root || prevRoots.some((each, index) => each !== mmu.prevRoots[index]))
-    machine.setMmu(vcpu, { root, prevRoots });
+    machine.setMmu(vcpu, { root, prevRoots }, name);
 }
 
-/** kvm_mmu_unload: no root is left, nor what was remembered of MMIO. */
+/** kvm_mmu_unload: no root is left, of L1 and of its guests, nor what was remembered of MMIO. */
 export function unload(machine: Machine, vcpu: Vcpu): void {
   machine.count('roots.unloads');
-  freeRoots(machine, vcpu, ROOTS_ALL);
+  freeRoots(machine, vcpu, ROOTS_ALL, 'root');
+  freeRoots(machine, vcpu, ROOTS_ALL, 'guest');
   clearMmioInfo(machine, vcpu);
 }
 
@@ -83,7 +89,8 @@ export function clearMmioInfo(machine: Machine, vcpu: Vcpu): void {
 export function resetContext(machine: Machine, vcpu: Vcpu): void {
   if (machine.policies.roots === 'posted') {
     initMmu(machine, vcpu);
-    newPgd(machine, vcpu, vcpu.registers.cr3);
+    // guest_mmu has not changed, and its roots are not L2's CR3's.
+    if (!vcpu.guestMode?.nested) newPgd(machine, vcpu, vcpu.registers.cr3);
     return;
   }
   unload(machine, vcpu);
@@ -101,7 +108,8 @@ function isUsable(machine: Machine, { pgd, pfn }: RootInfo, wanted: bigint, role
 export function newPgd(machine: Machine, vcpu: Vcpu, pgd: bigint): void {
   // Linux 5.15 looks only where the tables on both sides have four levels or more.
   const isLimited =
-    machine.policies.roots === 'before' && !(roleField(vcpu.mmu.rootRole, 'level') >= 4 && vcpu.mode.addressBits > 32);
+    machine.policies.roots === 'before' &&
+    !(roleField(vcpu.mmu.rootRole, 'level') >= 4 && vcpu.walked.format.rootLevel >= 4);
   if (isLimited) {
     freeRoots(machine, vcpu, ROOT_CURRENT);
     return;
@@ -127,7 +135,7 @@ const pcidOf = (pgd: bigint): bigint => pgd & 0xfffn;
 
 /** kvm_invalidate_pcid: what a CR3 write without NOFLUSH and INVPCID ask for. */
 export function invalidatePcid(machine: Machine, vcpu: Vcpu, pcid: bigint): void {
-  if (machine.config.second !== 'shadow') {
+  if (machine.isTdp) {
     machine.setRequests(vcpu, vcpu.requests | REQ_TLB_FLUSH_GUEST);
     return;
   }
@@ -143,6 +151,6 @@ export function invalidatePcid(machine: Machine, vcpu: Vcpu, pcid: bigint): void
 export function afterSetCpuid(machine: Machine, vcpu: Vcpu): void {
   if (machine.injects('roles-kept')) return;
   unload(machine, vcpu);
-  machine.setMmu(vcpu, { cpuRole: NO_ROLE, rootRole: 0 });
+  for (const which of MMUS) machine.setMmu(vcpu, { cpuRole: NO_ROLE, rootRole: 0 }, which);
   initMmu(machine, vcpu);
 }

@@ -32,17 +32,20 @@ function isObsoleteRoot(machine: Machine, { pfn }: RootInfo): boolean {
   return page.shadow ? isObsolete(machine, page as ShadowPage) : page.invalid;
 }
 
+/** kvm_mmu_free_obsolete_roots: L1's, and its guests'. */
 function freeObsoleteRoots(machine: Machine, vcpu: Vcpu): void {
-  const { root, prevRoots } = vcpu.mmu;
-  let which = isObsoleteRoot(machine, root) ? ROOT_CURRENT : 0;
-  for (const [index, previous] of prevRoots.entries())
-    if (isObsoleteRoot(machine, previous)) which |= rootPrevious(index);
-  freeRoots(machine, vcpu, which);
+  for (const name of ['root', 'guest'] as const) {
+    const { root, prevRoots } = vcpu.mmus[name];
+    let which = isObsoleteRoot(machine, root) ? ROOT_CURRENT : 0;
+    for (const [index, previous] of prevRoots.entries())
+      if (isObsoleteRoot(machine, previous)) which |= rootPrevious(index);
+    freeRoots(machine, vcpu, which, name);
+  }
 }
 
 /** kvm_vcpu_flush_tlb_guest: what the guest asked to be flushed is synchronized first, as far as it is shadowed. */
 function flushGuest(machine: Machine, vcpu: Vcpu): void {
-  if (machine.config.second === 'shadow') {
+  if (!machine.isTdp) {
     syncRoots(machine, vcpu);
     freeRoots(
       machine,
@@ -139,7 +142,8 @@ function tdpRoot(machine: Machine, vcpu: Vcpu): RootInfo {
   return { pgd: 0n, pfn: root.pfn };
 }
 
-const isShadow = (machine: Machine): boolean => machine.config.second === 'shadow';
+/** Whether a vCPU's tables are shadow pages: of its own tables, or of L1's for the nested guest that it runs. */
+const isShadow = (machine: Machine, vcpu: Vcpu): boolean => !machine.isTdp || vcpu.active === 'guest';
 
 export const kvmMmuLoad = defineFunction<object>({
   name: 'kvm_mmu_load',
@@ -150,7 +154,8 @@ export const kvmMmuLoad = defineFunction<object>({
     {
       name: 'lock',
       text: 'take mmu_lock: the TDP MMU’s roots for reading, shadow pages for writing',
-      run: (machine, task) => lockStep('mmu_lock', isShadow(machine) ? 'write' : 'read').run(machine, task),
+      run: (machine, task) =>
+        lockStep('mmu_lock', isShadow(machine, machine.vcpu(task.vcpu)) ? 'write' : 'read').run(machine, task),
     },
     {
       name: 'root',
@@ -158,8 +163,9 @@ export const kvmMmuLoad = defineFunction<object>({
       run(machine, task) {
         const vcpu = machine.vcpu(task.vcpu);
         initMmu(machine, vcpu);
-        if (isShadow(machine)) makePagesAvailable(machine);
-        machine.setMmu(vcpu, { root: isShadow(machine) ? allocateShadowRoots(machine, vcpu) : tdpRoot(machine, vcpu) });
+        const shadow = isShadow(machine, vcpu);
+        if (shadow) makePagesAvailable(machine);
+        machine.setMmu(vcpu, { root: shadow ? allocateShadowRoots(machine, vcpu) : tdpRoot(machine, vcpu) });
         return NEXT;
       },
     },

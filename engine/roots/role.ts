@@ -1,5 +1,5 @@
 import { REGISTER_BITS, type RegisterName, type Registers } from '../guest/registers.ts';
-import { ROLE_FIELDS, type RoleField } from '../kernel/role.ts';
+import { ROLE_FIELDS, type RoleField, roleField } from '../kernel/role.ts';
 
 /**
  * Of `kvm_mmu_extended_role`: the guest's mode, as far as no table depends on it (7.1: kvm_host.h). The last two are Linux
@@ -50,9 +50,9 @@ function has(registers: Registers, register: RegisterName, name: string): boolea
 }
 
 /** kvm_calc_cpu_role. Without paging only SMM and guest mode count beside `direct`, and the level is 0. */
-export function cpuRole(registers: Registers): CpuRole {
+export function cpuRole(registers: Registers, guestMode: boolean): CpuRole {
   const paging = has(registers, 'cr0', 'pg');
-  if (!paging) return { base: makeRole({ access: ACC_ALL, direct: true }), ext: 1 };
+  if (!paging) return { base: makeRole({ access: ACC_ALL, direct: true, guest_mode: guestMode }), ext: 1 };
   const long = has(registers, 'efer', 'lme');
   const wp = has(registers, 'cr0', 'wp');
   const pae = has(registers, 'cr4', 'pae');
@@ -79,6 +79,7 @@ export function cpuRole(registers: Registers): CpuRole {
       cr0_wp: wp,
       smep_andnot_wp: smep && !wp,
       smap_andnot_wp: smap && !wp,
+      guest_mode: guestMode,
     }),
     ext: Object.entries(ext).reduce(
       (word, [name, value]) => word | (Number(value) << EXT_ROLE_FIELDS[name as ExtRoleField]),
@@ -92,7 +93,14 @@ export function cpuRole(registers: Registers): CpuRole {
  * @param like5_15 with the guest's EFER.NX and CR0.WP, as Linux 5.15 had it
  */
 export function tdpRootRole(cpu: CpuRole, level: number, like5_15: boolean): number {
-  const role = makeRole({ level, direct: true, access: ACC_ALL, efer_nx: true, cr0_wp: true });
+  const role = makeRole({
+    level,
+    direct: true,
+    access: ACC_ALL,
+    efer_nx: true,
+    cr0_wp: true,
+    guest_mode: roleField(cpu.base, 'guest_mode'),
+  });
   if (!like5_15) return role;
   const own = withRole(0xffff_ffff, { efer_nx: 0, cr0_wp: 0 });
   return ((role & own) | (cpu.base & ~own)) >>> 0;
@@ -101,6 +109,23 @@ export function tdpRootRole(cpu: CpuRole, level: number, like5_15: boolean): num
 /** kvm_init_shadow_mmu: the processor's role, in tables of at least three levels, always with NX. */
 export function shadowRootRole(cpu: CpuRole): number {
   return withRole(cpu.base, { level: Math.max(cpu.base & 15, 3), efer_nx: 1 });
+}
+
+/** kvm_calc_shadow_ept_root_page_role: EPT knows nothing of CR0, CR4 and EFER. Role and root role are one. */
+export function shadowEptRole(level: number, accessedDirty: boolean, execOnly: boolean): CpuRole {
+  return {
+    base: makeRole({ level, access: ACC_ALL, ad_disabled: !accessedDirty, guest_mode: true }),
+    ext: (1 << EXT_ROLE_FIELDS.valid) | (Number(execOnly) << EXT_ROLE_FIELDS.execonly),
+  };
+}
+
+/**
+ * kvm_init_shadow_npt_mmu: the role of L1's processor, in tables of as many levels as the host's. Where those have a level more its root
+ * only passes through.
+ */
+export function shadowNptRole(cpu: CpuRole, level: number): number {
+  const passthrough = level === 5 && roleField(cpu.base, 'level') === 4;
+  return withRole(cpu.base, { level, passthrough });
 }
 
 /** The extended role in words: `pse smep lma`. */

@@ -61,7 +61,7 @@ function firstSpte(machine: Machine, vcpu: Vcpu, gva: bigint): { level: number; 
 /** The entry for the address one level below, in the page that this one leads to. */
 function below(machine: Machine, { spte, level, fault }: Locals): SpteAddress {
   const child = childOf(machine, spte);
-  return child * 512 + Number((fault.info.gva >> BigInt(12 + 9 * (level - 2))) & 511n);
+  return child * 512 + Number((fault.addr >> BigInt(12 + 9 * (level - 2))) & 511n);
 }
 
 export const shadowFetch = defineFunction<Locals>({
@@ -75,12 +75,12 @@ export const shadowFetch = defineFunction<Locals>({
       text: 'the entry of the guest’s top table is still the one that was walked; start at the root',
       run(machine, task, locals) {
         const vcpu = machine.vcpu(task.vcpu);
-        const { mode } = vcpu;
+        const { walked: mode } = vcpu;
         // Of PAE the PDPTEs were loaded with CR3: the directory is the top.
         const top = mode.format.rootLevel === 3 ? 2 : mode.format.rootLevel;
         if (mode.paging && top >= locals.gw.walk.leafLevel && gpteChanged(machine, mode, locals.gw, top))
           return returns(task, RET_PF.RETRY);
-        const first = firstSpte(machine, vcpu, locals.fault.info.gva);
+        const first = firstSpte(machine, vcpu, locals.fault.addr);
         if (!first) return returns(task, RET_PF.RETRY);
         locals.level = first.level;
         locals.spte = first.spte;
@@ -93,7 +93,7 @@ export const shadowFetch = defineFunction<Locals>({
       run(machine, task, locals) {
         const vcpu = machine.vcpu(task.vcpu);
         const { gw, spte, level } = locals;
-        const leafLevel = vcpu.mode.paging ? gw.walk.leafLevel : level;
+        const leafLevel = vcpu.walked.paging ? gw.walk.leafLevel : level;
         if (level <= leafLevel) return 'huge';
         clearWriteFlooding(machine, tableOf(spte));
         const gfn = gw.walk.entryGfn[level - 1]!;
@@ -104,7 +104,7 @@ export const shadowFetch = defineFunction<Locals>({
           indexOf(spte),
           false,
           gw.walk.tableAccess[level - 1]!,
-          locals.fault.info.gva,
+          locals.fault.addr,
         );
         const linked = childOf(machine, spte);
         if (linked >= 0) {
@@ -126,7 +126,7 @@ export const shadowFetch = defineFunction<Locals>({
       name: 'recheck',
       text: 'the guest’s entry has not changed while its table was not write-protected yet; else retry',
       run: (machine, task, locals) =>
-        gpteChanged(machine, machine.vcpu(task.vcpu).mode, locals.gw, locals.level - 1)
+        gpteChanged(machine, machine.vcpu(task.vcpu).walked, locals.gw, locals.level - 1)
           ? returns(task, RET_PF.RETRY)
           : NEXT,
     },
@@ -173,7 +173,7 @@ export const shadowFetch = defineFunction<Locals>({
         }
         if (childOf(machine, spte) < 0) {
           const parent = shadowPage(machine, tableOf(spte));
-          const role = childRole(machine, parent, indexOf(spte), true, gw.access, fault.info.gva);
+          const role = childRole(machine, parent, indexOf(spte), true, gw.access, fault.addr);
           const page = getShadowPage(machine, machine.vcpu(task.vcpu), locals.baseGfn, role);
           linkShadowPage(machine, spte, page.pfn);
         }
@@ -205,6 +205,8 @@ export const shadowFetch = defineFunction<Locals>({
 
 function prefetch(machine: Machine, vcpu: Vcpu, spte: SpteAddress): void {
   const page = shadowPage(machine, tableOf(spte));
+  // Without accessed bits nobody could tell what was prefetched from what was used.
+  if (roleField(page.role, 'ad_disabled') === 1) return;
   const first = indexOf(spte) - (indexOf(spte) % PREFETCHED);
   const isDirect = roleField(page.role, 'direct') === 1;
   for (let index = first; index < first + PREFETCHED; index++) {
@@ -224,14 +226,14 @@ function prefetchDirect(machine: Machine, table: Pfn, index: number): boolean {
 /** FNAME(prefetch_gpte) */
 function prefetchGuest(machine: Machine, vcpu: Vcpu, table: Pfn, index: number): boolean {
   const page = shadowPage(machine, table);
-  const guest = readGuestEntry(machine, page.gfn, guestNumber(page.role, index), vcpu.mode.format.entryBytes);
+  const guest = readGuestEntry(machine, page.gfn, guestNumber(page.role, index), vcpu.walked.format.entryBytes);
   if (!guest) return false;
   if (isInvalidGuestEntry(vcpu, guest)) {
     dropSpte(machine, table * 512 + index);
     return false;
   }
   const access = roleField(page.role, 'access') & guestAccess(vcpu, guest);
-  return install(machine, table, index, vcpu.mode.format.frame(1, guest.lo, guest.hi), access);
+  return install(machine, table, index, vcpu.walked.format.frame(1, guest.lo, guest.hi), access);
 }
 
 function install(machine: Machine, table: Pfn, index: number, gfn: Gfn, access: number): boolean {

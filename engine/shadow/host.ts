@@ -12,7 +12,7 @@ import { commitZap, prepareZap } from './zap.ts';
 const LEVELS = [1, 2, 3] as const;
 
 /** Gfns of a range, a large page's first one where `level` is above 1. */
-function* gfnsOf(start: Gfn, end: Gfn, level: number): Generator<Gfn> {
+export function* gfnsOf(start: Gfn, end: Gfn, level: number): Generator<Gfn> {
   const span = 512 ** (level - 1);
   for (let gfn = start - (start % span); gfn < end; gfn += span) yield gfn;
 }
@@ -39,7 +39,7 @@ export function zapCollapsible(machine: Machine, slot: Memslot): boolean {
   for (const gfn of gfnsOf(slot.base, slot.base + slot.pages, 1)) {
     for (const spte of rmapOf(machine, gfn, 1)) {
       const page = shadowPage(machine, tableOf(spte));
-      if (roleField(page.role, 'direct') === 0 || maxMappingLevel(slot, page.gfn, 3) <= page.level) continue;
+      if (roleField(page.role, 'direct') === 0 || maxMappingLevel(machine, slot, page.gfn, 3) <= page.level) continue;
       dropSpte(machine, spte);
       flush = true;
     }

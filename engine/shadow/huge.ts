@@ -1,7 +1,6 @@
 import type { Machine } from '../machine.ts';
 import type { PageFault } from '../tdp/fault.ts';
 import { maxMappingLevel } from '../tdp/map.ts';
-import { rmapKey } from './state.ts';
 
 /**
  * kvm_mmu_hugepage_adjust, after the guest's tables on the way have been shadowed: a large page that holds one of the guest's
@@ -10,10 +9,7 @@ import { rmapKey } from './state.ts';
 export function hugepageAdjust(machine: Machine, fault: PageFault): void {
   const slot = machine.slots.find(fault.gfn);
   if (!slot || fault.slot < 0 || slot.logDirty || fault.maxLevel <= 1) return;
-  let level = maxMappingLevel(slot, fault.gfn, fault.maxLevel);
-  const isDisallowed = (at: number): boolean =>
-    (machine.shadow.disallowLpage.get(rmapKey(at, fault.gfn - (fault.gfn % 512 ** (at - 1)))) ?? 0) > 0;
-  while (level > 1 && isDisallowed(level)) level--;
+  const level = maxMappingLevel(machine, slot, fault.gfn, fault.maxLevel);
   fault.reqLevel = level;
   fault.goalLevel = level;
   fault.pfn -= fault.pfn % 512 ** (level - 1);

@@ -16,6 +16,13 @@ export function maxShadowPages(machine: Machine): number {
   return Math.max(MIN_PAGES, Math.floor((pages * PERMILLE) / 1000));
 }
 
+/** Whether as many shadow pages are free as a fault may need (kvm_mmu_available_pages). */
+export function hasPagesLeft(machine: Machine): boolean {
+  const most = maxShadowPages(machine);
+  // So many cannot be exceeded while there are no more tables in all.
+  return machine.pages.size + MIN_FREE <= most || most - activePages(machine).length > MIN_FREE;
+}
+
 /** make_mmu_pages_available: before a fault is handled, the oldest pages go where too few are left. Roots in use stay. */
 export function makePagesAvailable(machine: Machine): void {
   const most = maxShadowPages(machine);

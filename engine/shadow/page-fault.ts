@@ -3,11 +3,12 @@ import { finishWalk, startWalk, type Walk } from '../guest/walk.ts';
 import { roleField } from '../kernel/role.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
 import type { Machine } from '../machine.ts';
-import { addressToFrame } from '../memory/words.ts';
-import { call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
-import { describeWalkFault } from '../tdp/explain-fault.ts';
+import { addressToFrame, hex } from '../memory/words.ts';
+import { call, defineFunction, type Flow, NEXT, returns, type Task } from '../operation.ts';
+import { callNestedExit } from '../roots/nested.ts';
+import { describeWalkFault, nestedReason } from '../tdp/explain-fault.ts';
 import { type FaultInfo, type PageFault, PFN_NOSLOT, RET_PF } from '../tdp/fault.ts';
-import { kvmMmuFaultinPfn, mustRetry } from '../tdp/page-fault.ts';
+import { isWriteTracked, kvmMmuFaultinPfn, mustRetry } from '../tdp/page-fault.ts';
 import { EMULATION_INJECTED } from '../tdp/results.ts';
 import { shadowFetch } from './fetch.ts';
 import { invalidateAddress } from './invalidate.ts';
@@ -36,12 +37,33 @@ interface Locals {
  */
 export function injectPageFault(machine: Machine, task: Task, fault: FaultInfo): void {
   const vcpu = machine.vcpu(task.vcpu);
-  if ((fault.errorCode & (PRESENT | RSVD)) === PRESENT && machine.config.second === 'shadow') {
+  if ((fault.errorCode & (PRESENT | RSVD)) === PRESENT && !machine.isTdp) {
     machine.invalidatePage(vcpu, addressToFrame(fault.gva));
     if (vcpu.root >= 0 && roleField(vcpu.mmu.rootRole, 'direct') === 0)
       invalidateAddress(machine, vcpu, vcpu.root, fault.gva);
   }
   deliverPageFault(machine, task, fault, true);
+}
+
+/**
+ * nested_ept_inject_page_fault, nested_svm_inject_npf_exit: L1's tables refuse an access of its guest, so that L1 gets a VM exit. What
+ * an unsync page has of the address goes, below all roots of these tables.
+ */
+export function reflectFault(machine: Machine, task: Task, walk: Walk, address: bigint): Flow {
+  const vcpu = machine.vcpu(task.vcpu);
+  const { mode, pgd } = vcpu.guestMode!.nested!;
+  if ((walk.error & (PRESENT | RSVD)) === PRESENT) {
+    const { root, prevRoots } = vcpu.mmu;
+    const same = prevRoots.filter((each) => machine.config.second === 'ept' && each.pgd >> 12n === pgd >> 12n);
+    for (const each of [root, ...same]) if (each.pfn >= 0) invalidateAddress(machine, vcpu, each.pfn, address);
+  }
+  const kind =
+    machine.config.second !== 'ept'
+      ? 'nested page fault'
+      : (walk.error & RSVD) !== 0
+        ? 'EPT misconfiguration'
+        : 'EPT violation';
+  return callNestedExit(machine, task, `${kind} at gpa ${hex(address)} of L2: ${nestedReason(walk, mode)}`);
 }
 
 /** Whether the fault's root is still the one to map into. */
@@ -66,32 +88,38 @@ export const shadowPageFault = defineFunction<Locals>({
         const access = task.access!;
         for (const pfn of machine.small.lateUnsync.splice(0))
           if (machine.pages.get(pfn)?.shadow?.unsync === false) unsyncPage(machine, pfn);
-        const walk = startWalk(vcpu.mode, undefined, Math.floor(Number(fault.info.gva >> 12n)), {
+        const walk = startWalk(vcpu.walked, undefined, Math.floor(Number(fault.addr >> 12n)), {
           bits: fault.info.errorCode & ~RSVD & 0x1f & ~1,
           implicit: fault.info.implicit && !machine.injects('smap-ac-implicit'),
         });
-        finishWalk(walk, vcpu.mode, undefined, machine.walkMemory);
+        finishWalk(walk, vcpu.walked, undefined, machine.walkMemory);
+        if (walk.status === 'guest-fault' && vcpu.active === 'guest')
+          return reflectFault(machine, task, walk, fault.addr);
         if (walk.status === 'guest-fault') {
-          injectPageFault(machine, task, describeWalkFault(vcpu.id, walk, vcpu.mode, undefined, access));
+          injectPageFault(machine, task, describeWalkFault(vcpu.id, walk, vcpu.walked, undefined, access));
           return returns(task, EMULATION_INJECTED);
         }
         fault.gfn = walk.gfn;
         fault.slot = machine.slots.find(walk.gfn)?.id ?? -1;
         const large = Math.max(1, ...[2, 3].filter((level) => machine.shadowLarge(level)));
-        fault.maxLevel = Math.min(vcpu.mode.paging ? walk.leafLevel : large, large);
+        fault.maxLevel = Math.min(vcpu.walked.paging ? walk.leafLevel : large, large);
         locals.gw = { walk, access: walk.leafDirty ? walk.access : walk.access & ~2 };
         return NEXT;
       },
     },
     {
+      name: 'walked',
+      text: 'where L1’s tables did not allow the access of a nested guest, L1 has got its VM exit',
+      run: (_machine, task, { gw }) => (gw === null ? returns(task, EMULATION_INJECTED) : NEXT),
+    },
+    {
       name: 'track',
       text: 'page_fault_handle_page_track: a write to an upper-level table of the guest’s is emulated',
       run(machine, task, { fault }) {
-        const present = (fault.info.errorCode & 1) !== 0;
-        if (!fault.write || !present || (machine.shadow.writeTracked.get(fault.gfn) ?? 0) === 0) return NEXT;
+        if (!isWriteTracked(machine, fault)) return NEXT;
         // shadow_page_table_clear_flood: whoever walks to the table is no flood.
         const vcpu = machine.vcpu(task.vcpu);
-        for (const { table } of machine.shadowPath(vcpu, fault.info.gva))
+        for (const { table } of machine.shadowPath(vcpu, fault.addr))
           if (machine.pages.get(table)?.shadow) clearWriteFlooding(machine, table);
         return returns(task, RET_PF.WRITE_PROTECTED);
       },
@@ -112,9 +140,9 @@ export const shadowPageFault = defineFunction<Locals>({
       run(machine, task, { fault, gw }) {
         const vcpu = machine.vcpu(task.vcpu);
         const user = (fault.info.errorCode & USER) !== 0;
-        if (fault.write && (gw!.access & 2) === 0 && !vcpu.mode.wp && !user && fault.pfn !== PFN_NOSLOT) {
+        if (fault.write && (gw!.access & 2) === 0 && !vcpu.walked.wp && !user && fault.pfn !== PFN_NOSLOT) {
           gw!.access = (gw!.access | 2) & ~4;
-          if (vcpu.mode.smep) gw!.access &= ~1;
+          if (vcpu.walked.smep) gw!.access &= ~1;
         }
         return NEXT;
       },

@@ -194,6 +194,7 @@ export function childRole(
   switch (machine.policies.quadrant) {
     case 'copied':
       return child;
+    case 'skip':
     case 'address': {
       if (address === undefined) return withRole(child, { quadrant: 0 });
       const quadrant = (address >> BigInt(12 + 9 * level)) & BigInt((1 << level) - 1);
@@ -205,14 +206,15 @@ export function childRole(
   }
 }
 
-/** __link_shadow_page: the entry leads to the page from now on. */
-export function linkShadowPage(machine: Machine, spte: SpteAddress, child: Pfn): void {
+/** __link_shadow_page: the entry leads to the page from now on. @param flush whether a large page that stood there may be cached */
+export function linkShadowPage(machine: Machine, spte: SpteAddress, child: Pfn, flush = true): void {
   const [table, index] = [tableOf(spte), indexOf(spte)];
   const format = machine.tableFormat(table);
   const level = machine.tableLevel(table);
   const [lo] = machine.entryWords(table, index);
-  if (isPresent(lo)) dropLargeSpte(machine, spte, lo);
-  const entry = makeTable(spteFormat(format), level, child);
+  if (isPresent(lo)) dropLargeSpte(machine, spte, lo, flush);
+  const isWithoutBits = roleField(shadowPage(machine, table).role, 'ad_disabled') === 1;
+  const entry = makeTable(spteFormat(format), level, child, isWithoutBits);
   machine.setSpte(table, index, entry.lo, entry.hi, false);
   const page = shadowPage(machine, child);
   updateShadow(machine, child, { parents: [...page.shadow.parents, spte] });

@@ -2,6 +2,7 @@ import { LEAF } from '../formats/compile.ts';
 import type { Machine } from '../machine.ts';
 import type { Gfn } from '../memory/words.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
+import { findEntry } from '../tdp/iterate.ts';
 import { isMmuWritable, isPresent, spteFormat } from '../tdp/spte.ts';
 import { gfnOfEntry, indexOf, shadowPage, tableOf } from './pages.ts';
 import { rmapKey, type SpteAddress } from './state.ts';
@@ -51,11 +52,11 @@ export function dropSpte(machine: Machine, spte: SpteAddress): boolean {
 }
 
 /** drop_large_spte */
-export function dropLargeSpte(machine: Machine, spte: SpteAddress, lo: number): void {
+export function dropLargeSpte(machine: Machine, spte: SpteAddress, lo: number, flush: boolean): void {
   const table = tableOf(spte);
   if (machine.tableFormat(table).classify(machine.tableLevel(table), lo) !== LEAF) return;
   dropSpte(machine, spte);
-  flushRemoteTlbs(machine);
+  if (flush) flushRemoteTlbs(machine);
 }
 
 /** kvm_zap_all_rmap_sptes @returns whether there was any */
@@ -89,5 +90,23 @@ export function rmapWriteProtect(machine: Machine, gfn: Gfn, level: number, forT
 export function writeProtectGfn(machine: Machine, gfn: Gfn): boolean {
   let changed = false;
   for (let level = 1; level <= 3; level++) if (rmapWriteProtect(machine, gfn, level, true)) changed = true;
+  if (machine.isTdp && tdpWriteProtect(machine, gfn)) changed = true;
+  return changed;
+}
+
+/** kvm_tdp_mmu_write_protect_gfn: the leaf of a gfn below every valid root, whatever its size. */
+function tdpWriteProtect(machine: Machine, gfn: Gfn): boolean {
+  let changed = false;
+  const { writeLo } = machine.secondFormat;
+  const { mmuWritable } = spteFormat(machine.secondFormat);
+  for (const root of machine.roots()) {
+    if (root.invalid) continue;
+    const { table, index, level, lo, hi } = findEntry(machine, root.pfn, gfn);
+    if (!isPresent(lo) || machine.secondFormat.classify(level, lo) !== LEAF) continue;
+    const next = { lo: (lo & ~(writeLo | mmuWritable.lo)) >>> 0, hi: (hi & ~mmuWritable.hi) >>> 0 };
+    if (next.lo === lo && next.hi === hi) continue;
+    machine.setSpte(table, index, next.lo, next.hi);
+    changed = true;
+  }
   return changed;
 }

@@ -18,7 +18,7 @@ function allocateRoot(machine: Machine, vcpu: Vcpu, gfn: Gfn, quadrant: number, 
 
 /** The PDPTEs that the guest's CR3 leads to, as they were when they were loaded. */
 function guestPdptes(machine: Machine, vcpu: Vcpu): (Gfn | undefined)[] {
-  const { rootGfn, rootEntry, format } = vcpu.mode;
+  const { rootGfn, rootEntry, format } = vcpu.walked;
   const pfn = machine.resolve(rootGfn);
   return [0, 1, 2, 3].map((index) => {
     if (pfn < 0) return undefined;
@@ -39,8 +39,8 @@ export function allocateShadowRoots(machine: Machine, vcpu: Vcpu): RootInfo {
   const { rootRole } = vcpu.mmu;
   const level = roleField(rootRole, 'level');
   const direct = roleField(rootRole, 'direct') === 1;
-  const pgd = direct ? 0n : vcpu.registers.cr3;
-  const { rootGfn } = vcpu.mode;
+  const pgd = direct ? 0n : (vcpu.guestMode?.nested?.pgd ?? vcpu.registers.cr3);
+  const { rootGfn } = vcpu.walked;
   if (!direct && !isVisible(machine, rootGfn)) return { pgd, pfn: machine.dummyRoot() };
   if (level >= 4) return { pgd, pfn: allocateRoot(machine, vcpu, direct ? 0 : rootGfn, 0, level) };
   const paeRoot = machine.paeRootOf(vcpu);

@@ -1,4 +1,5 @@
-import { LEAF, MALFORMED, TABLE } from '../formats/compile.ts';
+import { type Format, LEAF, MALFORMED, TABLE } from '../formats/compile.ts';
+import { nestedStage } from '../guest/nested.ts';
 import { roleField, roleWords } from '../kernel/role.ts';
 import { type Machine, REQ_TLB_FLUSH, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, type Vcpu } from '../machine.ts';
 import type { Pfn } from '../memory/words.ts';
@@ -15,12 +16,13 @@ export function sanitize(machine: Machine): string[] {
   // In the middle of a change the tables need not agree with each other.
   if (machine.owners('mmu_lock').some((task) => task.holds.some(({ mode }) => mode === 'write'))) return [];
   const found: string[] = [];
-  if (machine.config.second === 'shadow') {
+  if (!machine.isTdp || machine.shadow.hash.size > 0) {
     const mapped = checkPages(machine, found);
     checkReverseMaps(machine, found);
     checkTracking(machine, found);
     // Who logs writes flushes once mmu_lock is dropped, and keeps slots_lock until then.
-    if (machine.owners('slots_lock').length === 0) for (const vcpu of machine.vcpus) checkTlb(vcpu, mapped, found);
+    if (machine.owners('slots_lock').length === 0)
+      for (const vcpu of machine.vcpus) if (!machine.isTdp || vcpu.active === 'guest') checkTlb(vcpu, mapped, found);
   }
   checkRoots(machine, found);
   return found;
@@ -63,6 +65,15 @@ function checkPages(machine: Machine, found: string[]): Mapped {
   return mapped;
 }
 
+/** How the tables are read that shadow pages of a role shadow: the guest's own, or L1's for its guests. */
+function shadowedFormat(machine: Machine, role: number): Format {
+  const vcpu = machine.vcpus[0]!;
+  if (!machine.isTdp) return vcpu.mode.format;
+  const withBits = roleField(role, 'ad_disabled') === 0;
+  const tables = machine.program.guests.find(({ nested }) => nested?.accessedDirty === withBits)!;
+  return nestedStage(machine, tables.name, vcpu.guestMode?.l1 ?? vcpu.registers).mode.format;
+}
+
 /** Whether a gfn may be mapped writable: no synchronized table of the guest's lies there. */
 function isWritableGfn(machine: Machine, gfn: number): boolean {
   if ((machine.shadow.writeTracked.get(gfn) ?? 0) > 0) return false;
@@ -90,15 +101,15 @@ function checkLink(machine: Machine, page: ShadowPage, index: number, child: Pfn
   // Of an indirect page the guest's own entry says which table it must be.
   if (!hasGptes(page) || roleField(page.role, 'has_4_byte_gpte') === 1) return;
   const guest = readGuestEntry(machine, page.gfn, index, 8);
-  const mode = machine.vcpus[0]!.mode;
-  if (!guest || mode.format.entryBytes !== 8 || mode.format.rootLevel < page.level) return;
-  const isTable = mode.format.classify(page.level, guest.lo) === TABLE;
+  const tables = shadowedFormat(machine, page.role);
+  if (!guest || tables.entryBytes !== 8 || tables.rootLevel < page.level) return;
+  const isTable = tables.classify(page.level, guest.lo) === TABLE;
   const isDirect = roleField(below.role, 'direct') === 1;
   if (isTable === isDirect)
     found.push(
       `${name} leads to a ${isDirect ? 'direct' : 'indirect'} page, but the guest's entry is ${isTable ? 'a table' : 'none'}`,
     );
-  else if (isTable && mode.format.frame(page.level, guest.lo, guest.hi) !== below.gfn)
+  else if (isTable && tables.frame(page.level, guest.lo, guest.hi) !== below.gfn)
     found.push(`${name} shadows gfn ${hex(below.gfn)}, but the guest's entry leads to another table`);
 }
 
@@ -117,21 +128,21 @@ function checkLeaf(
   if (!isUnmapped && machine.resolve(gfn) !== format.frame(page.level, lo, hi))
     found.push(`${name} maps host frame ${hex(format.frame(page.level, lo, hi))}, but gfn ${hex(gfn)} lies elsewhere`);
   if (page.level !== 1 || !hasGptes(page) || page.shadow.unsync || isObsolete(machine, page)) return;
-  const { mode } = machine.vcpus[0]!;
+  const tables = shadowedFormat(machine, page.role);
   const bytes = roleField(page.role, 'has_4_byte_gpte') ? 4 : 8;
-  if (mode.format.entryBytes !== bytes) return;
+  if (tables.entryBytes !== bytes) return;
   const guest = readGuestEntry(machine, page.gfn, guestNumber(page.role, index), bytes);
   // What CPUID has made malformed stays where it was shadowed: KVM drops roots alone.
-  if (guest && (mode.format.judge(1, guest.lo, guest.hi) & MALFORMED) !== 0) return;
-  if (!guest || mode.format.classify(1, guest.lo) !== LEAF) {
+  if (guest && (tables.judge(1, guest.lo, guest.hi) & MALFORMED) !== 0) return;
+  if (!guest || tables.classify(1, guest.lo) !== LEAF) {
     found.push(`${name} maps gfn ${hex(gfn)}, but the guest's entry maps nothing`);
     return;
   }
-  if (mode.format.frame(1, guest.lo, guest.hi) !== gfn)
+  if (tables.frame(1, guest.lo, guest.hi) !== gfn)
     found.push(
-      `${name} maps gfn ${hex(gfn)}, but the guest's entry maps gfn ${hex(mode.format.frame(1, guest.lo, guest.hi))}`,
+      `${name} maps gfn ${hex(gfn)}, but the guest's entry maps gfn ${hex(tables.frame(1, guest.lo, guest.hi))}`,
     );
-  const granted = mode.format.access(1, guest.lo, guest.hi) & roleField(page.role, 'access');
+  const granted = tables.access(1, guest.lo, guest.hi) & roleField(page.role, 'access');
   const has = format.access(1, lo, hi);
   // Without CR0.WP the supervisor's writes are let through, and the user kept out.
   const lifted = roleField(page.role, 'cr0_wp') === 0 && (has & 4) === 0 ? 2 : 0;
@@ -140,7 +151,7 @@ function checkLeaf(
     found.push(
       `${name} grants more than the guest's entry (${more & 2 ? 'W' : ''}${more & 4 ? 'U' : ''}${more & 1 ? 'X' : ''})`,
     );
-  if ((has & 2) !== 0 && (lifted & 2) === 0 && (guest.lo & mode.format.dirtyLo) === 0)
+  if ((has & 2) !== 0 && (lifted & 2) === 0 && (guest.lo & tables.dirtyLo) !== tables.dirtyLo)
     found.push(`${name} is writable, but D is not set in the guest's entry`);
 }
 
@@ -197,23 +208,29 @@ function checkTlb(vcpu: Vcpu, mapped: Mapped, found: string[]): void {
   }
 }
 
+/** Whether a vCPU is on its way from L1 to L2 or back, which nobody else sees. */
+function isSwitching(machine: Machine, vcpu: Vcpu): boolean {
+  return machine.tasks.some((task) => task.vcpu === vcpu.id && task.stack.some(({ fn }) => fn.startsWith('nested_')));
+}
+
 /** A vCPU's root has the role that is wanted, and as many references as there are vCPUs that keep it. */
 function checkRoots(machine: Machine, found: string[]): void {
   const references = new Map<Pfn, number>();
   const count = (pfn: Pfn): void => void references.set(pfn, (references.get(pfn) ?? 0) + 1);
   for (const vcpu of machine.vcpus) {
     const { mmu } = vcpu;
-    for (const pfn of machine.rootTables(mmu)) count(pfn);
-    for (const { pfn } of mmu.prevRoots) if (pfn >= 0) count(pfn);
-    const page = machine.pages.get(vcpu.root);
+    for (const name of ['root', 'guest'] as const) {
+      for (const pfn of machine.rootTables(vcpu.mmus[name])) count(pfn);
+      for (const { pfn } of vcpu.mmus[name].prevRoots) if (pfn >= 0) count(pfn);
+    }
+    const page = isSwitching(machine, vcpu) ? undefined : machine.pages.get(vcpu.root);
     if (page && !page.invalid && vcpu.requests === 0 && page.role !== mmu.rootRole)
       found.push(
         `vCPU ${vcpu.id} runs on a root of role ${roleWords(page.role)}, but its MMU wants ${roleWords(mmu.rootRole)}`,
       );
-    if (page?.shadow && vcpu.mode.paging && vcpu.requests === 0 && page.gfn !== vcpu.mode.rootGfn)
-      found.push(
-        `vCPU ${vcpu.id} runs on the tables of gfn ${hex(page.gfn)}, but its CR3 is ${hex(vcpu.mode.rootGfn * 4096)}`,
-      );
+    const { paging, rootGfn } = vcpu.walked;
+    if (page?.shadow && paging && vcpu.requests === 0 && page.gfn !== rootGfn)
+      found.push(`vCPU ${vcpu.id} runs on the tables of gfn ${hex(page.gfn)}, but its CR3 is ${hex(rootGfn * 4096)}`);
   }
   for (const page of machine.pages.values()) {
     if (page.rootCount === 0 && !references.has(page.pfn)) continue;

@@ -6,7 +6,7 @@ import { flushRemoteTlbs } from '../tdp/flush.ts';
 import { isPresent } from '../tdp/spte.ts';
 import { childOf, dropParentPte, indexOf, setTranslation, shadowPage, tableOf } from './pages.ts';
 import { dropSpte, rmapAdd } from './rmap.ts';
-import { makeSpte } from './spte.ts';
+import { losesRights, makeSpte } from './spte.ts';
 import type { SpteAddress } from './state.ts';
 import { markMmio } from './sync.ts';
 
@@ -57,8 +57,7 @@ export function setShadowSpte(
   let result: number = RET_PF.FIXED;
   if (made.lo === lo && made.hi === hi) result = RET_PF.SPURIOUS;
   else {
-    // mmu_spte_update: an entry that could be written without a lock, or was accessed or dirty, may be cached.
-    if (isPresent(lo) && (lo & ~made.lo & (0x400 | format.accessedLo | format.dirtyLo)) !== 0) flush = true;
+    if (isPresent(lo) && losesRights(format, { lo, hi }, made)) flush = true;
     machine.setSpte(table, index, made.lo, made.hi, false);
     machine.trace('kvm_mmu_set_spte', {
       gfn,

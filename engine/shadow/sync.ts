@@ -19,7 +19,7 @@ import {
   updateShadow,
 } from './pages.ts';
 import { dropSpte, writeProtectGfn } from './rmap.ts';
-import { makeShadowMmio, makeSpte } from './spte.ts';
+import { losesRights, makeShadowMmio, makeSpte } from './spte.ts';
 import type { SpteAddress } from './state.ts';
 import { commitZap, prepareZap } from './zap.ts';
 
@@ -47,16 +47,16 @@ export function guestNumber(role: number, index: number): number {
 
 /** What a guest entry of the last level grants, in ACC_* bits: without D no writes, so that the first one is seen. */
 export function guestAccess(vcpu: Vcpu, { lo, hi }: GuestEntry): number {
-  const { format } = vcpu.mode;
+  const { format } = vcpu.walked;
   const access = format.access(1, lo, hi);
-  return (lo & format.dirtyLo) === 0 ? access & ~2 : access;
+  return format.dirtyLo !== 0 && (lo & format.dirtyLo) === 0 ? access & ~2 : access;
 }
 
 /** prefetch_invalid_gpte: not present, not accessed or malformed. Such an entry maps nothing. */
 export function isInvalidGuestEntry(vcpu: Vcpu, { lo, hi }: GuestEntry): boolean {
-  const { format } = vcpu.mode;
+  const { format } = vcpu.walked;
   const judged = format.judge(1, lo, hi);
-  return (judged & 3) === ABSENT || (lo & format.accessedLo) === 0 || (judged & MALFORMED) !== 0;
+  return (judged & 3) === ABSENT || (lo & format.accessedLo) !== format.accessedLo || (judged & MALFORMED) !== 0;
 }
 
 /**
@@ -85,13 +85,13 @@ export function syncSpte(machine: Machine, vcpu: Vcpu, page: ShadowPage, index: 
   if (lo === emptyEntry.lo && hi === emptyEntry.hi) return 0;
   const format = spteFormat(machine.tableFormat(pfn));
   const spte = pfn * 512 + index;
-  const guest = readGuestEntry(machine, page.gfn, guestNumber(page.role, index), vcpu.mode.format.entryBytes);
+  const guest = readGuestEntry(machine, page.gfn, guestNumber(page.role, index), vcpu.walked.format.entryBytes);
   if (!guest) return -1;
   if (isInvalidGuestEntry(vcpu, guest)) {
     dropSpte(machine, spte);
     return 1;
   }
-  const gfn = vcpu.mode.format.frame(1, guest.lo, guest.hi);
+  const gfn = vcpu.walked.format.frame(1, guest.lo, guest.hi);
   const access = roleField(page.role, 'access') & guestAccess(vcpu, guest);
   if (isMmio(format, lo, hi)) {
     // sync_mmio_spte
@@ -113,13 +113,11 @@ export function syncSpte(machine: Machine, vcpu: Vcpu, page: ShadowPage, index: 
     old: { lo, hi },
     isPrefetch: true,
     isSync: true,
-    hostWritable: (lo & format.hostWritable.lo) !== 0,
+    hostWritable: ((lo & format.hostWritable.lo) | (hi & format.hostWritable.hi)) !== 0,
   });
   if (made.lo === lo && made.hi === hi) return 0;
   machine.setSpte(pfn, index, made.lo, made.hi, false);
-  // mmu_spte_update: what could be written without KVM's knowing, or was accessed or dirty, may be cached.
-  const lost = lo & ~made.lo & (format.mmuWritable.lo | format.format.accessedLo | format.format.dirtyLo);
-  return lost === 0 ? 0 : 1;
+  return losesRights(format.format, { lo, hi }, made) ? 1 : 0;
 }
 
 /** mark_mmio_spte */
@@ -198,7 +196,7 @@ function isUnsyncRoot(machine: Machine, pfn: Pfn): boolean {
 
 /** kvm_mmu_sync_roots */
 export function syncRoots(machine: Machine, vcpu: Vcpu): void {
-  if (machine.config.second !== 'shadow' || vcpu.root < 0 || roleField(vcpu.mmu.rootRole, 'direct') === 1) return;
+  if (vcpu.root < 0 || roleField(vcpu.mmu.rootRole, 'direct') === 1) return;
   for (const root of machine.rootTables(vcpu.mmu)) if (isUnsyncRoot(machine, root)) syncChildren(machine, vcpu, root);
 }
 

@@ -5,6 +5,7 @@ import type { Gfn, Pfn } from '../memory/words.ts';
 import { AGAIN, defineFunction, NEXT, returns } from '../operation.ts';
 import { DONE, LEAF, READ_ONLY, TABLE_PRE, Walker } from '../pgtable/walker.ts';
 import { removeWriteAccess, zapCollapsible } from '../shadow/host.ts';
+import { splitHugePages } from '../shadow/split.ts';
 import { flushRemoteTlbs } from './flush.ts';
 import { maxMappingLevel } from './map.ts';
 import { freeRemovedTable } from './removed-table.ts';
@@ -16,7 +17,21 @@ interface DirtyLogLocals {
   /** First gfn not yet visited in this phase; −1: the phase has not begun. */
   next: Gfn;
   phase: 'split' | 'protect';
+  /** The TDP MMU's roots still to be visited in this phase; the first is under way. */
+  roots: Pfn[];
 }
+
+/** Where starting the dirty log begins. */
+export function dirtyLogLocals(machine: Machine, slot: number): DirtyLogLocals {
+  const phase = machine.policies['page-split'] === 'lazy' ? 'protect' : 'split';
+  return { slot, next: -1, phase, roots: validRoots(machine) };
+}
+
+const validRoots = (machine: Machine): Pfn[] =>
+  machine
+    .roots()
+    .filter(({ invalid }) => !invalid)
+    .map(({ pfn }) => pfn);
 
 export const startDirtyLog = defineFunction<DirtyLogLocals>({
   name: 'kvm_mmu_slot_apply_flags',
@@ -30,20 +45,24 @@ export const startDirtyLog = defineFunction<DirtyLogLocals>({
       text: 'first kvm_mmu_slot_try_split_huge_pages, then kvm_mmu_slot_remove_write_access: the next entry of the slot',
       run(machine, _task, locals) {
         const slot = machine.slots.require(locals.slot);
-        if (machine.config.second === 'shadow') {
-          removeWriteAccess(machine, slot);
-          return NEXT;
+        const [root] = locals.roots;
+        if (root === undefined) {
+          if (locals.phase === 'protect') {
+            if (machine.shadow.rmaps.size > 0) removeWriteAccess(machine, slot);
+            return NEXT;
+          }
+          if (machine.shadow.rmaps.size > 0) splitHugePages(machine, slot);
+          locals.phase = 'protect';
+          locals.roots = validRoots(machine);
+          return AGAIN;
         }
-        const root = machine.roots().find((candidate) => !candidate.invalid);
-        if (!root) return NEXT;
         const from = locals.next < 0 ? slot.base : locals.next;
         const end = slot.base + slot.pages;
         const format = machine.secondFormat;
         const walker =
-          from < end ? new Walker(machine.memory, { format, root: root.pfn }, from, end, LEAF | READ_ONLY) : undefined;
+          from < end ? new Walker(machine.memory, { format, root }, from, end, LEAF | READ_ONLY) : undefined;
         if (!walker || walker.next() === DONE) {
-          if (locals.phase === 'protect') return NEXT;
-          locals.phase = 'protect';
+          locals.roots.shift();
           locals.next = -1;
           return AGAIN;
         }
@@ -78,6 +97,13 @@ export const startDirtyLog = defineFunction<DirtyLogLocals>({
 interface RecoverLocals {
   readonly slot: number;
   next: Gfn;
+  /** As above. */
+  roots: Pfn[];
+}
+
+/** Where ending the dirty log begins. */
+export function recoverLocals(machine: Machine, slot: number): RecoverLocals {
+  return { slot, next: 0, roots: validRoots(machine) };
 }
 
 export const recoverHugePages = defineFunction<RecoverLocals>({
@@ -91,29 +117,32 @@ export const recoverHugePages = defineFunction<RecoverLocals>({
       text: 'the next table whose range may be one page: put the page, made from any present entry of it, in its place',
       run(machine, _task, locals) {
         const slot = machine.slots.require(locals.slot);
-        if (machine.config.second === 'shadow') {
-          zapCollapsible(machine, slot);
+        const [root] = locals.roots;
+        if (root === undefined) {
+          if (machine.shadow.rmaps.size > 0) zapCollapsible(machine, slot);
           return NEXT;
         }
-        const root = machine.roots().find((candidate) => !candidate.invalid);
         const from = Math.max(locals.next, slot.base);
         const end = slot.base + slot.pages;
-        if (!root || from >= end) return NEXT;
         const format = machine.secondFormat;
-        const walker = new Walker(machine.memory, { format, root: root.pfn }, from, end, TABLE_PRE | READ_ONLY);
-        while (walker.next() !== DONE) {
+        const walker =
+          from < end ? new Walker(machine.memory, { format, root }, from, end, TABLE_PRE | READ_ONLY) : undefined;
+        while (walker && walker.next() !== DONE) {
           const { level, table, index, frame, target } = walker;
-          if (frame < from || !format.isLargeLevel(level) || maxMappingLevel(slot, frame, level) < level) continue;
+          if (frame < from || !format.isLargeLevel(level) || maxMappingLevel(machine, slot, frame, level) < level)
+            continue;
           const leaf = firstLeaf(machine, level - 1, target);
           if (leaf === undefined) continue;
           const pfn = leaf.pfn - (leaf.pfn % format.span[level]!);
-          const entry = makeLeaf(spteFormat(format), level, pfn, !slot.readonly);
+          const entry = makeLeaf(spteFormat(format), level, pfn, slot.readonly ? 'read-only' : 'writable');
           machine.setSpte(table, index, entry.lo, entry.hi);
           freeRemovedTable(machine, target);
           locals.next = frame + format.span[level]!;
           return AGAIN;
         }
-        return NEXT;
+        locals.roots.shift();
+        locals.next = 0;
+        return AGAIN;
       },
     },
     unlockStep('mmu_lock'),

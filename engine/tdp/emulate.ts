@@ -1,4 +1,5 @@
 import { accessBits, accessPages } from '../guest/access.ts';
+import { l1Frame, l2Memory } from '../guest/nested.ts';
 import { finishWalk, startWalk } from '../guest/walk.ts';
 import { Kind } from '../history/log.ts';
 import { frameToAddress, hex, highWord, lowWord, pageOffset } from '../memory/words.ts';
@@ -29,7 +30,9 @@ export const emulateInstruction = defineFunction<EmulateLocals>({
         const access = task.access!;
         for (const vfn of accessPages(access)) {
           const walk = startWalk(vcpu.mode, undefined, vfn, { bits: accessBits(access), implicit: access.implicit });
-          finishWalk(walk, vcpu.mode, undefined, machine.walkMemory);
+          const { nested } = vcpu.guestMode ?? {};
+          finishWalk(walk, vcpu.mode, undefined, nested ? l2Memory(machine, nested.mode) : machine.walkMemory);
+          if (nested && walk.status === 'done') walk.gfn = l1Frame(machine, nested.mode, walk.gfn);
           if (walk.status === 'guest-fault') {
             injectPageFault(machine, task, describeWalkFault(vcpu.id, walk, vcpu.mode, undefined, access));
             return returns(task, EMULATION_INJECTED);
@@ -57,7 +60,7 @@ export const emulateInstruction = defineFunction<EmulateLocals>({
           const pfn = machine.resolve(Number(gpa >> 12n));
           if (access.kind === 'write') {
             machine.storeBytes(pfn, pageOffset(gpa), access.size, access.value);
-            if (machine.config.second === 'shadow') trackWrite(machine, gpa, access.size);
+            trackWrite(machine, gpa, access.size);
           }
         } else
           machine.append(Kind.MMIO, task.vcpu, access.size, 0, lowWord(access.value), highWord(access.value), {

@@ -108,6 +108,20 @@ function guestReason(walk: Walk, mode: PagingMode): string {
   return permissionReasons(mode, walk.access, walk.key, walk, entries).join(', and ');
 }
 
+/** Why L1's tables refuse an access of a nested guest, in words that continue "…: ". */
+export function nestedReason(walk: Walk, mode: PagingMode): string {
+  const isPermission = (walk.error & (PFERR_PRESENT | PFERR_RSVD)) === PFERR_PRESENT;
+  if (!isPermission || mode.format.tellsUsers) return guestReason(walk, mode);
+  const { format } = mode;
+  const [what, level] =
+    (walk.bits & PFERR_FETCH) !== 0
+      ? ['execution', walk.withoutExec]
+      : (walk.bits & PFERR_WRITE) !== 0
+        ? ['writing', walk.withoutWrite]
+        : ['reading', walk.withoutUser];
+  return `${format.level(level).entry} ${format.indexOf(walk.vfn, level)} does not allow ${what}`;
+}
+
 function secondReason(walk: Walk, second: SecondStage, bits: number): string {
   const { format, kind } = second;
   const entry = `${kind.toUpperCase()} level-${walk.secondLevel} entry ${walk.secondIndex}`;

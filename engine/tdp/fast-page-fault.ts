@@ -91,7 +91,7 @@ export const fastPageFault = defineFunction<FastLocals>({
 function trace(machine: Parameters<typeof findEntry>[0], fault: PageFault, locals: FastLocals, result: number): void {
   machine.trace('fast_page_fault', {
     vcpu_id: fault.vcpu,
-    gpa: fault.gpa,
+    gpa: fault.addr,
     error_code: fault.info.errorCode,
     sptep: locals.table * 4096 + locals.index * 8,
     old: { lo: locals.lo, hi: locals.hi },

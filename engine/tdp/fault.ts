@@ -54,7 +54,9 @@ export interface FaultInfo {
 export interface PageFault {
   readonly info: FaultInfo;
   readonly vcpu: number;
-  readonly gpa: bigint;
+  /** What faulted (`addr`): of shadow paging a virtual address, else a guest-physical one; of a nested guest L2's. */
+  readonly addr: bigint;
+  /** The frame that is to be mapped: of L1 where a nested guest faulted. Behind shadow pages it is known by a walk alone. */
   gfn: Gfn;
   readonly write: boolean;
   readonly exec: boolean;

@@ -3,13 +3,26 @@ import type { Machine } from '../machine.ts';
 import { disallowsHugePage, hostMappingLevel, type Memslot } from '../memory/memslots.ts';
 import type { Gfn } from '../memory/words.ts';
 import { defineFunction, NEXT, returns } from '../operation.ts';
+import { hugepageAdjust } from '../shadow/huge.ts';
+import { tryToUnsync } from '../shadow/spte.ts';
+import { rmapKey } from '../shadow/state.ts';
 import { type PageFault, RET_PF } from './fault.ts';
 import { flushRemoteTlbs } from './flush.ts';
 import { readSpte } from './iterate.ts';
 import { childRole } from './mmu-page.ts';
 import { freeRemovedTable } from './removed-table.ts';
 import { splitHugePage } from './split.ts';
-import { allows, isFrozen, isMmio, isPresent, makeLeaf, makeMmio, makeTable, spteFormat } from './spte.ts';
+import {
+  allows,
+  isFrozen,
+  isMmio,
+  isPresent,
+  makeLeaf,
+  makeMmio,
+  makeTable,
+  spteFormat,
+  type Writability,
+} from './spte.ts';
 
 interface MapLocals {
   readonly fault: PageFault;
@@ -20,10 +33,12 @@ interface MapLocals {
   hi: number;
 }
 
-/** kvm_mmu_max_mapping_level: the largest page that slot, host mapping and processor allow at a gfn. */
-export function maxMappingLevel(slot: Memslot, gfn: Gfn, maxLevel: number): number {
+/** kvm_mmu_max_mapping_level: the largest page that slot, host mapping, processor and shadowed tables allow at a gfn. */
+export function maxMappingLevel(machine: Machine, slot: Memslot, gfn: Gfn, maxLevel: number): number {
+  const { disallowLpage } = machine.shadow;
   for (let level = Math.min(maxLevel, hostMappingLevel(slot, gfn)); level > 1; level--) {
-    if (!disallowsHugePage(slot, gfn, level)) return level;
+    const shadowed = disallowLpage.get(rmapKey(level, gfn - (gfn % 512 ** (level - 1)))) ?? 0;
+    if (shadowed === 0 && !disallowsHugePage(slot, gfn, level)) return level;
   }
   return 1;
 }
@@ -37,12 +52,7 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
       name: 'level',
       text: 'kvm_mmu_hugepage_adjust: the largest page that slot, alignment and host mapping allow; 4K while dirty-logging',
       run(machine, _task, { fault }) {
-        const slot = machine.slots.find(fault.gfn);
-        if (slot && fault.slot >= 0 && !slot.logDirty && fault.maxLevel > 1) {
-          fault.reqLevel = maxMappingLevel(slot, fault.gfn, fault.maxLevel);
-          fault.goalLevel = fault.reqLevel;
-          fault.pfn -= fault.pfn % machine.secondFormat.span[fault.goalLevel]!;
-        }
+        hugepageAdjust(machine, fault);
         // The event names the faulting page's own frame, even where a larger page is about to be mapped.
         const within = fault.gfn % machine.secondFormat.span[fault.goalLevel]!;
         machine.trace('kvm_mmu_spte_requested', { gfn: fault.gfn, pfn: fault.pfn + within, level: fault.goalLevel });
@@ -123,7 +133,7 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
         const entry =
           fault.slot < 0
             ? makeMmio(spte, fault.gfn, machine.slots.generation)
-            : makeLeaf(spte, locals.level, fault.pfn, fault.mapWritable, locals);
+            : makeLeaf(spte, locals.level, fault.pfn, writability(machine, locals), locals);
         const same = entry.lo === locals.lo && entry.hi === locals.hi;
         if (same && fault.slot >= 0) return returns(task, RET_PF.SPURIOUS);
         if (!same) machine.setSpte(locals.table, locals.index, entry.lo, entry.hi);
@@ -148,11 +158,20 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
           level: locals.level,
           sptep: locals.table * 4096 + locals.index * 8,
         });
-        return returns(task, RET_PF.FIXED);
+        const denied = fault.write && fault.mapWritable && (entry.lo & machine.secondFormat.writeLo) === 0;
+        return returns(task, denied ? RET_PF.WRITE_PROTECTED : RET_PF.FIXED);
       },
     },
   ],
 });
+
+/** What make_spte lets be written: what the host does, unless a table that L1 keeps for a guest of its own lies there. */
+function writability(machine: Machine, { fault, level, lo }: MapLocals): Writability {
+  if (!fault.mapWritable) return 'read-only';
+  // What was writable already has been looked at.
+  const wasWritable = level === 1 && (lo & machine.secondFormat.writeLo) !== 0;
+  return wasWritable || tryToUnsync(machine, fault.gfn, true, false) ? 'writable' : 'protected';
+}
 
 /** Whether the entry is no longer what `visit` read: the compare-and-exchange fails. */
 function changed(machine: Machine, locals: MapLocals): boolean {

@@ -42,7 +42,7 @@ export const kvmMmuPageFault = defineFunction<{ readonly info: FaultInfo }>({
       text: 'kvm_mmu_do_page_fault: describe the fault and let the TDP MMU handle it, or the shadow MMU',
       run(machine, task, { info }) {
         const fault = newPageFault(machine, info);
-        if (machine.config.second === 'shadow') return call(task, shadowPageFault, { fault, gw: null });
+        if (isShadowed(machine, machine.vcpu(task.vcpu))) return call(task, shadowPageFault, { fault, gw: null });
         return call(task, kvmTdpPageFault, { fault });
       },
     },
@@ -86,8 +86,17 @@ function countResult(machine: Machine, result: number, info: FaultInfo): void {
   else if (result === RET_PF.RETRY) machine.count('faults.retried');
 }
 
+/** Whether the tables that the processor walks are shadow pages: of the guest's own tables, or of L1's for a nested guest. */
+function isShadowed(machine: Machine, vcpu: Vcpu): boolean {
+  return !machine.isTdp || vcpu.active === 'guest';
+}
+
+/** What faulted for the MMU in charge: a gva with shadow paging, else a gpa. */
+const addressOf = (machine: Machine, info: FaultInfo): bigint => (machine.isTdp ? info.gpa! : info.gva);
+
 function newPageFault(machine: Machine, info: FaultInfo): PageFault {
-  // Of shadow paging it becomes known by the walk of the guest's tables.
+  const addr = addressOf(machine, info);
+  // Behind shadow pages it becomes known by the walk of the guest's tables.
   const gpa = info.gpa ?? 0n;
   const write = (info.errorCode & WRITE) !== 0;
   const exec = (info.errorCode & FETCH) !== 0;
@@ -97,7 +106,7 @@ function newPageFault(machine: Machine, info: FaultInfo): PageFault {
   return {
     info,
     vcpu: info.vcpu,
-    gpa,
+    addr,
     gfn: Number(gpa >> 12n),
     write,
     exec,
@@ -136,17 +145,18 @@ export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>(
       text: 'the page that was MMIO last is so again; else get_mmio_spte: read the entry again, without a lock',
       run(machine, task, { info }) {
         const vcpu = machine.vcpu(task.vcpu);
-        const isShadow = machine.config.second === 'shadow';
-        const gfn = Number((isShadow ? info.gva : info.gpa!) >> 12n);
+        const isShadow = isShadowed(machine, vcpu);
+        const address = addressOf(machine, info);
+        const gfn = Number(address >> 12n);
         const last = machine.small.mmioPages[task.vcpu];
-        // mmio_info_in_cache, which takes frame 0 for nothing.
+        // mmio_info_in_cache, which takes frame 0 for nothing, and knows nothing of nested guests.
         const isSame = last?.generation === machine.slots.generation || machine.injects('mmio-generation');
-        if (gfn !== 0 && last?.gfn === gfn && isSame) {
+        if (gfn !== 0 && vcpu.active === 'root' && last?.gfn === gfn && isSame) {
           machine.count('faults.mmio');
           return returns(task, RET_PF.EMULATE);
         }
         const spte = spteFormat(machine.secondFormat);
-        const entry = isShadow ? shadowEntry(machine, vcpu, info.gva) : findEntry(machine, vcpu.root, gfn);
+        const entry = isShadow ? shadowEntry(machine, vcpu, address) : findEntry(machine, vcpu.root, gfn);
         if (isMmio(spte, entry.lo, entry.hi)) {
           const current = machine.slots.generation % (GENERATION_MASK + 1);
           const valid = mmioGeneration(entry.lo, entry.hi) === current || machine.injects('mmio-generation');
@@ -160,9 +170,9 @@ export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>(
           rememberMmio(machine, task.vcpu, gfn);
           machine.count('faults.mmio');
           machine.trace('handle_mmio_page_fault', {
-            addr: isShadow ? info.gva & ~0xfffn : info.gpa,
+            addr: isShadow ? address & ~0xfffn : address,
             gfn: mmioGfn(spte, entry.lo, entry.hi),
-            access: isShadow ? entry.lo & 6 : spte.mmioAccess,
+            access: isShadow && spte.mmioAccess !== 0 ? entry.lo & 6 : spte.mmioAccess,
           });
           return returns(task, RET_PF.EMULATE);
         }
@@ -170,7 +180,7 @@ export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>(
           machine.count('faults.misconfig');
           if (machine.secondFormat.isMalformed(entry.level, entry.lo, entry.hi)) {
             machine.warn(
-              `reserved bits set in the level-${entry.level} entry for ${isShadow ? 'gva' : 'gpa'} 0x${(isShadow ? info.gva : info.gpa!).toString(16)}, which is no MMIO marker: KVM_RUN fails with -EINVAL`,
+              `reserved bits set in the level-${entry.level} entry for ${machine.isTdp ? 'gpa' : 'gva'} 0x${address.toString(16)}, which is no MMIO marker: KVM_RUN fails with -EINVAL`,
             );
             return returns(task, EINVAL);
           }
@@ -190,6 +200,12 @@ export const kvmTdpPageFault = defineFunction<FaultLocals>({
   where: 'arch/x86/kvm/mmu/mmu.c',
   about: 'The TDP MMU’s fault handler: many vCPUs may be in it at once, with mmu_lock held for reading.',
   steps: [
+    {
+      name: 'track',
+      text: 'page_fault_handle_page_track: a write to an upper-level table that L1 keeps for a guest of its own is emulated',
+      run: (machine, task, { fault }) =>
+        isWriteTracked(machine, fault) ? returns(task, RET_PF.WRITE_PROTECTED) : NEXT,
+    },
     {
       name: 'fast',
       text: 'fast_page_fault: perhaps setting a bit without any lock is enough',
@@ -232,6 +248,11 @@ export const kvmTdpPageFault = defineFunction<FaultLocals>({
     { ...unlockStep('mmu_lock'), text: 'kvm_mmu_finish_page_fault: mark the frame accessed and drop mmu_lock' },
   ],
 });
+
+/** page_fault_handle_page_track: whether a table that is shadowed, and not of the last level, would be written. */
+export function isWriteTracked(machine: Machine, fault: PageFault): boolean {
+  return fault.present && fault.write && !fault.rsvd && (machine.shadow.writeTracked.get(fault.gfn) ?? 0) > 0;
+}
 
 /** mmu_invalidate_retry_gfn: whether what was read about a gfn may be out of date. */
 export function mustRetry(machine: Machine, seq: number, gfn: Gfn): boolean {
@@ -300,11 +321,7 @@ export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
       name: 'no-slot',
       text: 'kvm_handle_noslot_fault: no memory here; go on to install an MMIO marker, or emulate at once where none can be made',
       run(machine, task, { fault }) {
-        rememberMmio(
-          machine,
-          task.vcpu,
-          machine.config.second === 'shadow' ? Number(fault.info.gva >> 12n) : fault.gfn,
-        );
+        if (machine.vcpu(task.vcpu).active === 'root') rememberMmio(machine, task.vcpu, Number(fault.addr >> 12n));
         fault.slot = -1;
         fault.pfn = PFN_NOSLOT;
         fault.mapWritable = false;

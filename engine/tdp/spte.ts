@@ -29,8 +29,8 @@ export interface SpteFormat {
   readonly mmioMask: Entry;
   /** The access that `handle_mmio_page_fault` reads back from the marker, as ACC_* bits. */
   readonly mmioAccess: number;
-  /** `clean` is writable, without D. */
-  readonly leafTemplates: readonly { readonly writable: Entry; readonly clean: Entry; readonly readonly: Entry }[];
+  /** `clean` is writable, without D; `protected` is the host's to write, but a shadowed table. */
+  readonly leafTemplates: readonly Readonly<Record<'writable' | 'clean' | 'readonly' | 'protected', Entry>>[];
 }
 
 const cache = new WeakMap<Format, SpteFormat>();
@@ -59,7 +59,7 @@ function build(format: Format): SpteFormat {
   const mmio = ept ? { lo: 0b110, hi: 0 } : format.options.maxPhyAddr < 52 ? { lo: 0b111, hi: 1 << 19 } : null;
   const leafTemplates = [0, 1, 2, 3].map((level) => {
     if (level === 0 || !format.isLargeLevel(level))
-      return { writable: emptyEntry, clean: emptyEntry, readonly: emptyEntry };
+      return { writable: emptyEntry, clean: emptyEntry, readonly: emptyEntry, protected: emptyEntry };
     const leaf = (write: boolean, dirty = write): Entry => {
       const accessed = { [format.spec.roles.accessed!]: 1, ...(dirty ? { [format.spec.roles.dirty!]: 1 } : {}) };
       const memoryType = ept ? { 'memory type': 6 } : {};
@@ -70,7 +70,13 @@ function build(format: Format): SpteFormat {
         hi: own.reduce((hi, bits) => hi | bits.hi, entry.hi) >>> 0,
       };
     };
-    return { writable: leaf(true), clean: leaf(true, false), readonly: leaf(false) };
+    const readonly = leaf(false);
+    return {
+      writable: leaf(true),
+      clean: leaf(true, false),
+      readonly,
+      protected: { lo: (readonly.lo | hostWritable.lo) >>> 0, hi: (readonly.hi | hostWritable.hi) >>> 0 },
+    };
   });
   return {
     format,
@@ -102,21 +108,30 @@ export function isMmio(spte: SpteFormat, lo: number, hi: number): boolean {
   );
 }
 
+/** How far a page may be written: `protected` where a guest's table is shadowed that the host would let be written. */
+export type Writability = 'writable' | 'protected' | 'read-only';
+
 /**
  * make_spte, for a direct map: all rights but W where the host or the slot withholds it. Over an entry of the last level that was
  * writable already D is left to the processor, and a stale MMIO marker of KVM's passes for such an entry (bit 1).
  */
-export function makeLeaf(spte: SpteFormat, level: number, pfn: Pfn, writable: boolean, old = emptyEntry): Entry {
+export function makeLeaf(spte: SpteFormat, level: number, pfn: Pfn, writability: Writability, old = emptyEntry): Entry {
   const template = spte.leafTemplates[level]!;
   const wasWritable = level === 1 && (old.lo & spte.format.writeLo) !== 0;
-  const entry = writable ? (wasWritable ? template.clean : template.writable) : template.readonly;
+  const { clean, writable, readonly, protected: kept } = template;
+  const entry =
+    writability === 'writable' ? (wasWritable ? clean : writable) : writability === 'protected' ? kept : readonly;
   return { lo: (entry.lo | spte.format.frameLo(pfn)) >>> 0, hi: (entry.hi | spte.format.frameHi(pfn)) >>> 0 };
 }
 
-/** make_nonleaf_spte */
-export function makeTable(spte: SpteFormat, level: number, child: Pfn): Entry {
-  const entry = encodeTable(spte.format, level, child);
-  return { lo: (entry.lo | MMU_PRESENT | spte.format.accessedLo) >>> 0, hi: entry.hi };
+/** SPTE_TDP_AD_DISABLED, of two bits in the upper word. */
+export const AD_DISABLED_HI = 1 << 20;
+
+/** make_nonleaf_spte @param withoutBits whether the processor keeps no accessed and dirty bits there */
+export function makeTable(spte: SpteFormat, level: number, child: Pfn, withoutBits = false): Entry {
+  const { lo, hi } = encodeTable(spte.format, level, child);
+  if (withoutBits) return { lo: (lo | MMU_PRESENT) >>> 0, hi: (hi | AD_DISABLED_HI) >>> 0 };
+  return { lo: (lo | MMU_PRESENT | spte.format.accessedLo) >>> 0, hi };
 }
 
 /** make_mmio_spte. Only where `mmio` is not null. */

@@ -33,7 +33,8 @@ interface ZapLeafsLocals {
   zapped: number;
 }
 
-export function zapLeafsLocals(machine: Machine, start: Gfn, end: Gfn): ZapLeafsLocals {
+/** @param zapped how many have been already, by reverse maps */
+export function zapLeafsLocals(machine: Machine, start: Gfn, end: Gfn, zapped = 0): ZapLeafsLocals {
   return {
     start,
     end,
@@ -42,7 +43,7 @@ export function zapLeafsLocals(machine: Machine, start: Gfn, end: Gfn): ZapLeafs
       .filter((root) => !root.invalid)
       .map((root) => root.pfn),
     next: start,
-    zapped: 0,
+    zapped,
   };
 }
 
@@ -60,7 +61,9 @@ export const tdpMmuZapLeafs = defineFunction<ZapLeafsLocals>({
         const root = locals.roots[0];
         if (root === undefined) return returns(task, locals.zapped);
         const limit = machine.secondFormat.inputFrames;
-        const walker = nextLeaf(machine, root, locals.next, Math.min(locals.end, limit));
+        const end = Math.min(locals.end, limit);
+        // A large page that was cleared may reach beyond.
+        const walker = locals.next < end ? nextLeaf(machine, root, locals.next, end) : undefined;
         if (!walker) {
           locals.roots.shift();
           locals.next = locals.start;
@@ -181,7 +184,7 @@ export const kvmMmuZapAllFast = defineFunction<object>({
       text: 'toggle mmu_valid_gen, which makes every shadow page obsolete; kvm_tdp_mmu_invalidate_roots: mark every root invalid',
       run(machine) {
         machine.trace('kvm_mmu_zap_all_fast', { valid_gen: machine.small.mmuValidGen, used_pages: machine.pages.size });
-        if (machine.config.second === 'shadow') makePagesObsolete(machine);
+        makePagesObsolete(machine);
         for (const root of machine.roots())
           if (!root.invalid) machine.updatePage(root.pfn, { invalid: true, scheduledToZap: true });
         return NEXT;
@@ -199,7 +202,7 @@ export const kvmMmuZapAllFast = defineFunction<object>({
       name: 'obsolete',
       text: 'kvm_zap_obsolete_pages: shadow pages go, the oldest first; a root stays until its vCPUs have let it go',
       run(machine) {
-        if (machine.config.second === 'shadow') zapObsoletePages(machine);
+        zapObsoletePages(machine);
         return NEXT;
       },
     },
@@ -208,7 +211,7 @@ export const kvmMmuZapAllFast = defineFunction<object>({
       name: 'zap',
       text: 'kvm_tdp_mmu_zap_invalidated_roots: now take the old roots apart',
       run(machine, task) {
-        if (machine.config.second === 'shadow') return returns(task, 0);
+        if (!machine.isTdp) return returns(task, 0);
         return call(task, zapInvalidatedRoots, { root: -1, level: 1, next: 0 });
       },
     },

@@ -18,7 +18,13 @@ import { dottedName, endOf, isComment, tokensOf } from './tokens.ts';
 import { BIT_WORDS, KEYWORDS, REGISTER_WORDS, VALUE_WORDS } from './words.ts';
 
 type Block = keyof typeof BLOCK_WORDS;
-const BLOCKS: Readonly<Record<string, Block>> = { machine: 'Machine', guest: 'Guest', vcpu: 'Vcpu', host: 'Host' };
+const BLOCKS: Readonly<Record<string, Block>> = {
+  machine: 'Machine',
+  guest: 'Guest',
+  nested: 'Guest',
+  vcpu: 'Vcpu',
+  host: 'Host',
+};
 
 const ATTRIBUTES = ['r--', 'rw-', 'r-x', 'rwx', 'user', 'supervisor', 'global', 'accessed', 'dirty', 'key'];
 /** What follows a word at once, where that is a matter of words. */
@@ -105,9 +111,13 @@ export class MmuCompletionProvider implements CompletionProvider {
       !(first.image === 'map' || first.image === 'protect')
     )
       return followers.map((word) => keyword(word));
-    if (first.image === 'guest' && statement.length === 2) return Object.keys(PAGING).map((word) => keyword(word));
+    if (first.image === 'guest' && statement.length === 2)
+      return ['in', ...Object.keys(PAGING)].map((word) => keyword(word));
+    if (first.image === 'nested' && statement.length >= 2)
+      return ['4-level', '5-level', 'no-ad'].map((word) => keyword(word));
+    if (last.image === 'enter' || last.image === 'invept') return guests.map(guestItem);
     if (first.image === 'vcpu' && statement.length === 2) return [keyword('in')];
-    if (first.image === 'vcpu' && last.image === 'in') return guests.map(guestItem);
+    if (/^(vcpu|guest|map|unmap|protect|entry)$/.test(first.image) && last.image === 'in') return guests.map(guestItem);
     if (first.image === 'cpu') return [...Object.keys(FEATURES), 'none'].map((word) => keyword(word, FEATURES[word]));
     if (first.image === 'policy') {
       const chosen = Object.entries(POLICY_VALUES).find(
@@ -123,11 +133,11 @@ export class MmuCompletionProvider implements CompletionProvider {
     }
     if (first.image === 'memory') return ['huge', 'read-only', 'slot'].map((word) => keyword(word));
     if ((first.image === 'map' && statement.some(({ image }) => image === '->')) || first.image === 'protect')
-      return ATTRIBUTES.map((word) => keyword(word));
+      return [...ATTRIBUTES, 'in'].map((word) => keyword(word));
     if (first.image === 'log') return ['on', 'off'].map((word) => keyword(word));
     if (first.image === 'add' && statement.length > 5) return ['huge', 'read-only'].map((word) => keyword(word));
     const constant = CONSTANT.has(first.image) && !statement.some(({ image }) => image === '=');
-    const isNameWanted = /^(as|guest|host)$/.test(last.image);
+    const isNameWanted = /^(as|guest|nested|host)$/.test(last.image);
     if (constant || isNameWanted || block === 'Machine' || block === 'Guest') return [];
     return [
       ...names(),

@@ -46,7 +46,7 @@ const at = (marker: string, by = 0): string => {
 };
 
 test('a block offers what it can hold', async () => {
-  assert.deepEqual(await labels('|'), ['machine', 'guest', 'vcpu', 'host', 'expect']);
+  assert.deepEqual(await labels('|'), ['machine', 'guest', 'nested', 'vcpu', 'host', 'expect']);
   assert.deepEqual(await labels('machine {\n  |\n}'), ['memory', 'second-stage', 'maxphyaddr', 'cpu', 'policy']);
   assert.deepEqual(await labels('guest k {\n  m|\n}'), ['map', 'entry', 'tables']);
   const vcpu = await labels('vcpu 0 {\n  repeat 2 {\n    |\n  }\n}');
@@ -87,9 +87,9 @@ test('a mapping offers permissions, a comment nothing', async () => {
   assert.ok((await labels('guest k {\n  map 0 -> 0 4K |')).includes('rw-'));
   assert.deepEqual(await labels('vcpu 0 {\n  # read |'), []);
   assert.deepEqual(await labels('machine {\n  second-stage |'), ['tdp', 'shadow']);
-  assert.deepEqual(await labels('guest k |'), ['32-bit', 'pae', '4-level', '5-level']);
+  assert.deepEqual(await labels('guest k |'), ['in', '32-bit', 'pae', '4-level', '5-level']);
   assert.deepEqual(await labels('machine {\n  policy |'), ['page-split = ', 'roots = ', 'quadrant = ']);
-  assert.deepEqual(await labels('machine {\n  policy page-split = |'), ['eager', 'lazy']);
+  assert.deepEqual(await labels('machine {\n  policy page-split = |'), ['eager', 'lazy', 'all']);
   assert.deepEqual(await labels('machine {\n  cpu |'), ['1g-pages', 'execute-only', 'none']);
 });
 

@@ -8,14 +8,14 @@ import { endOf, isComment, tokensOf } from './tokens.ts';
 /** Words that begin something, and so decide what `+` and `-` mean behind them. */
 const BEGINNINGS = new Set(
   (
-    'machine memory second-stage cpu policy guest vcpu host expect map unmap protect zap migrate add read write fetch ' +
-    'invlpg invpcid repeat loop wait entry inject cpuid poke delete move log tables maxphyaddr'
+    'machine memory second-stage cpu policy guest nested vcpu host expect map unmap protect zap migrate add read write fetch ' +
+    'invlpg invpcid invept enter repeat loop wait entry inject cpuid poke delete move log tables maxphyaddr'
   ).split(' '),
 );
 /** In these a `+` outside parentheses announces a size. */
 const SIZED = new Set(['memory', 'map', 'unmap', 'protect', 'zap', 'migrate', 'add']);
 /** In these a `-` joins the parts of a word: 4-level. */
-const DASHED = new Set(['machine', 'second-stage', 'cpu', 'policy', 'guest']);
+const DASHED = new Set(['machine', 'second-stage', 'cpu', 'policy', 'guest', 'nested']);
 /** Keywords after which an operand begins, so that a `-` is its sign. */
 const BEFORE_OPERAND = new Set(
   'read write fetch invlpg repeat expect until in huge slot at to key memory maxphyaddr level vcpu'.split(' '),

@@ -6,6 +6,7 @@ export const SNIPPETS: Readonly<Partial<Record<keyof typeof BLOCK_WORDS, Readonl
   Scenario: {
     machine: 'machine x86-64 {\n  memory 0 +${1:64M}\n  second-stage tdp ${2|ept,npt|} 4-level\n}',
     guest: 'guest ${1:kernel} {\n  map ${2:0x400000} -> ${3:0x200000} ${4:2M} ${5:rwx}\n}',
+    nested: 'nested ${1:stage} {\n  map ${2:0} -> ${3:0x1000000} +${4:4M}\n}',
     vcpu: 'vcpu ${1:0} in ${2:kernel} {\n  ${3:read 0x400000}\n}',
     host: 'host ${1:other} {\n  wait until ${2:accesses > 10}\n  ${3:zap all}\n}',
     expect: 'expect ${1:faults.guest} == ${2:0}',

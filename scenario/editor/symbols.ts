@@ -23,7 +23,7 @@ function describe(block: Machine | Guest | Task): Pick<DocumentSymbol, 'name' | 
     case 'Machine':
       return { name: `machine ${block.architecture ?? ''}`.trim(), kind: SymbolKind.Module };
     case 'Guest':
-      return { name: `guest ${block.name ?? ''}`, kind: SymbolKind.Namespace };
+      return { name: `${block.stage ? 'nested' : 'guest'} ${block.name ?? ''}`, kind: SymbolKind.Namespace };
     case 'Vcpu': {
       const detail = block.guest ? `in ${block.guest.$refText}` : 'paging off';
       // What is being written may lack its number.

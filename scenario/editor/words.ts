@@ -59,6 +59,10 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   invpcid:
     '`invpcid TYPE, PCID, ADDRESS`: 0 invalidates an address of a PCID, 1 all of a PCID, 2 everything, 3 everything but what is global.',
   cpuid: '`cpuid maxphyaddr N`: userspace changes the width of the guests’ physical addresses (KVM_SET_CPUID2).',
+  nested:
+    '`nested NAME { … }`: second-stage tables of L1’s, which KVM runs, for guests of its own: `map` leads from L2’s physical addresses to L1’s. 4-level or 5-level; `no-ad`: EPTP without accessed and dirty bits.',
+  enter: '`enter GUEST { … }`: L1 runs a guest of its own (VMRESUME, VMRUN) for these statements; then that exits.',
+  invept: '`invept NAME` or `invept all`: L1 invalidates what is cached of its tables for its guests.',
   inject: '`inject NAME`: from here on KVM makes a mistake, such as `root-leak` or `quadrant-copied`.',
   poke: '`poke GPA level N = VALUE`: overwrites an entry of KVM’s tables behind its back, as a bug would.',
   'execute-only': 'EPT entries may allow fetches and neither reads nor writes.',
@@ -136,6 +140,8 @@ export const VALUE_WORDS: Readonly<
   'roots.hits': 'Times that a root for a new CR3 or role was among those kept.',
   'roots.misses': 'Times that it was not.',
   'modes.changed': 'Writes that changed CR0, CR4 or EFER.',
+  'nested.entries': 'Times that L1 entered a guest of its own.',
+  'nested.exits': 'VM exits of such guests that L1 got.',
   'sptes.changed': 'Entries of KVM’s tables that changed.',
   'expects.passed': 'Expectations that held.',
   'expects.failed': 'Expectations that did not hold.',

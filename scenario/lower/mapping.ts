@@ -1,6 +1,6 @@
 import type { PagingName } from '../../engine/guest/registers.ts';
 import { hex } from '../../engine/memory/words.ts';
-import type { MachineConfig, Mapping } from '../../engine/program.ts';
+import type { GuestTables, MachineConfig, Mapping } from '../../engine/program.ts';
 import { type Problems, spanOf } from '../diagnostics.ts';
 import type * as Ast from '../generated/ast.ts';
 import { sizeWords } from '../number.ts';
@@ -13,6 +13,8 @@ export interface Surroundings {
   readonly coverage: Coverage;
   /** Paging of the guest whose tables are meant. */
   readonly paging: PagingName;
+  /** Whether they are L1's second-stage tables for guests of its own. */
+  readonly nested?: GuestTables['nested'];
 }
 
 /** One `map` makes at most this many entries: 16 GiB in pages of 4K. */
@@ -58,7 +60,14 @@ export function lowerMap(node: Ast.MapRange, around: Surroundings, problems: Pro
   const outside = around.coverage.firstOutside({ base: gpa, size });
   if (outside !== undefined)
     problems.warning(node.gpa, `gpa ${hex(outside)} is in no memory slot: accesses to it will be MMIO`);
-  return { gva, size, gpa, pageLevel, ...attributes.rights, fields: attributes.fields, span: spanOf(node) };
+  const { rights, fields } = attributes;
+  const own = around.nested ? nestedAttributes(around.machine, rights, fields) : { ...rights, fields };
+  return { gva, size, gpa, pageLevel, ...own, span: spanOf(node) };
+}
+
+/** Of EPT memory is write-back unless told; NPT is walked as the user. */
+function nestedAttributes({ second }: MachineConfig, rights: Rights, fields: Readonly<Record<string, number>>) {
+  return second === 'ept' ? { ...rights, fields: { 'memory type': 6, ...fields } } : { ...rights, user: true, fields };
 }
 
 /** `2M`: one page; `+8M`: a range in the largest pages that fit; `+8M 4K`: in pages of at most 4K; nothing: one of 4K. */

@@ -1,6 +1,5 @@
 import type { PagingName } from '../../engine/guest/registers.ts';
 import { hex } from '../../engine/memory/words.ts';
-import type { SlotConfig } from '../../engine/program.ts';
 import type { Problems } from '../diagnostics.ts';
 import type * as Ast from '../generated/ast.ts';
 import { sizeWords } from '../number.ts';
@@ -63,7 +62,7 @@ export function canonical(
 export class Coverage {
   readonly #pieces: { base: bigint; end: bigint }[] = [];
 
-  constructor(slots: readonly SlotConfig[]) {
+  constructor(slots: readonly Range[]) {
     const sorted = slots.map(({ base, size }) => ({ base, end: base + size }));
     sorted.sort((a, b) => (a.base < b.base ? -1 : 1));
     for (const piece of sorted) {

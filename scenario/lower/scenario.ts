@@ -17,12 +17,13 @@ export function lowerScenario(scenario: Ast.Scenario, problems: Problems): Progr
   const slots = [...machine.slots, ...laterSlots(scenario.tasks, machine.slots)];
   const around: Surroundings = { machine, coverage: new Coverage(slots), paging: '4-level' };
   const guests = lowerGuests(scenario.guests, around, problems);
+  const spaces = new Map(guests.map((guest) => [guest.name, surroundingsOf(guest, guests, around)]));
   const names: Names = {
     guests: guests.map(({ name }) => name),
     variables: [],
     vcpus: scenario.tasks.filter((task) => task.$type === 'Vcpu').length,
   };
-  const context = { ...around, names, slots: new Set(slots.map(({ id }) => id)) };
+  const context = { ...around, spaces, names, slots: new Set(slots.map(({ id }) => id)) };
   const tasks = lowerTasks(scenario.tasks, guests, context, problems);
   const expects = scenario.expects.flatMap((node): Expectation[] => {
     const condition = lowerExpression(node.condition, problems, names);
@@ -38,7 +39,7 @@ function laterSlots(tasks: readonly Ast.Task[], initial: readonly SlotConfig[]):
   const found: SlotConfig[] = [];
   const visit = (body: readonly Ast.Statement[]): void => {
     for (const node of body) {
-      if (node.$type === 'Repeat') visit(node.body);
+      if (node.$type === 'Repeat' || node.$type === 'Enter') visit(node.body);
       else if (node.$type === 'AddSlot') {
         const slot = lowerSlot(node, 0, silent);
         if (slot) found.push(slot);
@@ -56,7 +57,9 @@ function laterSlots(tasks: readonly Ast.Task[], initial: readonly SlotConfig[]):
 
 function lowerGuests(guests: readonly Ast.Guest[], around: Surroundings, problems: Problems): GuestTables[] {
   const lines = new Map<string, number>();
-  return guests.map((guest): GuestTables => {
+  const done: GuestTables[] = [];
+  // L1's second-stage tables first: those of its guests lie in what they map.
+  for (const guest of [...guests.filter(({ stage }) => stage), ...guests.filter(({ stage }) => !stage)]) {
     const { name } = guest;
     const span = headerSpan(guest, `guest ${name}`);
     const line = lines.get(name);
@@ -66,8 +69,10 @@ function lowerGuests(guests: readonly Ast.Guest[], around: Surroundings, problem
       problems.error(span, `${name} has a meaning in expressions already: call the guest something else`);
     if (around.coverage.empty) problems.error(span, `guest ${name} has no memory to keep its tables in`);
 
-    const paging = lowerPaging(guest, problems);
-    const own = { ...around, paging };
+    const words = guest.stage ? lowerNested(guest, around, problems) : lowerPaging(guest, problems);
+    const { paging } = words;
+    const within = lowerWithin(guest, done, problems);
+    const own = surroundingsOf({ ...words, ...(within ? { within: within.name } : {}) }, done, around);
     const mappings: Mapping[] = [];
     let tablesAt: bigint | undefined;
     for (const item of guest.items) {
@@ -78,7 +83,7 @@ function lowerGuests(guests: readonly Ast.Guest[], around: Surroundings, problem
         if (tablesAt !== undefined) problems.error(item, 'tables at is given twice');
         const base = constant(item.base, 'tables at', problems);
         if (base === undefined || !aligned(item.base, 'tables at', base, problems)) continue;
-        if (around.coverage.firstOutside({ base, size: 4096n }) !== undefined)
+        if (own.coverage.firstOutside({ base, size: 4096n }) !== undefined)
           problems.error(item, `tables at ${hex(base)}: there is no memory slot`);
         tablesAt = base;
       } else
@@ -89,24 +94,82 @@ function lowerGuests(guests: readonly Ast.Guest[], around: Surroundings, problem
       if (mapping) mappings.push(mapping);
     }
     warnOfOverlaps(mappings, problems);
-    return {
+    done.push({
       name,
       ...(paging === '4-level' ? {} : { paging }),
+      ...(words.nested ? { nested: words.nested } : {}),
+      ...(within ? { within: within.name } : {}),
       ...(tablesAt === undefined ? {} : { tablesAt }),
       mappings,
       span,
-    };
-  });
+    });
+  }
+  return done;
+}
+
+/** What statements are checked against that edit a guest's tables: memory is the slots', or what L1's tables map. */
+function surroundingsOf(
+  { paging = '4-level', nested, within }: Pick<GuestTables, 'paging' | 'nested' | 'within'>,
+  guests: readonly GuestTables[],
+  around: Surroundings,
+): Surroundings {
+  const tables = guests.find(({ name }) => name === within);
+  const slots = tables?.mappings.map(({ gva, size }) => ({ base: gva, size }));
+  return {
+    ...around,
+    paging,
+    ...(nested ? { nested } : {}),
+    ...(slots ? { coverage: new Coverage(slots) } : {}),
+  };
 }
 
 const PAGING_NAMES = Object.keys(PAGING) as PagingName[];
 
+type TableWords = Required<Pick<GuestTables, 'paging'>> & Pick<GuestTables, 'nested'>;
+
 /** `guest NAME pae`: how its tables are made, and what its vCPUs' CR4 and EFER select. */
-function lowerPaging({ paging, $cstNode }: Ast.Guest, problems: Problems): PagingName {
-  if (paging === undefined) return '4-level';
+function lowerPaging({ words, $cstNode }: Ast.Guest, problems: Problems): TableWords {
+  const [paging = '4-level', ...others] = words;
   const found = PAGING_NAMES.find((name) => name === paging);
   if (!found) problems.error({ $cstNode }, `unknown paging ${paging}; there are ${PAGING_NAMES.join(', ')}`);
-  return found ?? '4-level';
+  if (others.length > 0) problems.error({ $cstNode }, `guest … ${words.join(' ')}: one paging is enough`);
+  return { paging: found ?? '4-level' };
+}
+
+/** `nested NAME 5-level no-ad`: L1's tables for its guests; in EPTP accessed and dirty bits can be left off. */
+function lowerNested({ words, $cstNode }: Ast.Guest, { machine }: Surroundings, problems: Problems): TableWords {
+  let paging: PagingName = '4-level';
+  let accessedDirty = true;
+  for (const word of words) {
+    if (word === '4-level' || word === '5-level') paging = word;
+    else if (word === 'no-ad') accessedDirty = false;
+    else problems.error({ $cstNode }, `nested … ${word}: it has 4-level or 5-level tables, and no-ad or not`);
+  }
+  if (machine.second === 'shadow')
+    problems.error(
+      { $cstNode },
+      'nested: KVM offers its guests a second stage where it has one itself: second-stage tdp',
+    );
+  if (!accessedDirty && machine.second === 'npt')
+    problems.error({ $cstNode }, 'nested … no-ad: only EPTP says so; NPT always has accessed and dirty bits');
+  if (paging === '5-level' && machine.second === 'ept' && machine.secondLevels !== 5)
+    problems.error({ $cstNode }, 'nested … 5-level needs a processor with as many: second-stage tdp ept 5-level');
+  return { paging, nested: { accessedDirty } };
+}
+
+/** `guest NAME in TABLES`: where L1 runs it. */
+function lowerWithin(guest: Ast.Guest, guests: readonly GuestTables[], problems: Problems): GuestTables | undefined {
+  if (!guest.within) return undefined;
+  const name = guest.within.$refText;
+  const found = guests.find((each) => each.name === name && each.nested);
+  const place = { $cstNode: guest.within.$refNode };
+  if (guest.stage) return problems.error(place, 'nested … in: L1’s guests have no guests here');
+  if (found) return found;
+  const known = guests.flatMap((each) => (each.nested ? [each.name] : [])).join(', ');
+  return problems.error(
+    place,
+    `there are no nested tables ${name}; there are: ${known || 'none; write nested NAME { … }'}`,
+  );
 }
 
 function warnOfOverlaps(mappings: readonly Mapping[], problems: Problems): void {
@@ -152,8 +215,14 @@ function lowerTasks(
       const known = context.names.guests.join(', ') || 'none; define one as guest NAME { … }';
       problems.error({ $cstNode: node.guest?.$refNode }, `there is no guest ${guest}; guests: ${known}`);
     }
-    const paging = guests.find(({ name }) => name === guest)?.paging ?? '4-level';
-    const body = lowerStatements(node.body, { ...context, paging, owner: 'vcpu' }, problems);
+    const tables = guests.find(({ name }) => name === guest);
+    if (tables?.nested || tables?.within)
+      problems.error(
+        { $cstNode: node.guest?.$refNode },
+        `${guest} is ${tables.nested ? 'no guest, but L1’s tables for its own' : 'a guest of L1’s'}: the vCPU starts in L1, and runs it by enter`,
+      );
+    const own = context.spaces.get(guest ?? '') ?? context;
+    const body = lowerStatements(node.body, { ...context, ...own, owner: 'vcpu' }, problems);
     const id = constant(node.id, 'a vcpu’s number', problems);
     if (id === undefined) continue;
     const line = seen.get(`vcpu ${id}`);

@@ -15,6 +15,10 @@ export interface StatementContext extends Surroundings {
   readonly names: Names;
   /** Slots that the machine has or that some host task adds. */
   readonly slots: ReadonlySet<number>;
+  /** By guest, what statements are checked against that its vCPUs run. */
+  readonly spaces: ReadonlyMap<string, Surroundings>;
+  /** The nested guest whose code it is. */
+  readonly within?: string;
 }
 
 /** How a statement begins, for messages. */
@@ -39,6 +43,8 @@ export const STATEMENT_WORDS: Readonly<Record<Ast.Statement['$type'], string>> =
   Cpuid: 'cpuid',
   Inject: 'inject',
   Invpcid: 'invpcid',
+  Enter: 'enter',
+  Invept: 'invept',
 };
 
 export function lowerStatements(
@@ -75,27 +81,50 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
     case 'Repeat':
       return lowerRepeat(node, context, problems);
     case 'MapRange': {
-      const mapping = lowerMap(node, context, problems);
-      return mapping && { kind: 'map', mapping, span };
+      const edited = lowerEdited(node, context, problems);
+      const mapping = edited && lowerMap(node, edited.space, problems);
+      return mapping && { kind: 'map', mapping, ...edited.nested, span };
     }
     case 'RawEntry': {
-      const mapping = lowerEntry(node, context, problems);
-      return mapping && { kind: 'map', mapping, span };
+      const edited = lowerEdited(node, context, problems);
+      const mapping = edited && lowerEntry(node, edited.space, problems);
+      return mapping && { kind: 'map', mapping, ...edited.nested, span };
     }
     case 'Unmap': {
       const range = lowerRange(node.base, node.size, context.owner === 'host' ? 'gpa' : 'gva', problems);
       if (!range) return undefined;
       // For the host, `unmap` is what an MMU notifier announces.
       if (context.owner === 'host') return { kind: 'notifier', ...range, migrate: false, span };
-      return canonical(node.base, range, context.paging, problems)
-        ? { kind: 'unmap', gva: range.base, size: range.size, span }
+      const edited = lowerEdited(node, context, problems);
+      return edited && canonical(node.base, range, edited.space.paging, problems)
+        ? { kind: 'unmap', gva: range.base, size: range.size, ...edited.nested, span }
         : undefined;
     }
     case 'Protect': {
       const attributes = lowerAttributes(node, node.attributes, problems);
       const range = lowerRange(node.base, node.size, 'gva', problems);
-      if (!attributes || !range || !canonical(node.base, range, context.paging, problems)) return undefined;
-      return { kind: 'protect', gva: range.base, size: range.size, ...attributes.rights, span };
+      const edited = lowerEdited(node, context, problems);
+      if (!attributes || !range || !edited || !canonical(node.base, range, edited.space.paging, problems))
+        return undefined;
+      const user = edited.space.nested ? { user: true } : {};
+      return {
+        kind: 'protect',
+        gva: range.base,
+        size: range.size,
+        ...attributes.rights,
+        ...user,
+        ...edited.nested,
+        span,
+      };
+    }
+    case 'Enter':
+      return lowerEnter(node, context, problems);
+    case 'Invept': {
+      if (context.machine.second !== 'ept')
+        return problems.error(node, 'invept: only VMX has it; with NPT KVM synchronizes at every VMRUN');
+      if (node.all) return { kind: 'invept', span };
+      const nested = nestedName(node.nested, context, problems);
+      return nested === undefined ? undefined : { kind: 'invept', nested, span };
     }
     case 'Expect': {
       const condition = lowerExpression(node.condition, problems, names);
@@ -178,6 +207,48 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
       return { kind: 'poke', gpa, level, value, span };
     }
   }
+}
+
+/** Whose tables a statement edits: the guest's that runs it, or as `in NAME` says L1's for guests of its own. */
+function lowerEdited(
+  { nested }: Ast.MapRange | Ast.RawEntry | Ast.Unmap | Ast.Protect,
+  context: StatementContext,
+  problems: Problems,
+): { readonly space: Surroundings; readonly nested: { readonly nested?: string } } | undefined {
+  if (!nested) return { space: context, nested: {} };
+  const name = nestedName(nested, context, problems);
+  if (name === undefined) return undefined;
+  if (context.within !== undefined)
+    return problems.error({ $cstNode: nested.$refNode }, `in ${name}: ${context.within} does not see L1’s tables`);
+  return { space: context.spaces.get(name)!, nested: { nested: name } };
+}
+
+/** The name of L1's tables for its guests. */
+function nestedName(
+  reference: Ast.MapRange['nested'],
+  { spaces }: StatementContext,
+  problems: Problems,
+): string | undefined {
+  const name = reference?.$refText ?? '';
+  if (spaces.get(name)?.nested) return name;
+  const known = [...spaces].flatMap(([each, { nested }]) => (nested ? [each] : [])).join(', ');
+  return problems.error(
+    { $cstNode: reference?.$refNode },
+    `there are no nested tables ${name}; there are: ${known || 'none; write nested NAME { … }'}`,
+  );
+}
+
+function lowerEnter(node: Ast.Enter, context: StatementContext, problems: Problems): Statement | undefined {
+  const guest = node.guest.$refText;
+  const place = { $cstNode: node.guest.$refNode };
+  if (context.within !== undefined) return problems.error(node, `enter: ${context.within} runs no guests of its own`);
+  const space = context.spaces.get(guest);
+  if (!space || space.nested) {
+    const known = [...context.spaces].flatMap(([name, { nested }]) => (nested ? [] : [name])).join(', ');
+    return problems.error(place, `there is no guest ${guest} to enter; guests: ${known || 'none'}`);
+  }
+  const body = lowerStatements(node.body, { ...context, ...space, within: guest }, problems);
+  return { kind: 'enter', guest, body, span: headerSpan(node, `enter ${guest}`) };
 }
 
 export function expressionText(node: Ast.Expression): string {

@@ -111,6 +111,12 @@ for (const second of ['ept', 'npt']) {
     );
   });
 
+  test(`${second}: a zap of a part of a large page takes all of the page`, () => {
+    holds(
+      `machine x86-64 {\n  memory 0 +64M huge 2M\n  second-stage tdp ${second} 4-level\n}\nvcpu 0 {\n  write 0x200000 = 7\n  wait until level(0x200000) == 0\n  read 0x3ff000\n}\nhost h {\n  wait until faults.fixed > 0\n  zap 0x200000 +64K\n}\nexpect level(0x200000) == 2\nexpect faults.fixed == 2\n`,
+    );
+  });
+
   test(`${second}: zaps of all roots that overlap in time give up each root once`, () => {
     for (const hosts of [
       'host h { wait until accesses > 20 zap all zap all }',
