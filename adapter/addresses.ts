@@ -1,5 +1,6 @@
 import { type DecodedEntry, decodeEntry } from '../engine/formats/decode.ts';
 import { untranslatable } from '../engine/guest/access.ts';
+import { l1Frame, lookAtNested } from '../engine/guest/nested.ts';
 import type { Reference } from '../engine/guest/walk.ts';
 import type { Machine } from '../engine/machine.ts';
 import { addressToFrame, formatSize, frameToAddress, hex, pageOffset } from '../engine/memory/words.ts';
@@ -48,7 +49,9 @@ export function toHost(
     if (walk.status !== 'done') return undefined;
     gfn = walk.gfn;
   }
-  const pfn = machine.resolve(gfn);
+  const nested = machine.vcpus[located.vcpu]?.guestMode?.nested;
+  const own = nested ? l1Frame(machine, nested.mode, gfn) : gfn;
+  const pfn = own < 0 ? -1 : machine.resolve(own);
   return pfn < 0 ? undefined : { pfn, offset };
 }
 
@@ -152,6 +155,26 @@ function describeGuestPhysical(machine: Machine, vcpu: number, gpa: bigint): { e
   if (walk.kind !== 'walk') return { end: '', lines: walk.kind === 'error' ? [walk.message] : [] };
   const lines = walk.references.map((reference) => entryLine(reference.entry, reference.index, reference.note));
   const { outcome } = walk;
+  const { guestMode } = machine.vcpu(vcpu);
+  const nested = guestMode?.nested;
+  if (nested) {
+    // L1's tables say which of L1's addresses it is; KVM's are made of them.
+    const trace: Reference[] = [];
+    const through = lookAtNested(machine, nested.mode, addressToFrame(gpa), trace);
+    const own = trace.map(({ level, index, lo, hi }) =>
+      entryLine(decodeEntry(nested.mode.format, level, lo, hi), index),
+    );
+    if (through.status !== 'done') return { end: `: L1’s tables do not map it`, lines: [...own, ...lines] };
+    const l1 = frameToAddress(through.gfn, pageOffset(gpa));
+    const to =
+      outcome.status === 'done' && outcome.hpa !== undefined
+        ? `→ hpa ${groups(BigInt(outcome.hpa))}`
+        : `: ${outcome.reason}`;
+    return {
+      end: `of ${guestMode.guest} → L1’s gpa ${groups(l1)} ${to}`,
+      lines: [...own, ...lines, slotWords(machine, l1)],
+    };
+  }
   return {
     end: outcome.status === 'done' ? `→ hpa ${groups(BigInt(outcome.hpa!))}` : `: ${outcome.reason}`,
     lines: [...lines, slotWords(machine, gpa)],

@@ -25,6 +25,12 @@ export const FILTERS = [
   },
   { filter: 'guest', label: 'Guest #PF', description: 'A page fault that the guest’s own handler gets', default: true },
   {
+    filter: 'nested',
+    label: 'Nested VM exit for a fault',
+    description: 'A translation of a nested guest’s that L1’s own tables refuse, which L1 has to handle',
+    default: true,
+  },
+  {
     filter: 'mmio',
     label: 'MMIO exit to userspace',
     description: 'An access that no memslot holds, or a write to a read-only one',
@@ -296,6 +302,8 @@ function filterOf(machine: Machine, position: number): FilterName | undefined {
     }
     case Kind.GUEST_FAULT:
       return 'guest';
+    case Kind.NESTED_EXIT:
+      return isFault(machine.log.at(position).object) ? 'nested' : undefined;
     case Kind.MMIO:
       return 'mmio';
     case Kind.WARNING:

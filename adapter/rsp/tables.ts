@@ -141,7 +141,22 @@ function parseVcpu(
   layout: Layout,
   tables: Map<number, KvmTable>,
 ): KvmRoot[] {
-  const mmu = record(vcpu[words(vcpu, 'active')], 'the active MMU');
+  const active = words(vcpu, 'active');
+  return (['root', 'guest'] as const).flatMap((name) =>
+    parseMmu(record(vcpu[name], `${name}_mmu`), number, layout, tables, {
+      ...(name === 'guest' ? { mmu: name } : {}),
+      ...(name === active ? {} : { inactive: true }),
+    }),
+  );
+}
+
+function parseMmu(
+  mmu: Record<string, unknown>,
+  number: number,
+  layout: Layout,
+  tables: Map<number, KvmTable>,
+  of: Pick<KvmRoot, 'mmu' | 'inactive'>,
+): KvmRoot[] {
   const role = roleFrom(count(mmu, 'rootRole'), layout);
   const found: KvmRoot[] = [];
   const add = (value: unknown, which: KvmRoot['which'], pae: unknown): void => {
@@ -162,6 +177,7 @@ function parseVcpu(
     const table = tables.get(frame);
     found.push({
       vcpu: number,
+      ...of,
       which,
       frame,
       pgd: address(root, 'pgd'),

@@ -61,6 +61,8 @@ export function unfit(program: Program): Unfit[] {
   const warning = (span: Span, message: string): void => void found.push({ severity: 'warning', message, span });
   const { machine } = program;
   for (const guest of program.guests) {
+    if (guest.nested)
+      error(guest.span, `nested ${guest.name}: the code that makes the accesses on KVM is no hypervisor`);
     if (guest.paging !== undefined && guest.paging !== '4-level')
       error(
         guest.span,
@@ -94,7 +96,7 @@ function expectations(body: readonly Statement[]): Extract<Statement, { kind: 'e
   return body.flatMap((statement) =>
     statement.kind === 'expect'
       ? [statement.expectation]
-      : statement.kind === 'repeat'
+      : statement.kind === 'repeat' || statement.kind === 'enter'
         ? expectations(statement.body)
         : [],
   );
@@ -129,6 +131,12 @@ function visit(body: readonly Statement[], error: (span: Span, message: string) 
         break;
       case 'cpuid':
         error(span, 'cpuid: KVM takes no other CPUID once a vCPU has run');
+        break;
+      case 'enter':
+        error(span, `enter ${statement.guest}: the code that makes the accesses on KVM runs no guests of its own`);
+        break;
+      case 'invept':
+        error(span, 'invept: the code that makes the accesses on KVM is no hypervisor');
         break;
       case 'invpcid':
         error(span, 'invpcid: the code that makes the accesses on KVM cannot');

@@ -72,7 +72,7 @@ export const pageWalk = defineFunction<WalkLocals>({
           locals.fault = describeShadowFault(machine, vcpu, walk, locals.access);
           return 'exit';
         }
-        locals.fault = describeWalkFault(vcpu.id, walk, vcpu.mode, vcpu.second, locals.access);
+        locals.fault = describeWalkFault(vcpu.id, walk, vcpu.mode, vcpu.second, locals.access, vcpu.guestMode?.guest);
         return walk.status === 'guest-fault' ? 'deliver' : 'exit';
       },
     },

@@ -12,7 +12,7 @@ import {
   pagingMode,
   type Registers,
 } from './registers.ts';
-import { finishWalk, startWalk, type Walk, type WalkMemory } from './walk.ts';
+import { finishWalk, type Reference, startWalk, type Walk, type WalkMemory } from './walk.ts';
 
 // Nested guests: L1, which KVM runs, has second-stage tables for guests of its own (L2).
 
@@ -87,20 +87,15 @@ export function guestModeOf(machine: Machine, vcpu: Vcpu, name: string): { mode:
   return { mode: { guest: name, l1, nested }, registers: vcpu.saved[name] ?? first };
 }
 
-/** KVM's walk of L1's tables for a frame of L2's. @param memory where it may set A and D, unless the machine's */
-export function walkNested(
-  machine: Machine,
-  mode: PagingMode,
-  frame: Gfn,
-  bits: number,
-  memory: WalkMemory = machine.walkMemory,
-): Walk {
-  return finishWalk(startWalk(mode, undefined, Number(frame), { bits, implicit: false }), mode, undefined, memory);
+/** L1's tables for a frame of L2's, as one who only looks walks them. @param trace gets the entries that are read */
+export function lookAtNested(machine: Machine, mode: PagingMode, frame: Gfn, trace?: Reference[]): Walk {
+  const walk = startWalk(mode, undefined, Number(frame), { bits: PFERR_USER, implicit: false });
+  return finishWalk(walk, mode, undefined, { ...machine.walkMemory, setBits() {} }, trace);
 }
 
-/** L1's frame for one of L2's, as one who only looks finds it; −1 where L1's tables lead nowhere. */
+/** L1's frame for one of L2's; −1 where L1's tables lead nowhere. */
 export function l1Frame(machine: Machine, mode: PagingMode, frame: Gfn): Gfn {
-  const walk = walkNested(machine, mode, frame, PFERR_USER, { ...machine.walkMemory, setBits() {} });
+  const walk = lookAtNested(machine, mode, frame);
   return walk.status === 'done' ? walk.gfn : -1;
 }
 

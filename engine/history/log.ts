@@ -63,7 +63,7 @@ export const Kind = {
   CPUID: 29,
   /** A vCPU goes into a nested guest, or comes out. address: vCPU; object: before and after. */
   GUEST_MODE: 30,
-  /** KVM makes a nested guest exit to L1. address: vCPU; object: why. */
+  /** KVM makes a nested guest exit to L1. address: vCPU; object: the fault that L1's tables made, or the instruction. */
   NESTED_EXIT: 31,
 } as const;
 export type Kind = (typeof Kind)[keyof typeof Kind];

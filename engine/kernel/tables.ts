@@ -45,6 +45,10 @@ export interface KvmPageCounts {
 /** A root that a vCPU has or had. */
 export interface KvmRoot {
   readonly vcpu: number;
+  /** `guest`: of its `guest_mmu`, which shadows L1's tables for guests of its own. Absent: of its `root_mmu`. */
+  readonly mmu?: 'guest';
+  /** Of another MMU than the one that the processor walks now. */
+  readonly inactive?: true;
   /** `current`, or the place among those before it: 0 is the last. `untold` is whether it is any of these, and of which vCPU. */
   readonly which: 'current' | 0 | 1 | 2 | 'untold';
   /** Frame of the root's table, of `pae_root` for 32-bit and PAE guests. */
@@ -119,7 +123,7 @@ export function kvmMemory(built: KvmTables): Required<Tables> {
 
 /** The root that a vCPU translates with now. */
 export function currentRoot(built: KvmTables, vcpu: number): KvmRoot | undefined {
-  return built.roots.find((root) => root.vcpu === vcpu && root.which === 'current');
+  return built.roots.find((root) => root.vcpu === vcpu && root.which === 'current' && !root.inactive);
 }
 
 /** What KVM calls a table's level, whatever is known of its role. */

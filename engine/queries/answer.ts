@@ -2,6 +2,7 @@ import { ABSENT, type Format, LEAF, TABLE } from '../formats/compile.ts';
 import { decodeEntry } from '../formats/decode.ts';
 import type { Entry } from '../formats/encode.ts';
 import { untranslatable } from '../guest/access.ts';
+import { l1Frame, l2Memory } from '../guest/nested.ts';
 import { PFERR_FETCH, PFERR_USER, PFERR_WRITE } from '../guest/permission.ts';
 import { inputFrame, type Stage, tableFrame } from '../guest/regime.ts';
 import { finishWalk, type Reference, startWalk, type Walk } from '../guest/walk.ts';
@@ -156,6 +157,7 @@ function walkAnswer(machine: Machine, query: Extract<Query, { kind: 'walk' }>, f
     secondName: second?.format.spec.stage ?? '',
     secondLevels: second ? levelShapes(second.format) : [],
   };
+  const of = vcpu.guestMode ? ` of ${vcpu.guestMode.guest}` : '';
   const problem = query.space === 'gva' ? untranslatable(vcpu.mode, asked) : undefined;
   if (problem !== undefined)
     return {
@@ -168,7 +170,9 @@ function walkAnswer(machine: Machine, query: Extract<Query, { kind: 'walk' }>, f
     };
   const trace: Reference[] = [];
   const walk = startWalk(asking, second, addressToFrame(asked), { bits, implicit });
-  finishWalk(walk, asking, second, readOnlyMemory(machine), trace);
+  const nested = vcpu.guestMode?.nested;
+  const memory = readOnlyMemory(machine);
+  finishWalk(walk, asking, second, nested ? { ...l2Memory(machine, nested.mode), setBits() {} } : memory, trace);
   for (const reference of trace) frames.add(reference.pfn);
   const references = trace.map((reference, index) =>
     referenceAnswer(machine, mode.format, reference, index, index === trace.length - 1),
@@ -187,7 +191,7 @@ function walkAnswer(machine: Machine, query: Extract<Query, { kind: 'walk' }>, f
           ...(guestSize ? { guestSize, rights: rights(walk) } : {}),
           reason: 'the translation succeeds',
         },
-        sentence: `${query.space} ${hex(asked)} is gpa ${hex(gpa)}: ${references.length} memory references`,
+        sentence: `${query.space} ${hex(asked)}${of} is gpa ${hex(gpa)}: ${references.length} memory references`,
       };
     if (!second) {
       const reason =
@@ -203,7 +207,7 @@ function walkAnswer(machine: Machine, query: Extract<Query, { kind: 'walk' }>, f
           ...(guestSize ? { guestSize, rights: rights(walk) } : {}),
           reason,
         },
-        sentence: `${query.space} ${hex(asked)} is gpa ${hex(gpa)}; ${reason}`,
+        sentence: `${query.space} ${hex(asked)}${of} is gpa ${hex(gpa)}; ${reason}`,
       };
     }
     const hpa = frameToAddress(walk.pfn, pageOffset(asked));
@@ -219,7 +223,7 @@ function walkAnswer(machine: Machine, query: Extract<Query, { kind: 'walk' }>, f
         secondSize,
         reason: 'the translation succeeds',
       },
-      sentence: `${query.space} ${hex(asked)} is gpa ${hex(gpa)} and hpa ${hex(hpa)}: ${walk.references} memory references`,
+      sentence: `${query.space} ${hex(asked)}${of} is gpa ${hex(gpa)} and hpa ${hex(hpa)}: ${walk.references} memory references`,
     };
   }
   const fault = describeWalkFault(vcpu.id, walk, asking, second, access);
@@ -301,7 +305,7 @@ function tableView(machine: Machine, query: TableQuery): TableView {
   const address = BigInt(query.table);
   const frame = addressToFrame(address);
   const { mirror } = machine;
-  const guest = query.space === 'guest';
+  const guest = query.space !== 'second';
   const stage = mirror ? mirrorStage(mirror, query) : emulatorStage(machine, query);
   const built = guest ? undefined : mirror?.built?.();
   const tables: Tables = mirror
@@ -311,10 +315,10 @@ function tableView(machine: Machine, query: TableQuery): TableView {
         ? kvmMemory(built.tables)
         : mirror.memory
     : guest
-      ? { page: (gfn) => machine.memory.page(machine.resolve(gfn)) }
+      ? { page: (gfn) => machine.memory.page(hostFrame(machine, query, gfn)) }
       : machine.memory;
-  const isOwn = machine.pages.has(frame) || machine.vcpus.some(({ mmu }) => mmu.paeRoot === frame);
-  const known = mirror ? tables.has?.(frame) !== false : guest ? machine.resolve(frame) >= 0 : isOwn;
+  const isOwn = machine.pages.has(frame) || machine.vcpus.some(({ mmus }) => mmus.root.paeRoot === frame);
+  const known = mirror ? tables.has?.(frame) !== false : guest ? hostFrame(machine, query, frame) >= 0 : isOwn;
   if (!known)
     throw new Error(
       guest || (mirror && !built)
@@ -332,17 +336,32 @@ function emulatorStage(machine: Machine, { space, vcpu }: TableQuery): Stage {
     return stage;
   }
   if (space === 'second') return { register: '', value: 0n, tree: { format: machine.secondFormat, root: 0 }, base: 0 };
-  const { registers, mode } = machine.vcpu(vcpu);
+  const { registers, mode, guestMode } = machine.vcpu(vcpu);
+  if (space === 'nested') {
+    const nested = guestMode?.nested;
+    if (!nested) throw new Error(`vCPU ${vcpu} runs no guest of L1’s now`);
+    const { format, rootGfn } = nested.mode;
+    return { register: nestedRegister(machine), value: nested.pgd, tree: { format, root: rootGfn }, base: 0 };
+  }
   return { register: 'CR3', value: registers.cr3, tree: { format: mode.format, root: mode.rootGfn }, base: 0 };
 }
 
+const nestedRegister = (machine: Machine): string => (machine.config.second === 'ept' ? 'EPTP' : 'nCR3');
+
+/** The host frame behind one of a guest's; −1 where there is none. Of a nested guest L1's tables lie between. */
+function hostFrame(machine: Machine, { space, vcpu }: Pick<TableQuery, 'space' | 'vcpu'>, frame: number): Pfn {
+  const nested = space === 'guest' && !machine.mirror ? machine.vcpu(vcpu).guestMode?.nested : undefined;
+  const own = nested ? l1Frame(machine, nested.mode, frame) : frame;
+  return own < 0 ? -1 : machine.resolve(own);
+}
+
 function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames: Set<Pfn>): TableAnswer {
-  const guest = query.space === 'guest';
+  const guest = query.space !== 'second';
   const { stage, tables, frame, first } = tableView(machine, query);
   const { format } = stage.tree;
   const count = format.entries[query.level]!;
   for (let each = 0; each < format.tableFrames[query.level]!; each++)
-    frames.add(guest ? machine.resolve(frame + each) : frame + each);
+    frames.add(guest ? hostFrame(machine, query, frame + each) : frame + each);
   const changed = machine.mirror ? NO_CHANGES : changedEntries(machine, format, moment.since, [...frames][0]!);
   const size = format.span[query.level]! * 4096;
   const base = addressToFrame(BigInt(query.base));
@@ -455,7 +474,7 @@ function changedEntries(machine: Machine, format: Format, since: number, pfn: Pf
 
 function isFaulting(fault: FaultInfo | undefined, query: TableQuery, table: number, index: number): boolean {
   if (!fault || fault.index !== index || fault.level !== query.level || fault.table !== table) return false;
-  return (fault.kind === 'guest') === (query.space === 'guest');
+  return query.space === (fault.kind === 'guest' ? 'guest' : 'second');
 }
 
 function rootAnswers(machine: Machine): RootAnswer[] {
@@ -467,11 +486,14 @@ function rootAnswers(machine: Machine): RootAnswer[] {
   for (const vcpu of machine.vcpus) {
     if (!vcpu.mode.paging) continue;
     const { rootGfn, rootEntry, format } = vcpu.mode;
-    const name = [...machine.guestRoots].find(([, root]) => root === rootGfn)?.[0];
-    const pfn = machine.resolve(rootGfn);
+    const nested = vcpu.guestMode?.nested;
+    const name =
+      vcpu.guestMode?.guest ??
+      machine.program.guests.find((guest) => !guest.within && machine.guestRoots.get(guest.name) === rootGfn)?.name;
+    const pfn = hostFrame(machine, { space: 'guest', vcpu: vcpu.id }, rootGfn);
     add(
       {
-        id: `guest ${rootGfn}`,
+        id: `guest ${nested ? `${nested.name} ` : ''}${rootGfn}`,
         title: name ? `Guest tables of ${name}` : `Guest tables at gpa ${hex(frameToAddress(rootGfn))}`,
         space: 'guest',
         table: {
@@ -491,7 +513,35 @@ function rootAnswers(machine: Machine): RootAnswer[] {
       [vcpu.id],
     );
   }
+  for (const vcpu of machine.vcpus) {
+    const nested = vcpu.guestMode?.nested;
+    if (!nested) continue;
+    const { format, rootGfn } = nested.mode;
+    add(
+      {
+        id: `nested ${nested.name}`,
+        title: `L1’s ${nestedRegister(machine) === 'EPTP' ? 'EPT' : 'NPT'} tables ${nested.name} for ${vcpu.guestMode!.guest}`,
+        space: 'nested',
+        table: {
+          kind: 'table',
+          space: 'nested',
+          vcpu: vcpu.id,
+          table: hex(frameToAddress(rootGfn)),
+          level: format.rootLevel,
+          base: '0x0',
+        },
+        format: format.spec.title,
+        levels: levelShapes(format),
+        canonical: false,
+        present: countPresent({ page: () => machine.memory.page(machine.resolve(rootGfn)) }, format, 0, 0),
+        invalid: false,
+      },
+      [vcpu.id],
+    );
+  }
   if (isShadow(machine)) return [...answers.values(), ...builtRoots(shadowBuilt(machine))];
+  const built = shadowBuilt(machine);
+  const guestRoots = built.tables.roots.filter(({ mmu }) => mmu === 'guest');
   for (const root of machine.roots()) {
     const format = machine.secondFormat;
     add(
@@ -516,7 +566,7 @@ function rootAnswers(machine: Machine): RootAnswer[] {
       machine.vcpus.filter((vcpu) => vcpu.root === root.pfn).map((vcpu) => vcpu.id),
     );
   }
-  return [...answers.values()];
+  return [...answers.values(), ...builtRoots({ ...built, tables: { ...built.tables, roots: guestRoots } })];
 }
 
 // ---- history

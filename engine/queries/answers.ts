@@ -35,10 +35,11 @@ export type Query =
 
 export interface TableQuery {
   readonly kind: 'table';
-  readonly space: 'guest' | 'second';
+  /** `nested`: L1's second-stage tables for the guest of its own that the vCPU runs. */
+  readonly space: 'guest' | 'nested' | 'second';
   /** Whose format: a vCPU for guest tables. */
   readonly vcpu: number;
-  /** Where the table begins: gpa of a guest table, hpa of a second-stage table. */
+  /** Where the table begins: gpa of a guest table (of a nested guest, as it knows it), hpa of a second-stage table. */
   readonly table: string;
   readonly level: number;
   /** First input address that the table covers. */
@@ -169,7 +170,7 @@ export interface RootAnswer {
   readonly id: string;
   /** `vCPU 0: guest tables of kernel (CR3)` */
   readonly title: string;
-  readonly space: 'guest' | 'second';
+  readonly space: TableQuery['space'];
   readonly vcpus: readonly number[];
   readonly table: TableQuery;
   readonly format: string;
@@ -318,9 +319,17 @@ export interface RootCardAnswer {
   readonly quarters?: readonly (QuarterAnswer | null)[];
 }
 
+/** The roots of one of a vCPU's MMUs: `root_mmu`, or `guest_mmu` where the vCPU has run guests of its own. */
 export interface VcpuRootsAnswer {
   readonly vcpu: number;
-  readonly cr3: string;
+  readonly mmu: 'root' | 'guest';
+  /** Whether the processor walks its tables now. */
+  readonly active: boolean;
+  /** What a root is looked for by: CR3, or EPTP or nCR3 of L1's tables for its guests. */
+  readonly pgd: string;
+  readonly pgdName: 'CR3' | 'EPTP' | 'nCR3';
+  /** `nested_mmu`: the role of the nested guest that runs, or ran last. */
+  readonly nestedRole?: RoleAnswer;
   /** What the guest's processor is in, and the extended fields of that. */
   readonly cpuRole: RoleAnswer;
   readonly extRole: readonly RoleFieldAnswer[];
@@ -351,8 +360,9 @@ export interface ShadowPageAnswer {
 export interface RootCacheMoment {
   readonly step: number;
   readonly vcpu: number;
+  readonly mmu: 'root' | 'guest';
   readonly by: string;
-  /** The register write before it: `cr0 0x80050033 → 0x80040033 (wp 1 → 0)`. */
+  /** What came before it: `cr0 0x80050033 → 0x80040033 (wp 1 → 0)`, `L1 runs inner`. */
   readonly cause?: string;
   readonly rootRole: string;
   readonly roots: readonly ({ readonly hpa: string; readonly pgd: string } | null)[];

@@ -54,7 +54,7 @@ export function builtPage({ gfn, role, roleKnown, counts }: KvmTable): string {
 /** How the tables of a vCPU are read: from its current root down, or the first that is known. */
 export function builtStage({ tables, maxPhyAddr }: Built, vcpu: number): Stage | undefined {
   const roots = tables.roots.filter((root) => isReadable(tables.kind, root));
-  const root = roots.find((each) => each.vcpu === vcpu && each.which === 'current') ?? firstOf(roots, vcpu);
+  const root = roots.find((each) => each === currentRoot(tables, vcpu)) ?? firstOf(roots, vcpu);
   return root && kvmStage(tables, root, maxPhyAddr);
 }
 
@@ -105,10 +105,12 @@ export function builtRoots({ tables, maxPhyAddr }: Built): RootAnswer[] {
 
 const rank = ({ which }: KvmRoot): number => (which === 'current' ? -1 : which === 'untold' ? 3 : which);
 
-function titleOf({ kind, tables }: KvmTables, { which, frame, pgd, invalid }: KvmRoot): string {
-  const what = kind === 'shadow' ? 'Shadow root' : `KVM's ${kind.toUpperCase()} root`;
+function titleOf({ kind, tables }: KvmTables, { which, frame, pgd, invalid, mmu }: KvmRoot): string {
+  const stage = kind.toUpperCase();
+  const what = kind === 'shadow' ? 'Shadow root' : mmu ? `Shadow ${stage} root` : `KVM's ${stage} root`;
   const where = tables.get(frame)?.untold ? '' : ` at hpa ${hex(frameToAddress(frame))}`;
-  const of = kind === 'shadow' && pgd !== undefined ? ` of CR3 ${hex(pgd)}` : '';
+  const name = mmu ? (kind === 'ept' ? 'EPTP' : 'nCR3') : 'CR3';
+  const of = (kind === 'shadow' || mmu) && pgd !== undefined ? ` of ${name} ${hex(pgd)}` : '';
   return `${what}${where}${of}${stateOf(which, invalid)}`;
 }
 

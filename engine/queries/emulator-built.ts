@@ -1,6 +1,6 @@
 import { roleField } from '../kernel/role.ts';
 import type { KvmRoot, KvmTable, KvmTables } from '../kernel/tables.ts';
-import type { Machine } from '../machine.ts';
+import type { Machine, Vcpu } from '../machine.ts';
 
 const ALL_KNOWN = 0xffff_ffff;
 
@@ -26,28 +26,40 @@ export function emulatorBuilt(machine: Machine): KvmTables {
     });
   const roots: KvmRoot[] = [];
   for (const vcpu of machine.vcpus) {
-    const { root, prevRoots, paeRoot, rootRole } = vcpu.mmu;
-    if (paeRoot >= 0)
-      tables.set(paeRoot, {
-        frame: paeRoot,
-        gfn: 0,
-        role: 0,
-        roleKnown: 0,
-        entries: machine.memory.page(paeRoot),
-        certainty: 'exact',
-      });
-    for (const [index, { pfn, pgd }] of [root, ...prevRoots].entries()) {
-      if (pfn < 0) continue;
-      const page = machine.pages.get(pfn);
-      roots.push({
-        vcpu: vcpu.id,
-        which: index === 0 ? 'current' : ((index - 1) as 0 | 1 | 2),
-        frame: pfn,
-        pgd,
-        levels: page?.level ?? Math.max(3, roleField(rootRole, 'level')),
-        invalid: page?.invalid ?? false,
-      });
-    }
+    for (const name of ['root', 'guest'] as const) addRoots(machine, vcpu, name, tables, roots);
   }
   return { kind: machine.config.second, source: 'kernel', certainty: 'exact', why: '', tables, roots };
+}
+
+function addRoots(
+  machine: Machine,
+  vcpu: Vcpu,
+  name: 'root' | 'guest',
+  tables: Map<number, KvmTable>,
+  roots: KvmRoot[],
+): void {
+  const { root, prevRoots, paeRoot, rootRole } = vcpu.mmus[name];
+  if (paeRoot >= 0)
+    tables.set(paeRoot, {
+      frame: paeRoot,
+      gfn: 0,
+      role: 0,
+      roleKnown: 0,
+      entries: machine.memory.page(paeRoot),
+      certainty: 'exact',
+    });
+  for (const [index, { pfn, pgd }] of [root, ...prevRoots].entries()) {
+    if (pfn < 0) continue;
+    const page = machine.pages.get(pfn);
+    roots.push({
+      vcpu: vcpu.id,
+      ...(name === 'guest' ? { mmu: name } : {}),
+      ...(name === vcpu.active ? {} : { inactive: true }),
+      which: index === 0 ? 'current' : ((index - 1) as 0 | 1 | 2),
+      frame: pfn,
+      pgd,
+      levels: page?.level ?? Math.max(3, roleField(rootRole, 'level')),
+      invalid: page?.invalid ?? false,
+    });
+  }
 }

@@ -69,7 +69,7 @@ function oneOf<T extends string>(value: unknown, what: string, accepted: readonl
 function tableQuery(value: Record<string, unknown>): TableQuery {
   return {
     kind: 'table',
-    space: oneOf(value.space, 'query.space', ['guest', 'second']),
+    space: oneOf(value.space, 'query.space', ['guest', 'nested', 'second']),
     vcpu: integer(value.vcpu, 'query.vcpu', 0, 65535),
     table: address(value.table, 'query.table'),
     level: integer(value.level, 'query.level', 1, 5),

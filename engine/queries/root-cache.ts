@@ -2,11 +2,12 @@ import { REGISTER_BITS, REGISTERS, type RegisterName, type Registers, UNPAGED } 
 import { Kind } from '../history/log.ts';
 import { ROLE_FIELDS, type RoleField, roleField, roleWords } from '../kernel/role.ts';
 import { type KvmRoot, type KvmTable, type KvmTables, kvmLevel } from '../kernel/tables.ts';
-import type { Machine } from '../machine.ts';
+import { type Machine, MMUS, type Vcpu } from '../machine.ts';
 import { frameToAddress, hex, toBigint } from '../memory/words.ts';
 import type { Mmu } from '../roots/mmu.ts';
 import { cpuRole, EXT_ROLE_FIELDS, type ExtRoleField, shadowRootRole } from '../roots/role.ts';
 import type {
+  RoleAnswer,
   RoleFieldAnswer,
   RootCacheAnswer,
   RootCacheMoment,
@@ -89,32 +90,76 @@ function registersOf(machine: Machine, vcpu: number): Registers {
   return { ...UNPAGED, cr0: value('cr0'), cr3: value('cr3'), cr4: value('cr4'), efer: value('efer') };
 }
 
-function vcpuRoots(machine: Machine, built: KvmTables, vcpu: number): VcpuRootsAnswer {
-  const registers = registersOf(machine, vcpu);
-  const cpu = cpuRole(registers, !machine.mirror && machine.vcpu(vcpu).guestMode !== undefined);
-  const at = (which: KvmRoot['which']): KvmRoot | undefined =>
-    built.roots.find((root) => root.vcpu === vcpu && root.which === which);
-  const current = at('current');
-  const currentRole = current && built.tables.get(current.frame)?.role;
-  const wanted = machine.mirror
-    ? (currentRole ?? (built.kind === 'shadow' ? shadowRootRole(cpu) : 0))
-    : machine.vcpu(vcpu).mmu.rootRole;
+const roleAnswer = (word: number): RoleAnswer => ({ word: hex(word), fields: roleFields(word, 0xffff_ffff) });
+
+/** Of the emulator, whose MMUs are known in whole. */
+function emulatedRoots(machine: Machine, built: KvmTables, vcpu: Vcpu, mmu: 'root' | 'guest'): VcpuRootsAnswer {
+  const { rootRole, cpuRole: cpu, root } = vcpu.mmus[mmu];
+  const active = vcpu.active === mmu;
+  const nested = mmu === 'guest';
+  const { second } = machine.config;
+  // L1's registers while it is L1's MMU that is looked at.
+  const { cr3 } = nested || active ? vcpu.registers : vcpu.guestMode!.l1;
+  const pgd = nested ? (vcpu.guestMode?.nested?.pgd ?? root.pgd) : cr3;
+  return {
+    vcpu: vcpu.id,
+    mmu,
+    active,
+    pgd: hex(pgd),
+    pgdName: nested ? (second === 'ept' ? 'EPTP' : 'nCR3') : 'CR3',
+    cpuRole: roleAnswer(cpu.base),
+    extRole: extFields(cpu.ext),
+    rootRole: roleAnswer(rootRole),
+    ...(nested ? { nestedRole: roleAnswer(vcpu.mmus.nested.cpuRole.base) } : {}),
+    roots: rootCards(built, vcpu.id, mmu, rootRole, pgd),
+  };
+}
+
+/** The current root and three before it. */
+function rootCards(
+  built: KvmTables,
+  vcpu: number,
+  mmu: 'root' | 'guest',
+  wanted: number,
+  pgd: bigint,
+): (RootCardAnswer | null)[] {
   const isUsable = (root: KvmRoot): boolean => {
     const role = built.tables.get(root.frame)?.role;
     if (role === undefined || role !== wanted || root.invalid) return false;
-    return roleField(wanted, 'direct') === 1 || root.pgd === registers.cr3;
+    return roleField(wanted, 'direct') === 1 || root.pgd === pgd;
   };
-  return {
-    vcpu,
-    cr3: hex(registers.cr3),
-    cpuRole: { word: hex(cpu.base), fields: roleFields(cpu.base, 0xffff_ffff) },
-    extRole: extFields(cpu.ext),
-    rootRole: { word: hex(wanted), fields: roleFields(wanted, 0xffff_ffff) },
-    roots: (['current', 0, 1, 2] as const).map((which) => {
-      const root = at(which);
-      return root ? card(built, root, isUsable(root)) : null;
-    }),
-  };
+  return (['current', 0, 1, 2] as const).map((which) => {
+    const root = built.roots.find((each) => each.vcpu === vcpu && each.which === which && (each.mmu ?? 'root') === mmu);
+    return root ? card(built, root, isUsable(root)) : null;
+  });
+}
+
+/** Of a real KVM: registers are told, and roots; what role is wanted follows. */
+function mirroredRoots(machine: Machine, built: KvmTables, vcpu: number): VcpuRootsAnswer[] {
+  const own = built.roots.filter((root) => root.vcpu === vcpu);
+  const isNested = own.some(({ mmu, inactive }) => mmu === 'guest' && !inactive);
+  const registers = registersOf(machine, vcpu);
+  const cpu = cpuRole(registers, isNested);
+  return (['root', 'guest'] as const)
+    .filter((mmu) => mmu === 'root' || own.some((root) => root.mmu === 'guest'))
+    .map((mmu) => {
+      const current = own.find((root) => root.which === 'current' && (root.mmu ?? 'root') === mmu);
+      const role = current && built.tables.get(current.frame)?.role;
+      const wanted = role ?? (built.kind === 'shadow' ? shadowRootRole(cpu) : 0);
+      const active = (mmu === 'guest') === isNested;
+      const pgd = active && mmu === 'root' ? registers.cr3 : (current?.pgd ?? 0n);
+      return {
+        vcpu,
+        mmu,
+        active,
+        pgd: hex(pgd),
+        pgdName: mmu === 'root' ? 'CR3' : built.kind === 'ept' ? 'EPTP' : 'nCR3',
+        cpuRole: roleAnswer(cpu.base),
+        extRole: extFields(cpu.ext),
+        rootRole: roleAnswer(wanted),
+        roots: rootCards(built, vcpu, mmu, wanted, pgd),
+      };
+    });
 }
 
 function shadowPages(built: KvmTables): ShadowPageAnswer[] {
@@ -153,8 +198,16 @@ function moments(machine: Machine): { readonly list: RootCacheMoment[]; readonly
   const causes = new Map<number, { readonly step: number; readonly words: string }>();
   for (let position = log.first; position < log.length; position++) {
     const kind = log.kindAt(position);
-    if (kind !== Kind.REGISTER && kind !== Kind.MMU) continue;
+    if (kind !== Kind.REGISTER && kind !== Kind.MMU && kind !== Kind.GUEST_MODE) continue;
     const entry = log.at(position);
+    // nested_mmu has no roots.
+    if (kind === Kind.MMU && MMUS[entry.oldLo] === 'nested') continue;
+    if (kind === Kind.GUEST_MODE) {
+      const { before, after } = entry.object as Record<'before' | 'after', Pick<Vcpu, 'guestMode'>>;
+      const words = after.guestMode ? `L1 runs ${after.guestMode.guest}` : `${before.guestMode!.guest} exits to L1`;
+      causes.set(entry.address, { step: entry.step, words });
+      continue;
+    }
     if (kind === Kind.REGISTER) {
       const name = REGISTERS[entry.address % 16]!;
       const [old, now] = [toBigint(entry.oldLo, entry.oldHi), toBigint(entry.newLo, entry.newHi)];
@@ -169,6 +222,7 @@ function moments(machine: Machine): { readonly list: RootCacheMoment[]; readonly
     list.push({
       step: entry.step,
       vcpu: entry.address,
+      mmu: entry.oldLo === MMUS.indexOf('guest') ? 'guest' : 'root',
       by: machine.tasks[entry.task]?.name ?? 'you',
       ...(cause ? { cause: cause.words } : {}),
       rootRole: hex(after.rootRole),
@@ -184,7 +238,14 @@ function moments(machine: Machine): { readonly list: RootCacheMoment[]; readonly
 export function rootCacheAnswer(machine: Machine): RootCacheAnswer {
   const built = machine.mirror ? machine.mirror.built?.()?.tables : emulatorBuilt(machine);
   if (!built) throw new Error('this machine does not tell of KVM’s roots');
-  const vcpus = machine.mirror ? machine.mirror.regimes.length : machine.vcpus.length;
+  const { mirror } = machine;
+  const vcpus = mirror
+    ? mirror.regimes.flatMap((_, vcpu) => mirroredRoots(machine, built, vcpu))
+    : machine.vcpus.flatMap((vcpu) =>
+        (['root', 'guest'] as const)
+          .filter((mmu) => mmu === 'root' || vcpu.mmus.guest.rootRole !== 0)
+          .map((mmu) => emulatedRoots(machine, built, vcpu, mmu)),
+      );
   const pages = shadowPages(built);
   const history = machine.mirror ? { list: [], more: false } : moments(machine);
   return {
@@ -194,7 +255,7 @@ export function rootCacheAnswer(machine: Machine): RootCacheAnswer {
     tables: built.kind,
     step: machine.steps,
     ...(machine.mirror ? {} : { policy: machine.policies.roots }),
-    vcpus: Array.from({ length: vcpus }, (_, vcpu) => vcpuRoots(machine, built, vcpu)),
+    vcpus,
     pages: pages.slice(0, PAGES_MOST),
     morePages: Math.max(0, pages.length - PAGES_MOST),
     moments: history.list,

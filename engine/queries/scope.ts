@@ -100,9 +100,10 @@ function callFunction(machine: Machine, vcpu: number, name: string, values: read
     }
     case 'spte':
     case 'level': {
-      const root = machine.vcpus[vcpu]?.root ?? -1;
-      if (root < 0) return 0n;
-      const entry = findEntry(machine, root, gfn);
+      const own = machine.vcpus[vcpu];
+      if (!own || own.root < 0) return 0n;
+      const format = machine.isTdp ? machine.shadowFormat(own.mmu) : machine.secondFormat;
+      const entry = findEntry(machine, own.root, gfn, 1, format);
       if (name === 'spte') return toBigint(entry.lo, entry.hi);
       return machine.secondFormat.classify(entry.level, entry.lo) === LEAF ? BigInt(entry.level) : BigInt(ABSENT);
     }

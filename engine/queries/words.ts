@@ -7,7 +7,7 @@ const DID = { read: 'read', write: 'wrote', fetch: 'fetched from' } as const;
 
 /** `vCPU 0 wrote gpa 0x200000: EPT level-2 entry 1 is not present` */
 export function faultSentence(fault: FaultInfo): string {
-  const who = `vCPU ${fault.vcpu}`;
+  const who = `vCPU ${fault.vcpu}${fault.guest === undefined ? '' : ` in ${fault.guest}`}`;
   const how = fault.cpl === 3 && !fault.implicit ? ' at CPL 3' : fault.implicit ? ' implicitly' : '';
   if (fault.kind === 'guest') return `${who} ${DID[fault.access]} gva ${hex(fault.gva)}${how}: ${fault.reason}`;
   const gpa = hex(fault.gpa ?? 0n);

@@ -10,6 +10,7 @@ import {
   type Vcpu,
 } from '../machine.ts';
 import { call, defineFunction, NEXT, returns, type Step, type Task } from '../operation.ts';
+import type { FaultInfo } from '../tdp/fault.ts';
 import { freeRoots, initMmu, newPgd, setRoles } from './context.ts';
 import { vcpuEnterGuest } from './enter.ts';
 import { ROOT_CURRENT, ROOTS_ALL, rootPrevious } from './mmu.ts';
@@ -128,9 +129,11 @@ export function callNestedRun(machine: Machine, task: Task, guest: string): void
   call(task, isVmx(machine) ? nestedVmxRun : nestedSvmVmrun, { guest });
 }
 
+/** What made L2 exit: an instruction of its own, or a fault that is L1's to handle. */
+export type NestedExit = 'VMCALL' | FaultInfo;
+
 interface ExitLocals {
-  /** Why, in words. */
-  readonly reason: string;
+  readonly why: NestedExit;
 }
 
 function exitFunction(name: string, where: string) {
@@ -142,11 +145,11 @@ function exitFunction(name: string, where: string) {
       {
         name: 'state',
         text: 'leave_guest_mode: L2’s registers are kept for L1 to see, L1’s come back; mmu is root_mmu again',
-        run(machine, task, { reason }) {
+        run(machine, task, { why }) {
           const vcpu = machine.vcpu(task.vcpu);
           const { guest, l1 } = vcpu.guestMode!;
           machine.count('nested.exits');
-          machine.append(Kind.NESTED_EXIT, task.vcpu, 0, 0, 0, 0, reason);
+          machine.append(Kind.NESTED_EXIT, task.vcpu, 0, 0, 0, 0, why);
           switchGuest(machine, vcpu, undefined, l1, { ...vcpu.saved, [guest]: vcpu.registers });
           return NEXT;
         },
@@ -168,9 +171,9 @@ function exitFunction(name: string, where: string) {
 const nestedVmxVmexit = exitFunction('nested_vmx_vmexit', 'arch/x86/kvm/vmx/nested.c');
 const nestedSvmVmexit = exitFunction('nested_svm_vmexit', 'arch/x86/kvm/svm/nested.c');
 
-/** L2 exits to L1. @param reason in words */
-export function callNestedExit(machine: Machine, task: Task, reason: string) {
-  return call(task, isVmx(machine) ? nestedVmxVmexit : nestedSvmVmexit, { reason });
+/** L2 exits to L1. */
+export function callNestedExit(machine: Machine, task: Task, why: NestedExit) {
+  return call(task, isVmx(machine) ? nestedVmxVmexit : nestedSvmVmexit, { why });
 }
 
 export const handleInvept = defineFunction<{ readonly pgd: bigint | null }>({

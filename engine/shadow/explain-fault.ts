@@ -19,6 +19,7 @@ function guestGpa(machine: Machine, vcpu: Vcpu, address: bigint): bigint | undef
 export function describeShadowFault(machine: Machine, vcpu: Vcpu, walk: Walk, access: PendingAccess): FaultInfo {
   return {
     vcpu: vcpu.id,
+    guest: vcpu.guestMode?.guest,
     access: access.kind,
     cpl: access.cpl,
     implicit: access.implicit,

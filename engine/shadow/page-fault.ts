@@ -3,7 +3,7 @@ import { finishWalk, startWalk, type Walk } from '../guest/walk.ts';
 import { roleField } from '../kernel/role.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
 import type { Machine } from '../machine.ts';
-import { addressToFrame, hex } from '../memory/words.ts';
+import { addressToFrame } from '../memory/words.ts';
 import { call, defineFunction, type Flow, NEXT, returns, type Task } from '../operation.ts';
 import { callNestedExit } from '../roots/nested.ts';
 import { describeWalkFault, nestedReason } from '../tdp/explain-fault.ts';
@@ -49,7 +49,8 @@ export function injectPageFault(machine: Machine, task: Task, fault: FaultInfo):
  * nested_ept_inject_page_fault, nested_svm_inject_npf_exit: L1's tables refuse an access of its guest, so that L1 gets a VM exit. What
  * an unsync page has of the address goes, below all roots of these tables.
  */
-export function reflectFault(machine: Machine, task: Task, walk: Walk, address: bigint): Flow {
+function reflectFault(machine: Machine, task: Task, walk: Walk, info: FaultInfo): Flow {
+  const address = info.gpa!;
   const vcpu = machine.vcpu(task.vcpu);
   const { mode, pgd } = vcpu.guestMode!.nested!;
   if ((walk.error & (PRESENT | RSVD)) === PRESENT) {
@@ -63,7 +64,9 @@ export function reflectFault(machine: Machine, task: Task, walk: Walk, address: 
       : (walk.error & RSVD) !== 0
         ? 'EPT misconfiguration'
         : 'EPT violation';
-  return callNestedExit(machine, task, `${kind} at gpa ${hex(address)} of L2: ${nestedReason(walk, mode)}`);
+  const { level, lo, hi, index, gfn } = walk;
+  const reason = `${nestedReason(walk, mode)} in L1’s tables, so that L1 gets the ${kind}`;
+  return callNestedExit(machine, task, { ...info, level, lo, hi, index, table: gfn, reason });
 }
 
 /** Whether the fault's root is still the one to map into. */
@@ -94,9 +97,13 @@ export const shadowPageFault = defineFunction<Locals>({
         });
         finishWalk(walk, vcpu.walked, undefined, machine.walkMemory);
         if (walk.status === 'guest-fault' && vcpu.active === 'guest')
-          return reflectFault(machine, task, walk, fault.addr);
+          return reflectFault(machine, task, walk, fault.info);
         if (walk.status === 'guest-fault') {
-          injectPageFault(machine, task, describeWalkFault(vcpu.id, walk, vcpu.walked, undefined, access));
+          injectPageFault(
+            machine,
+            task,
+            describeWalkFault(vcpu.id, walk, vcpu.walked, undefined, access, vcpu.guestMode?.guest),
+          );
           return returns(task, EMULATION_INJECTED);
         }
         fault.gfn = walk.gfn;

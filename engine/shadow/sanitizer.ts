@@ -197,13 +197,13 @@ function checkTracking(machine: Machine, found: string[]): void {
 /** What a TLB keeps is mapped, or a flush is asked for. */
 function checkTlb(vcpu: Vcpu, mapped: Mapped, found: string[]): void {
   if ((vcpu.requests & (REQ_TLB_FLUSH | REQ_TLB_FLUSH_CURRENT | REQ_TLB_FLUSH_GUEST)) !== 0 || vcpu.root < 0) return;
-  for (const { vfn, pfn, level, access, dirty } of vcpu.tlb.list()) {
+  for (const { vfn, pfn, level, access, secondAccess, dirty } of vcpu.tlb.list()) {
     const span = 512 ** (level - 1);
     const frame = pfn - (pfn % span);
     const is = mapped.get(frame);
     const name = `vCPU ${vcpu.id} has gva ${hex(vfn * 4096)} in its TLB`;
     if (is === undefined) found.push(`${name}, which no shadow page maps any more, and nobody asks for a flush`);
-    else if (!is && (access & 2) !== 0 && dirty)
+    else if (!is && (access & secondAccess & 2) !== 0 && dirty)
       found.push(`${name} writable, which no shadow page maps so any more, and nobody asks for a flush`);
   }
 }

@@ -34,7 +34,11 @@ export const emulateInstruction = defineFunction<EmulateLocals>({
           finishWalk(walk, vcpu.mode, undefined, nested ? l2Memory(machine, nested.mode) : machine.walkMemory);
           if (nested && walk.status === 'done') walk.gfn = l1Frame(machine, nested.mode, walk.gfn);
           if (walk.status === 'guest-fault') {
-            injectPageFault(machine, task, describeWalkFault(vcpu.id, walk, vcpu.mode, undefined, access));
+            injectPageFault(
+              machine,
+              task,
+              describeWalkFault(vcpu.id, walk, vcpu.mode, undefined, access, vcpu.guestMode?.guest),
+            );
             return returns(task, EMULATION_INJECTED);
           }
           if (vfn === accessPages(access)[0]) locals.gpa = frameToAddress(walk.gfn, pageOffset(access.address));

@@ -24,10 +24,12 @@ export function describeWalkFault(
   mode: PagingMode,
   second: SecondStage | undefined,
   access: PendingAccess,
+  guest?: string,
 ): FaultInfo {
   if (walk.status === 'guest-fault') {
     return {
       vcpu,
+      guest,
       access: access.kind,
       cpl: access.cpl,
       implicit: access.implicit,
@@ -75,6 +77,7 @@ export function describeWalkFault(
     (allowed !== 0 ? 1 : 0);
   return {
     vcpu,
+    guest,
     access: access.kind,
     cpl: access.cpl,
     implicit: access.implicit,

@@ -25,6 +25,8 @@ export const PFERR_GUEST_PAGE = 2 ** 33;
 export interface FaultInfo {
   readonly vcpu: number;
   readonly kind: 'guest' | 'violation' | 'misconfiguration' | 'mmio';
+  /** The nested guest (L2) whose access it was. */
+  readonly guest?: string | undefined;
   readonly access: 'read' | 'write' | 'fetch';
   readonly cpl: number;
   readonly implicit: boolean;

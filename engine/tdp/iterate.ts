@@ -12,18 +12,23 @@ export interface SpteRef {
 }
 
 /** The entry of one table for a gfn. */
-export function readSpte(machine: Machine, table: Pfn, level: number, gfn: Gfn): SpteRef {
-  const index = machine.secondFormat.indexOf(gfn, level);
+export function readSpte(
+  machine: Machine,
+  table: Pfn,
+  level: number,
+  gfn: Gfn,
+  format = machine.secondFormat,
+): SpteRef {
+  const index = format.indexOf(gfn, level);
   const page = machine.memory.page(table);
   return { level, table, index, lo: page[2 * index]!, hi: page[2 * index + 1]! };
 }
 
 /** The lowest entry for a gfn, down to `level`: where a walk of the tables for it ends. */
-export function findEntry(machine: Machine, root: Pfn, gfn: Gfn, level = 1): SpteRef {
-  const format = machine.secondFormat;
-  let entry = readSpte(machine, root, format.rootLevel, gfn);
+export function findEntry(machine: Machine, root: Pfn, gfn: Gfn, level = 1, format = machine.secondFormat): SpteRef {
+  let entry = readSpte(machine, root, format.rootLevel, gfn, format);
   while (entry.level > level && format.classify(entry.level, entry.lo) === TABLE) {
-    entry = readSpte(machine, format.frame(entry.level, entry.lo, entry.hi), entry.level - 1, gfn);
+    entry = readSpte(machine, format.frame(entry.level, entry.lo, entry.hi), entry.level - 1, gfn, format);
   }
   return entry;
 }

@@ -2,7 +2,9 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Kind, type LogEntry } from '../../engine/history/log.ts';
 import { roleField, roleWords } from '../../engine/kernel/role.ts';
+import { faultSentence } from '../../engine/queries/words.ts';
 import { Run } from '../../engine/run.ts';
+import type { FaultInfo } from '../../engine/tdp/fault.ts';
 import { parseScenario } from '../../scenario/index.ts';
 import { type NestedShape, randomNestedProgram } from './nested-programs.ts';
 
@@ -112,7 +114,12 @@ vcpu 0 in l1 {
 `.replace('guest l2 in n {', 'guest l2 in n {\n  tables at 0x1000'),
   );
   const exits = logged(made).flatMap(({ kind, object }) => (kind === Kind.NESTED_EXIT ? [object] : []));
-  assert.deepEqual(exits, ['EPT violation at gpa 0x10000 of L2: EPT PTE 16 does not allow writing']);
+  assert.deepEqual(
+    exits.map((each) => (typeof each === 'string' ? each : faultSentence(each as FaultInfo))),
+    [
+      'vCPU 0 in l2 wrote gpa 0x10000: EPT PTE 16 does not allow writing in L1’s tables, so that L1 gets the EPT violation',
+    ],
+  );
 });
 
 test('a store of L1’s to a last-level table makes it unsync; INVEPT gives the root up, and the next entry synchronizes', () => {

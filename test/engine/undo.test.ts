@@ -5,6 +5,7 @@ import fc from 'fast-check';
 import { Run } from '../../engine/run.ts';
 import { parseScenario } from '../../scenario/index.ts';
 import { randomProgram } from '../lab/programs.ts';
+import { randomNestedProgram } from './nested-programs.ts';
 
 /** Everything that a machine is, in one string: two machines in the same state give the same. */
 function snapshot(run: Run): string {
@@ -24,7 +25,9 @@ function snapshot(run: Run): string {
       pages: [...machine.pages.values()].sort((a, b) => a.pfn - b.pfn),
       vcpus: machine.vcpus.map((vcpu) => ({
         registers: vcpu.registers,
-        mmu: vcpu.mmu,
+        mmus: vcpu.mmus,
+        guestMode: vcpu.guestMode && { ...vcpu.guestMode, nested: vcpu.guestMode.nested?.pgd },
+        saved: vcpu.saved,
         requests: vcpu.requests,
         tlb: vcpu.tlb.list(),
       })),
@@ -45,6 +48,13 @@ const scenarios: (readonly [name: string, text: string])[] = [
   ...readdirSync('examples')
     .filter((name) => name.endsWith('.mmu'))
     .map((name) => [name, readFileSync(`examples/${name}`, 'utf8')] as const),
+  ...[1, 2].map(
+    (seed) =>
+      [
+        `nested EPT, program ${seed}`,
+        randomNestedProgram(seed, { second: 'tdp ept 4-level', stage: '4-level', statements: 12, host: true }),
+      ] as const,
+  ),
   ...[1, 2, 3].map(
     (seed) =>
       [

@@ -37,10 +37,13 @@ function facts(rows: readonly Fact[]): HTMLElement {
   return h('dl', { class: 'facts' }, ...rows.flatMap(([name, value]) => [h('dt', {}, name), h('dd', {}, value)]));
 }
 
-function addressFacts(hpa: string, pgd: string | undefined, direct: boolean): Fact[] {
+function addressFacts(hpa: string, pgd: string | undefined, pgdName: string, direct: boolean): Fact[] {
   return [
     ['hpa', copyable(formatAddress(hpa), hpa, 'hpa')],
-    ['CR3', direct ? 'any: it is direct' : pgd === undefined ? 'not told' : copyable(formatAddress(pgd), pgd, 'CR3')],
+    [
+      pgdName,
+      direct ? 'any: it is direct' : pgd === undefined ? 'not told' : copyable(formatAddress(pgd), pgd, pgdName),
+    ],
   ];
 }
 
@@ -86,7 +89,7 @@ function rootContent(root: RootCardAnswer, place: number, vcpu: VcpuRootsAnswer)
   return [
     h('p', { class: `reuse${root.isUsable ? ' usable' : ''}` }, reuseWords(root, vcpu, place === 0)),
     facts([
-      ...addressFacts(root.hpa, root.pgd, isDirect(root)),
+      ...addressFacts(root.hpa, root.pgd, vcpu.pgdName, isDirect(root)),
       ['tables', size.join(', ')],
       ...(role === undefined ? [] : ([['role', copyable(formatAddress(role), role, 'role')]] as const)),
       ...(certainty === undefined || certainty === 'exact' ? [] : ([['trust', certaintyMark(certainty)]] as const)),
@@ -113,7 +116,7 @@ export function cardsNow(vcpu: VcpuRootsAnswer): Card[] {
     vcpu.roots.map((root, place) => ({
       key: root ? `${root.hpa} ${root.pgd ?? ''}` : '',
       place,
-      words: JSON.stringify([place, root, root && vcpu.rootRole.fields, root && vcpu.cr3]),
+      words: JSON.stringify([place, root, root && vcpu.rootRole.fields, root && vcpu.pgd]),
       state: !root ? 'empty' : root.invalid ? 'invalid' : root.isUsable ? 'usable' : '',
       content: () => (root ? rootContent(root, place, vcpu) : emptyContent(place, false)),
     })),
@@ -121,14 +124,14 @@ export function cardsNow(vcpu: VcpuRootsAnswer): Card[] {
 }
 
 /** The four roots of a vCPU at a moment: of them no more is remembered than where they were, and for which CR3. */
-export function cardsThen({ roots }: RootCacheMoment, direct: boolean): Card[] {
+export function cardsThen({ roots }: RootCacheMoment, pgdName: string, direct: boolean): Card[] {
   return withKeys(
     roots.map((root, place) => ({
       key: root ? `${root.hpa} ${root.pgd}` : '',
       place,
       words: JSON.stringify([place, root, direct, 'then']),
       state: root ? '' : 'empty',
-      content: () => (root ? [facts(addressFacts(root.hpa, root.pgd, direct))] : emptyContent(place, true)),
+      content: () => (root ? [facts(addressFacts(root.hpa, root.pgd, pgdName, direct))] : emptyContent(place, true)),
     })),
   );
 }

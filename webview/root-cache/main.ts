@@ -19,15 +19,17 @@ import { Timeline } from './timeline.ts';
 /** What survives a reload of the page. */
 interface Kept {
   readonly vcpu: number;
+  readonly mmu: 'root' | 'guest';
 }
 
 function isKept(value: unknown): value is Kept {
-  return typeof value === 'object' && value !== null && 'vcpu' in value && typeof value.vcpu === 'number';
+  if (typeof value !== 'object' || value === null || !('vcpu' in value && 'mmu' in value)) return false;
+  return typeof value.vcpu === 'number' && (value.mmu === 'root' || value.mmu === 'guest');
 }
 
 const view = document.querySelector<HTMLElement>('#view')!;
 const stopLine = new StopLine();
-const picker = h('select', { 'aria-label': 'vCPU' });
+const picker = h('select', { 'aria-label': 'vCPU and MMU' });
 const kind = h('span', { class: 'quiet' });
 const toolbar = h('div', { class: 'toolbar' }, picker, kind);
 const trust = h('p', { class: 'trust' });
@@ -72,8 +74,8 @@ const body = h(
 view.append(stopLine.element, empty, body);
 
 let shown: RootCacheAnswer | undefined;
-let chosen = kept(isKept)?.vcpu ?? 0;
-/** The moment that is shown, among the chosen vCPU's; undefined: now. */
+let chosen: Kept = kept(isKept) ?? { vcpu: 0, mmu: 'root' };
+/** The moment that is shown, among the chosen MMU's; undefined: now. */
 let at: number | undefined;
 
 const KINDS: Readonly<Record<RootCacheAnswer['tables'], string>> = {
@@ -81,6 +83,15 @@ const KINDS: Readonly<Record<RootCacheAnswer['tables'], string>> = {
   npt: 'NPT, one root for all of guest memory',
   shadow: 'Shadow paging, a root for each CR3 and role',
 };
+
+/** Of guest_mmu, by what its roots are looked for. */
+const GUEST_KINDS: Readonly<Record<VcpuRootsAnswer['pgdName'], string>> = {
+  EPTP: 'Shadow EPT, a root for each EPTP of L1’s and role',
+  nCR3: 'Shadow NPT, a root for each nCR3 of L1’s and role',
+  CR3: '',
+};
+
+const idOf = ({ vcpu, mmu }: Kept): string => `${vcpu} ${mmu}`;
 
 /** Says in place of the view what there is to see, or why nothing is. */
 function say(title: string, ...lines: readonly string[]): void {
@@ -129,13 +140,21 @@ function update(): void {
 function draw(): void {
   if (!shown) return;
   const { vcpus, policy, tables } = shown;
-  const vcpu = vcpus.find((each) => each.vcpu === chosen) ?? vcpus[0]!;
-  const ids = vcpus.map((each) => `${each.vcpu}`);
-  if ([...picker.options].map(({ value }) => value).join() !== ids.join())
-    picker.replaceChildren(...ids.map((id) => h('option', { value: id }, `vCPU ${id}`)));
-  picker.value = `${vcpu.vcpu}`;
+  const vcpu = vcpus.find((each) => each.vcpu === chosen.vcpu && each.mmu === chosen.mmu) ?? vcpus[0]!;
+  const isNested = vcpus.some(({ mmu }) => mmu === 'guest');
+  const options = vcpus.map((each) =>
+    h(
+      'option',
+      { value: idOf(each) },
+      `vCPU ${each.vcpu}${isNested ? `, ${each.mmu}_mmu${each.active ? ' (walked now)' : ''}` : ''}`,
+    ),
+  );
+  const texts = (list: Iterable<HTMLOptionElement>): string => [...list].map(({ text }) => text).join();
+  if (texts(picker.options) !== texts(options)) picker.replaceChildren(...options);
+  picker.value = idOf(vcpu);
   picker.hidden = vcpus.length < 2;
-  kind.textContent = `${KINDS[tables]}${policy === undefined ? '' : `; policy roots = ${policy}`}`;
+  const words = vcpu.mmu === 'guest' ? GUEST_KINDS[vcpu.pgdName] : KINDS[tables];
+  kind.textContent = `${words}${policy === undefined ? '' : `; policy roots = ${policy}`}`;
   drawTrust(shown);
   drawRoots(shown, vcpu);
   drawRoles(vcpu);
@@ -153,7 +172,7 @@ function drawTrust({ certainty, why, policy }: RootCacheAnswer): void {
 }
 
 function drawRoots({ moments: all, moreMoments, policy }: RootCacheAnswer, vcpu: VcpuRootsAnswer): void {
-  const moments = momentsOf(all, vcpu.vcpu);
+  const moments = momentsOf(all, vcpu);
   if (at !== undefined && at >= moments.length - 1) at = undefined;
   const moment = moments[at ?? moments.length - 1];
   const direct = vcpu.rootRole.fields.some(({ name, value }) => name === 'direct' && value === 1);
@@ -167,7 +186,7 @@ function drawRoots({ moments: all, moreMoments, policy }: RootCacheAnswer, vcpu:
   cause.textContent = moment ? momentSentence(moment, moments[(at ?? moments.length - 1) - 1]) : '';
   timeline.show(moments, at, none, moreMoments);
   body.classList.toggle('then', at !== undefined);
-  if (at !== undefined && moment) cards.show(cardsThen(moment, direct));
+  if (at !== undefined && moment) cards.show(cardsThen(moment, vcpu.pgdName, direct));
   else cards.show(cardsNow(vcpu));
 }
 
@@ -180,19 +199,23 @@ function rolePanel(title: string, role: RoleAnswer | undefined, grid: HTMLElemen
   );
 }
 
-function drawRoles({ cpuRole, extRole, rootRole }: VcpuRootsAnswer): void {
+function drawRoles({ cpuRole, extRole, rootRole, mmu, nestedRole }: VcpuRootsAnswer): void {
   const suffix = at === undefined ? '' : ', now';
   const compared = compareRoles(cpuRole.fields, rootRole.fields);
   const differing = differingFields(compared);
   rolesTitle.textContent = `Roles${suffix}`;
+  const whose = mmu === 'guest' ? 'That of L1’s tables' : 'The processor’s';
   rolesWords.textContent =
     differing.length === 0
-      ? 'A root must have the root role. The processor’s is the same.'
-      : `A root must have the root role. The processor’s differs from it in ${differing.join(', ')}.`;
+      ? `A root must have the root role. ${whose} is the same.`
+      : `A root must have the root role. ${whose} differs from it in ${differing.join(', ')}.`;
   roles.replaceChildren(
     rolePanel('Root role', rootRole, roleGrid(rootRole.fields, 'Root role that is wanted')),
     rolePanel('CPU role', cpuRole, roleGrid(compared, 'CPU role')),
     rolePanel('CPU role, extended', undefined, roleGrid(extRole, 'Extended CPU role')),
+    ...(nestedRole
+      ? [rolePanel('nested_mmu: CPU role of L2', nestedRole, roleGrid(nestedRole.fields, 'CPU role of L2'))]
+      : []),
   );
 }
 
@@ -220,9 +243,11 @@ function drawPages({ pages, morePages, tables }: RootCacheAnswer): void {
 }
 
 picker.addEventListener('change', () => {
-  chosen = Number(picker.value);
+  const found = shown?.vcpus.find((each) => idOf(each) === picker.value);
+  if (!found) return;
+  chosen = { vcpu: found.vcpu, mmu: found.mmu };
   at = undefined;
-  keep({ vcpu: chosen } satisfies Kept);
+  keep(chosen satisfies Kept);
   draw();
 });
 filter.addEventListener('input', () => {

@@ -9,6 +9,7 @@ const WP = 'cr0 0x80050033 → 0x80040033';
 const moment = (roots: readonly (typeof A | null)[], changes: Partial<RootCacheMoment> = {}): RootCacheMoment => ({
   step: 148,
   vcpu: 0,
+  mmu: 'root',
   by: 'vCPU 0',
   rootRole: '0x3704',
   roots: [0, 1, 2, 3].map((place) => roots[place] ?? null),
@@ -29,7 +30,7 @@ test('moments stand equally far apart, and where another register write begins i
 
 test('each vCPU has its own', () => {
   const list = [moment([A]), moment([B], { vcpu: 1 })];
-  assert.deepEqual(momentsOf(list, 1), [list[1]]);
+  assert.deepEqual(momentsOf(list, { vcpu: 1, mmu: 'root' }), [list[1]]);
 });
 
 test('the register write is told with its values grouped', () => {

@@ -9,9 +9,12 @@ const placeOf = (root: Root, roots: readonly Root[]): number =>
   root === null ? -1 : roots.findIndex((each) => same(each, root));
 export const placeName = (place: number): string => (place === 0 ? 'Current' : `Previous ${place}`);
 
-/** One vCPU's moments, the oldest first. */
-export function momentsOf(moments: readonly RootCacheMoment[], vcpu: number): readonly RootCacheMoment[] {
-  return moments.filter((moment) => moment.vcpu === vcpu);
+/** The moments of one of a vCPU's MMUs, the oldest first. */
+export function momentsOf(
+  moments: readonly RootCacheMoment[],
+  { vcpu, mmu }: Pick<RootCacheMoment, 'vcpu' | 'mmu'>,
+): readonly RootCacheMoment[] {
+  return moments.filter((moment) => moment.vcpu === vcpu && moment.mmu === mmu);
 }
 
 /** A moment on the line of all: `x` from 0 to 1. */

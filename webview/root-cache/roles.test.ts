@@ -13,7 +13,10 @@ const with_ = (changes: Readonly<Record<string, number>>) =>
   WANTED.map(({ name, value }) => ({ name, value: changes[name] ?? value }));
 const vcpu = {
   vcpu: 0,
-  cr3: '0xfff000',
+  mmu: 'root',
+  active: true,
+  pgd: '0xfff000',
+  pgdName: 'CR3',
   cpuRole: { word: '0x0', fields: [] },
   extRole: [],
   rootRole: { word: '0x0', fields: WANTED },

@@ -29,7 +29,11 @@ export function fieldWords(name: string, value: number): string {
 }
 
 /** Whether a switch would take a root, and if not, why not. */
-export function reuseWords(root: RootCardAnswer, { cr3, rootRole }: VcpuRootsAnswer, isCurrent: boolean): string {
+export function reuseWords(
+  root: RootCardAnswer,
+  { pgd, pgdName, rootRole }: VcpuRootsAnswer,
+  isCurrent: boolean,
+): string {
   if (root.invalid) return 'being taken down';
   if (root.isUsable) return isCurrent ? 'fits what is wanted' : 'would be reused';
   const not = isCurrent ? 'does not fit' : 'would not be reused';
@@ -37,7 +41,7 @@ export function reuseWords(root: RootCardAnswer, { cr3, rootRole }: VcpuRootsAns
   if (!root.fields) return `${not}: its role is not told`;
   const differing = differingFields(compareRoles(root.fields, rootRole.fields));
   if (differing.length > 0) return `${not}: another ${differing.length > 2 ? 'role' : differing.join(' and ')}`;
-  return root.pgd !== undefined && BigInt(root.pgd) !== BigInt(cr3) ? `${not}: another CR3` : not;
+  return root.pgd !== undefined && BigInt(root.pgd) !== BigInt(pgd) ? `${not}: another ${pgdName}` : not;
 }
 
 /** Whether the CR3 that a root was made for says anything: of a direct root it does not. */
