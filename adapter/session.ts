@@ -654,6 +654,7 @@ export class KvmMmuSession extends DebugSession {
               violation: secondStageFault(this.#need().machine),
               misconfiguration: 'EPT misconfiguration',
               mmio: 'MMIO',
+              nested: 'Nested VM exit',
             }[fault.kind]
           : stop.reason,
         description: stop.sentence,
@@ -696,40 +697,48 @@ export class KvmMmuSession extends DebugSession {
   }
 
   protected override scopesRequest(response: DebugProtocol.ScopesResponse, args: DebugProtocol.ScopesArguments): void {
-    this.#answer(response, () => {
-      const { machine, guest, about } = this.#stoppedTarget();
-      const ref = this.#frameRef(args.frameId);
-      if (!ref) throw new RequestError('this frame belongs to an earlier stop');
-      const task = machine.task(ref.task);
-      const scopes = guest
-        ? guest.scopes(task.vcpu)
-        : about !== undefined
-          ? mirrorScopes(machine, task)
-          : frameScopes(machine, task, task.stack[ref.depth]);
-      response.body = {
-        scopes: scopes.map((scope) => ({
-          name: scope.name,
-          variablesReference: this.#variables.create(scope.nodes),
-          expensive: false,
-          ...(scope.hint ? { presentationHint: scope.hint } : {}),
-        })),
-      };
-    });
+    this.#answer(
+      response,
+      () => {
+        const { machine, guest, about } = this.#stoppedTarget();
+        const ref = this.#frameRef(args.frameId);
+        if (!ref) throw new RequestError('this frame belongs to an earlier stop');
+        const task = machine.task(ref.task);
+        const scopes = guest
+          ? guest.scopes(task.vcpu)
+          : about !== undefined
+            ? mirrorScopes(machine, task)
+            : frameScopes(machine, task, task.stack[ref.depth]);
+        response.body = {
+          scopes: scopes.map((scope) => ({
+            name: scope.name,
+            variablesReference: this.#variables.create(scope.nodes),
+            expensive: false,
+            ...(scope.hint ? { presentationHint: scope.hint } : {}),
+          })),
+        };
+      },
+      false,
+    );
   }
 
   protected override variablesRequest(
     response: DebugProtocol.VariablesResponse,
     args: DebugProtocol.VariablesArguments,
   ): void {
-    this.#answer(response, () => {
-      const nodes = this.#variables.get(args.variablesReference);
-      if (!nodes) throw new RequestError('these variables belong to an earlier stop');
-      const all = nodes();
-      const start = args.start ?? 0;
-      response.body = {
-        variables: all.slice(start, args.count ? start + args.count : undefined).map((node) => this.#variable(node)),
-      };
-    });
+    this.#answer(
+      response,
+      () => {
+        const nodes = this.#variables.get(args.variablesReference);
+        if (!nodes) throw new RequestError('these variables belong to an earlier stop');
+        const all = nodes();
+        const start = args.start ?? 0;
+        response.body = {
+          variables: all.slice(start, args.count ? start + args.count : undefined).map((node) => this.#variable(node)),
+        };
+      },
+      false,
+    );
   }
 
   #variable(node: Node): DebugProtocol.Variable {

@@ -226,7 +226,7 @@ function walkAnswer(machine: Machine, query: Extract<Query, { kind: 'walk' }>, f
       sentence: `${query.space} ${hex(asked)}${of} is gpa ${hex(gpa)} and hpa ${hex(hpa)}: ${walk.references} memory references`,
     };
   }
-  const fault = describeWalkFault(vcpu.id, walk, asking, second, access);
+  const fault = describeWalkFault(vcpu.id, walk, asking, second, access, vcpu.guestMode?.guest);
   return {
     ...base,
     ...tail,
@@ -474,7 +474,7 @@ function changedEntries(machine: Machine, format: Format, since: number, pfn: Pf
 
 function isFaulting(fault: FaultInfo | undefined, query: TableQuery, table: number, index: number): boolean {
   if (!fault || fault.index !== index || fault.level !== query.level || fault.table !== table) return false;
-  return query.space === (fault.kind === 'guest' ? 'guest' : 'second');
+  return query.space === (fault.kind === 'guest' || fault.kind === 'nested' ? fault.kind : 'second');
 }
 
 function rootAnswers(machine: Machine): RootAnswer[] {

@@ -411,7 +411,7 @@ export interface StopAnswer {
 }
 
 export interface FaultAnswer {
-  readonly kind: 'guest' | 'violation' | 'misconfiguration' | 'mmio';
+  readonly kind: 'guest' | 'violation' | 'misconfiguration' | 'mmio' | 'nested';
   readonly vcpu: number;
   readonly access: 'read' | 'write' | 'fetch';
   readonly gva: string;

@@ -143,13 +143,20 @@ function exitFunction(name: string, where: string) {
     about: 'A VM exit that is L1’s to handle: KVM gives L1 its registers and its tables back.',
     steps: [
       {
-        name: 'state',
-        text: 'leave_guest_mode: L2’s registers are kept for L1 to see, L1’s come back; mmu is root_mmu again',
+        name: 'why',
+        text: 'the reason for the exit, for L1 to see: an instruction of L2’s, or what L1’s tables refuse',
         run(machine, task, { why }) {
-          const vcpu = machine.vcpu(task.vcpu);
-          const { guest, l1 } = vcpu.guestMode!;
           machine.count('nested.exits');
           machine.append(Kind.NESTED_EXIT, task.vcpu, 0, 0, 0, 0, why);
+          return NEXT;
+        },
+      },
+      {
+        name: 'state',
+        text: 'leave_guest_mode: L2’s registers are kept for L1 to see, L1’s come back; mmu is root_mmu again',
+        run(machine, task) {
+          const vcpu = machine.vcpu(task.vcpu);
+          const { guest, l1 } = vcpu.guestMode!;
           switchGuest(machine, vcpu, undefined, l1, { ...vcpu.saved, [guest]: vcpu.registers });
           return NEXT;
         },

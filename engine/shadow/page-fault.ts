@@ -66,7 +66,7 @@ function reflectFault(machine: Machine, task: Task, walk: Walk, info: FaultInfo)
         : 'EPT violation';
   const { level, lo, hi, index, gfn } = walk;
   const reason = `${nestedReason(walk, mode)} in L1’s tables, so that L1 gets the ${kind}`;
-  return callNestedExit(machine, task, { ...info, level, lo, hi, index, table: gfn, reason });
+  return callNestedExit(machine, task, { ...info, kind: 'nested', level, lo, hi, index, table: gfn, reason });
 }
 
 /** Whether the fault's root is still the one to map into. */

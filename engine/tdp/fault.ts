@@ -24,7 +24,8 @@ export const PFERR_GUEST_PAGE = 2 ** 33;
 /** What made a walk fail, as it is told: to the log, to breakpoints and to people. Immutable. */
 export interface FaultInfo {
   readonly vcpu: number;
-  readonly kind: 'guest' | 'violation' | 'misconfiguration' | 'mmio';
+  /** `nested`: L1's second-stage tables refuse an access of its guest's. */
+  readonly kind: 'guest' | 'violation' | 'misconfiguration' | 'mmio' | 'nested';
   /** The nested guest (L2) whose access it was. */
   readonly guest?: string | undefined;
   readonly access: 'read' | 'write' | 'fetch';
@@ -42,7 +43,7 @@ export interface FaultInfo {
   readonly index: number;
   readonly lo: number;
   readonly hi: number;
-  /** Table that holds it: gfn for guest tables, pfn for second-stage tables. */
+  /** Table that holds it: gfn for guest tables and L1's, pfn for second-stage tables. */
   readonly table: number;
   /** PFERR_* bits, for a violation with GUEST_FINAL or GUEST_PAGE. */
   readonly errorCode: number;

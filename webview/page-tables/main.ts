@@ -300,7 +300,7 @@ function reveal(position: number, level = 1): void {
 function faultRoot(): RootAnswer | undefined {
   const fault = lastStop()?.fault;
   if (!fault) return undefined;
-  const space = fault.kind === 'guest' ? 'guest' : 'second';
+  const space = fault.kind === 'guest' || fault.kind === 'nested' ? fault.kind : 'second';
   return roots.find((each) => each.table.space === space && each.vcpus.includes(fault.vcpu));
 }
 

@@ -91,6 +91,32 @@ vcpu 1 in a {
 }
 `;
 
+/** L1, whose guest writes where L1's own tables let it only read. */
+const NESTED = `machine x86-64 {
+  memory 0 +32M
+}
+nested stage {
+  tables at 0x800000
+  map 0 -> 0x1000000 +64K r-x
+  map 0x10000 -> 0x1010000 +64K r--
+  map 0x200000 -> 0x1200000 2M
+}
+guest outer {
+  map 0x400000 -> 0x200000 +64K
+}
+guest inner in stage {
+  tables at 0x280000
+  map 0x800000 -> 0x10000 +64K
+}
+vcpu 0 in outer {
+  write 0x400000
+  enter inner {
+    read 0x800000
+    write 0x800000
+  }
+}
+`;
+
 function scenario(name: string, text: string): string {
   const path = join(mkdtempSync(join(tmpdir(), 'kvm-mmu-')), name);
   writeFileSync(path, text);
@@ -472,6 +498,56 @@ describe('the views', () => {
     assert.match((await cache.locator('.roles').textContent()) ?? '', /direct0 ≠ 1/);
     assert.equal(await cache.locator('.card.empty').count(), 3);
     await pictures(page, 'root-cache-ept');
+  });
+
+  it('show L1’s roots and its guest’s apart, L1’s own tables, and a fault that is L1’s', async function () {
+    const page = await needPage(this);
+    const program = scenario('nested.mmu', NESTED);
+    await vscode.window.showTextDocument(vscode.Uri.file(program), { viewColumn: vscode.ViewColumn.One });
+    const config = { type: 'kvm-mmu', request: 'launch', name: 't', program };
+    assert.ok(await vscode.debug.startDebugging(undefined, config), 'the session did not start');
+    let sentence = await stops.number(1);
+    for (let count = 2; !sentence.includes('L1 gets'); count++) {
+      await vscode.debug.activeDebugSession!.customRequest('continue', { threadId: 1 });
+      sentence = await stops.number(count);
+    }
+    assert.match(sentence, /^vCPU 0 in inner wrote gpa 0x10000: EPT PTE 16 does not allow writing in L1’s tables/);
+    await makeRoom();
+    const walk = await webviewFrame(page, { viewType: 'kvm-mmu.walk' });
+    await shows(walk, sentence);
+    await pictures(page, 'nested-walk');
+    await vscode.commands.executeCommand('kvm-mmu.showRootCache');
+    const cache = await webviewFrame(page, { viewType: 'kvm-mmu.root-cache' });
+    await shows(cache, sentence);
+    const picker = cache.locator('select[aria-label="vCPU and MMU"]');
+    assert.deepEqual(await picker.locator('option').allTextContents(), [
+      'vCPU 0, root_mmu',
+      'vCPU 0, guest_mmu (walked now)',
+    ]);
+    await picker.selectOption({ label: 'vCPU 0, guest_mmu (walked now)' });
+    await cache.getByText('nested_mmu: CPU role of L2').waitFor();
+    assert.match((await cache.locator('.card.current .facts').textContent()) ?? '', /EPTP80_005e/);
+    assert.match((await cache.locator('.cause').textContent()) ?? '', /^After L1 runs inner: /);
+    await pictures(page, 'root-cache-nested');
+    await cache.locator('.card.current [data-action^="tables"]').click();
+    const tables = await webviewFrame(page, { viewType: 'kvm-mmu.page-tables' });
+    const roots = tables.locator('.root-picker option');
+    await until(async () => (await roots.count()) === 4, 'four sets of tables');
+    assert.deepEqual(
+      (await roots.allTextContents()).map((text) => text.replace(/:.*/, '')),
+      [
+        'Guest tables of inner',
+        'L1’s EPT tables stage for inner',
+        'EPT root at hpa 0x1000000',
+        'Shadow EPT root at hpa 0x1006000 of EPTP 0x80005e',
+      ],
+    );
+    await pictures(page, 'nested-tables');
+    const own = await tables.locator('.root-picker option', { hasText: 'L1’s EPT' }).getAttribute('value');
+    await tables.locator('.root-picker').selectOption(own!);
+    await tables.getByRole('button', { name: 'Fault' }).click();
+    await tables.locator('.tree-row', { hasText: 'PTE 16' }).getByText('fault').waitFor();
+    await pictures(page, 'nested-tables-own');
   });
 
   it('say of a session without KVM that it tells of no roots', async function () {
