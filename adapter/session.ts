@@ -944,7 +944,8 @@ export class KvmMmuSession extends DebugSession {
 }
 
 function secondStageFault({ mirror, config }: Machine): string {
-  return mirror ? 'Second-stage fault' : config.second === 'ept' ? 'EPT violation' : 'NPT fault';
+  if (mirror) return 'Second-stage fault';
+  return { ept: 'EPT violation', npt: 'NPT fault', shadow: 'Fault on shadow tables' }[config.second];
 }
 
 function isFaultInfo(value: unknown): value is FaultInfo {

@@ -74,6 +74,7 @@ export async function buildAll() {
         'webview/walk': 'webview/walk/main.ts',
         'webview/recording': 'webview/recording/main.ts',
         'webview/root-cache': 'webview/root-cache/main.ts',
+        'webview/comparison': 'webview/comparison/main.ts',
       }),
       platform: 'browser',
       format: 'iife',

@@ -27,6 +27,7 @@ import type {
   WalkAnswer,
 } from './answers.ts';
 import { builtCertainty, builtPage, builtRoots, builtStage, builtTable, withBuilt } from './built-answers.ts';
+import { comparePolicies } from './comparison.ts';
 import { emulatorBuilt } from './emulator-built.ts';
 import { mirrorRoots, mirrorStage, mirrorWalk } from './mirror-answers.ts';
 import { faultsAnswer, type RecordingView, recordingAnswer } from './recording-answers.ts';
@@ -107,10 +108,19 @@ function dispatch(machine: Machine, query: Query, moment: Moment, frames: Set<Pf
       return faultsAnswer(recordingOf(machine), query.first, query.count);
     case 'root-cache':
       return rootCacheAnswer(machine);
+    case 'comparison':
+      if (machine.mirror)
+        throw new Error(
+          'only the emulator can do a thing in several ways; kvm-mmu compare runs a scenario on several kernels',
+        );
+      return comparePolicies(machine.program, query.policy, query.values, COMPARED_STEPS).answer;
     case 'history':
       return historyAnswer(machine, query);
   }
 }
+
+/** Steps that a run may take while a session waits for the comparison. */
+const COMPARED_STEPS = 1_000_000;
 
 /** The emulator's shadow tables translate virtual addresses: they are told as a real KVM's are. */
 const isShadow = (machine: Machine): boolean => machine.config.second === 'shadow';

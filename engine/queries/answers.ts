@@ -26,6 +26,8 @@ export type Query =
   | { readonly kind: 'costs' }
   /** Every vCPU's roots and roles, and KVM's pages. */
   | { readonly kind: 'root-cache' }
+  /** The scenario's runs to its end under several values of a policy, beside each other. */
+  | { readonly kind: 'comparison'; readonly policy: string; readonly values: readonly string[] }
   /** Of a recording that a machine is shown from: where in it the session stands, and what is in it. */
   | { readonly kind: 'recording' }
   /** Its faults, from the `first` on. */
@@ -396,6 +398,7 @@ export type Answer =
   | HistoryAnswer
   | RecordingAnswer
   | FaultsAnswer
+  | ComparisonAnswer
   | ErrorAnswer;
 
 /** Why and where a session stopped, in the words that every place shows. */
@@ -421,4 +424,38 @@ export interface FaultAnswer {
   readonly errorCode: string;
   readonly errorWords: string;
   readonly reason: string;
+}
+
+/** A run of the scenario, beside others. */
+export interface ComparisonColumn {
+  readonly name: string;
+  readonly ok: boolean;
+  /** What it failed in, if it did. */
+  readonly notes: readonly string[];
+}
+
+/** The tables that the runs leave to a vCPU. */
+export interface ComparisonTables {
+  readonly vcpu: number;
+  /** By column, a hash of the tables in which only leaves and their places count; null where there are none. */
+  readonly hashes: readonly (string | null)[];
+  /** In what columns differ from the first, leaf by leaf. */
+  readonly differences: readonly {
+    readonly column: number;
+    readonly lines: readonly { readonly address: string; readonly one: string; readonly other: string }[];
+    readonly more: number;
+  }[];
+}
+
+export interface ComparisonAnswer {
+  readonly kind: 'comparison';
+  readonly certainty: Certainty;
+  /** In what the runs differ: `policy roots`. */
+  readonly subject: string;
+  readonly columns: readonly ComparisonColumn[];
+  /** What was counted, by column; null where a run does not tell. `modes.changed` is what other rows can be divided by. */
+  readonly rows: readonly { readonly name: string; readonly values: readonly (number | null)[] }[];
+  readonly tables: readonly ComparisonTables[];
+  /** What can be compared, and what the scenario itself chooses. */
+  readonly policies?: readonly { readonly name: string; readonly values: readonly string[]; readonly own: string }[];
 }

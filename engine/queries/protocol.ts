@@ -24,6 +24,8 @@ export interface ShowTable {
 }
 
 const MAX_ID = 200;
+/** Runs that are compared at once. */
+const MAX_RUNS = 8;
 
 function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
@@ -89,6 +91,7 @@ function query(value: unknown): Query {
     'history',
     'recording',
     'faults',
+    'comparison',
   ]);
   switch (kind) {
     case 'walk':
@@ -112,6 +115,16 @@ function query(value: unknown): Query {
         address: address(value.address, 'query.address'),
         size: address(value.size, 'query.size'),
       };
+    case 'comparison': {
+      const { values } = value;
+      if (!Array.isArray(values) || values.length > MAX_RUNS)
+        throw new Invalid(`query.values must be a list of at most ${MAX_RUNS}, not ${describe(values)}`);
+      return {
+        kind,
+        policy: text(value.policy, 'query.policy'),
+        values: values.map((each) => text(each, 'query.values')),
+      };
+    }
     case 'faults':
       return {
         kind,

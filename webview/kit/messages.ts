@@ -11,6 +11,7 @@ const ANSWER_KINDS = [
   'history',
   'recording',
   'faults',
+  'comparison',
   'error',
 ];
 
@@ -33,6 +34,8 @@ function isAnswer(value: unknown): value is Answer {
       return isRecord(value.buckets) && Array.isArray(value.lost) && Array.isArray(value.problems);
     case 'faults':
       return Array.isArray(value.rows);
+    case 'comparison':
+      return Array.isArray(value.columns) && Array.isArray(value.rows) && Array.isArray(value.tables);
     case 'error':
       return typeof value.message === 'string';
     default:

@@ -1,0 +1,183 @@
+import { LEAF } from '../formats/compile.ts';
+import { decodeEntry } from '../formats/decode.ts';
+import { currentRoot, isReadable, type KvmTables, kvmMemory, kvmStage } from '../kernel/tables.ts';
+import type { CounterName } from '../machine.ts';
+import { frameToAddress, hex } from '../memory/words.ts';
+import { hashTables } from '../pgtable/hash.ts';
+import { choosePolicy, DEFAULT_POLICIES, POLICY_VALUES, type Policies } from '../policies.ts';
+import type { Program } from '../program.ts';
+import { Run } from '../run.ts';
+import type { ComparisonAnswer, ComparisonColumn, ComparisonTables } from './answers.ts';
+import { emulatorBuilt } from './emulator-built.ts';
+
+// The same scenario in several runs: what each cost, and in what the tables differ that they leave.
+
+/** What one run cost and left. */
+export interface Outcome extends ComparisonColumn {
+  readonly counts: Readonly<Record<string, number>>;
+  readonly built: KvmTables;
+  /** Frames whose mappings are of no account: what makes the accesses on a real KVM. */
+  readonly isAside?: (frame: number) => boolean;
+}
+
+/** What is compared of the emulator's runs, in this order. */
+const COUNTED: readonly CounterName[] = [
+  'modes.changed',
+  'roots.unloads',
+  'roots.released',
+  'roots.built',
+  'roots.freed',
+  'roots.hits',
+  'roots.misses',
+  'tables.built',
+  'tables.reused',
+  'tables.zapped',
+  'tables.freed',
+  'faults.second',
+  'faults.guest',
+  'nested.entries',
+  'nested.exits',
+  'exits',
+  'entries',
+  'tlb.flushes',
+  'sptes.changed',
+  'expects.failed',
+];
+/** Differences that are told of each vCPU's tables. */
+const DIFFERENCES_MOST = 200;
+
+/** A run that does not come to an end. */
+export class EndlessRun extends Error {}
+
+/** Runs a scenario under each value of a policy. @throws RangeError naming a policy or value that there is not; EndlessRun */
+export function comparePolicies(
+  program: Program,
+  policy: string,
+  values: readonly string[],
+  limit: number,
+): { readonly outcomes: readonly Outcome[]; readonly answer: ComparisonAnswer } {
+  const own = program.machine.policies ?? DEFAULT_POLICIES;
+  const outcomes = values.map((value): Outcome => {
+    const policies = choosePolicy(own, policy, value);
+    if ('error' in policies) throw new RangeError(policies.error);
+    return emulate(
+      program,
+      value,
+      policies,
+      policies[policy as keyof Policies] === own[policy as keyof Policies],
+      limit,
+    );
+  });
+  const policies = (Object.keys(POLICY_VALUES) as (keyof Policies)[]).map((name) => ({
+    name,
+    values: POLICY_VALUES[name],
+    own: own[name],
+  }));
+  return { outcomes, answer: { ...compareOutcomes(`policy ${policy}`, outcomes, true), policies } };
+}
+
+/** @param isOwn whether the scenario itself chooses these policies: what it expects it expects of them */
+function emulate(program: Program, name: string, policies: Policies, isOwn: boolean, limit: number): Outcome {
+  const run = new Run({ ...program, machine: { ...program.machine, policies } });
+  if (!run.runToEnd(limit)) throw new EndlessRun(`${name}: still running after ${limit} steps`);
+  const { machine } = run;
+  const stuck = run.stuck();
+  const failures = isOwn ? machine.small.failures : [];
+  const notes = failures.map(({ line, text, actual }) => `line ${line}: ${text}: ${actual}`);
+  if (stuck !== undefined) notes.push(`nothing can run: ${stuck}`);
+  const counters = run.counters();
+  return {
+    name,
+    ok: notes.length === 0,
+    notes,
+    counts: { steps: machine.steps, ...Object.fromEntries(COUNTED.map((each) => [each, counters[each]])) },
+    built: emulatorBuilt(machine),
+  };
+}
+
+/** @param withAddresses whether frames of the host mean the same in all of them */
+export function compareOutcomes(
+  subject: string,
+  outcomes: readonly Outcome[],
+  withAddresses: boolean,
+): ComparisonAnswer {
+  const names = [...new Set(outcomes.flatMap(({ counts }) => Object.keys(counts)))];
+  const rows = names
+    .map((name) => ({ name, values: outcomes.map(({ counts }) => counts[name] ?? null) }))
+    .filter(({ values }) => values.some((value) => value !== null && value > 0));
+  const vcpus = Math.max(0, ...outcomes.flatMap(({ built }) => built.roots.map(({ vcpu }) => vcpu + 1)));
+  return {
+    kind: 'comparison',
+    certainty: 'exact',
+    subject,
+    columns: outcomes.map(({ name, ok, notes }) => ({ name, ok, notes })),
+    rows,
+    tables: Array.from({ length: vcpus }, (_, vcpu) => compareTables(vcpu, outcomes, withAddresses)),
+  };
+}
+
+function compareTables(vcpu: number, outcomes: readonly Outcome[], withAddresses: boolean): ComparisonTables {
+  const hashes = outcomes.map(({ built }) => (withAddresses ? hashOf(built, vcpu) : null));
+  const leaves = outcomes.map((outcome) => leavesOf(outcome, vcpu, withAddresses));
+  return {
+    vcpu,
+    hashes,
+    differences: outcomes.slice(1).map((_, index) => {
+      const lines = differences(leaves[0]!, leaves[index + 1]!);
+      return {
+        column: index + 1,
+        lines: lines.slice(0, DIFFERENCES_MOST),
+        more: Math.max(0, lines.length - DIFFERENCES_MOST),
+      };
+    }),
+  };
+}
+
+/** MAXPHYADDR of the widest host: the formats of KVM's tables only leave out bits beyond. */
+const WIDEST = 52;
+
+function treeOf(built: KvmTables, vcpu: number) {
+  const root = currentRoot(built, vcpu);
+  return root && isReadable(built.kind, root) ? kvmStage(built, root, WIDEST).tree : undefined;
+}
+
+function hashOf(built: KvmTables, vcpu: number): string | null {
+  const tree = treeOf(built, vcpu);
+  return tree ? hashTables(kvmMemory(built), tree) : null;
+}
+
+/** Leaf entries of a vCPU's tables in words, by the frame of the address that they translate. */
+function leavesOf({ built, isAside }: Outcome, vcpu: number, withAddresses: boolean): Map<number, string> {
+  const leaves = new Map<number, string>();
+  const tree = treeOf(built, vcpu);
+  if (!tree) return leaves;
+  const { format } = tree;
+  const memory = kvmMemory(built);
+  const visit = (table: number, level: number, first: number): void => {
+    if (!memory.has(table)) return;
+    const page = memory.page(table);
+    for (let index = 0; index < format.entries[level]!; index++) {
+      const [lo, hi] = [page[2 * index]!, page[2 * index + 1]!];
+      const state = format.classify(level, lo);
+      if (state === 0) continue;
+      const frame = first + index * format.span[level]!;
+      if (isAside?.(frame)) continue;
+      if (state !== LEAF) {
+        visit(format.frame(level, lo, hi), level - 1, frame);
+        continue;
+      }
+      const { rights, address } = decodeEntry(format, level, lo, hi);
+      leaves.set(frame, `level ${level}, ${rights}${withAddresses ? `, hpa ${address}` : ''}`);
+    }
+  };
+  visit(tree.root, format.rootLevel, 0);
+  return leaves;
+}
+
+function differences(a: ReadonlyMap<number, string>, b: ReadonlyMap<number, string>) {
+  const frames = [...new Set([...a.keys(), ...b.keys()])].sort((x, y) => x - y);
+  return frames.flatMap((frame) => {
+    const [one, other] = [a.get(frame) ?? 'nothing', b.get(frame) ?? 'nothing'];
+    return one === other ? [] : [{ address: hex(frameToAddress(frame)), one, other }];
+  });
+}
