@@ -388,6 +388,33 @@ describe('the views', () => {
     await tables.getByText('The session has ended').waitFor();
   });
 
+  it('show the roots that upstream KVM itself keeps with shadow paging, read in a lab', async function () {
+    this.timeout(120_000);
+    const page = await needPage(this);
+    const missing = withoutLab();
+    if (missing !== undefined) {
+      this.test!.title += ` (${missing})`;
+      this.skip();
+    }
+    const program = rootsScenario('lab-roots.mmu', 'second-stage shadow');
+    await vscode.window.showTextDocument(vscode.Uri.file(program), { viewColumn: vscode.ViewColumn.One });
+    const config = {
+      ...{ type: 'kvm-mmu', request: 'launch', name: 't', program, target: 'kvm', stopAtEnd: true },
+      lab: { kernel: 'linux-image-amd64', params: { npt: 0 } },
+    };
+    assert.ok(await vscode.debug.startDebugging(undefined, config), 'the session did not start');
+    for (let count = 1; !(await stops.number(count, 60_000)).startsWith('Everything has ended'); count++)
+      await vscode.debug.activeDebugSession!.customRequest('continue', { threadId: 1 });
+    await webviewFrame(page, { viewType: 'kvm-mmu.walk' });
+    await makeRoom();
+    await vscode.commands.executeCommand('kvm-mmu.showRootCache');
+    const cache = await webviewFrame(page, { viewType: 'kvm-mmu.root-cache' });
+    await cache.getByText('Read from the kernel.').waitFor();
+    assert.match((await cache.locator('.card.current .reuse').textContent()) ?? '', /fits what is wanted/);
+    await pictures(page, 'root-cache-lab');
+    assert.equal(await cache.locator('.card:not(.empty)').count(), 2, 'CR0.WP gave up what was before; two CR3s since');
+  });
+
   it('show which roots KVM keeps, what led to them, and the tables of each', async function () {
     const page = await needPage(this);
     const program = rootsScenario('roots.mmu', 'second-stage shadow\n  policy roots = posted');
