@@ -73,6 +73,7 @@ export class Watches {
         kind === Kind.SLOTS ||
         kind === Kind.MMU ||
         kind === Kind.GUEST_MODE ||
+        kind === Kind.SMM ||
         (kind >= Kind.TABLE_ALLOC && kind <= Kind.TABLE_STATE)
       )
         return undefined;

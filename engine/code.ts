@@ -27,6 +27,9 @@ export function flatten(task: TaskProgram): Instruction[] {
         if (statement.kind === 'enter') {
           add(statement.body, variables, statement.guest);
           code.push({ kind: 'statement', statement: { kind: 'leave', span: statement.span }, variables });
+        } else if (statement.kind === 'smm') {
+          add(statement.body, variables);
+          code.push({ kind: 'statement', statement: { kind: 'rsm', span: statement.span }, variables });
         }
         continue;
       }

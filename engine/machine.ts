@@ -97,6 +97,8 @@ export class Vcpu {
   mmus: Readonly<Record<MmuName, Mmu>> = { root: NEW_MMU, guest: NEW_MMU, nested: NEW_MMU };
   /** Absent while L1 itself runs. */
   guestMode: GuestMode | undefined;
+  /** In system-management mode, the registers that RSM brings back. */
+  smm: Registers | undefined;
   /** Registers of nested guests that have run, by name, as L1 keeps them (VMCS12, VMCB12). */
   saved: Readonly<Record<string, Registers>> = {};
   requests = 0;
@@ -624,6 +626,14 @@ export class Machine {
     }
   }
 
+  /** Lets a vCPU enter system-management mode, or come out, with the registers that it then has. */
+  setSmm(vcpu: Vcpu, smm: Registers | undefined, registers: Registers): void {
+    const before = { smm: vcpu.smm, registers: vcpu.registers };
+    this.append(Kind.SMM, vcpu.id, 0, 0, 0, 0, { before, after: { smm, registers } });
+    vcpu.smm = smm;
+    this.#applyRegister(vcpu, registers);
+  }
+
   /** Lets a vCPU enter a nested guest, or come out, with the registers that it then has. */
   setGuestMode(
     vcpu: Vcpu,
@@ -989,6 +999,13 @@ export class Machine {
       case Kind.MMU:
         this.#applyMmu(this.vcpu(entry.address), MMUS[entry.oldLo]!, (entry.object as { before: Mmu }).before);
         break;
+      case Kind.SMM: {
+        const vcpu = this.vcpu(entry.address);
+        const { smm, registers } = (entry.object as { before: Pick<Vcpu, 'smm' | 'registers'> }).before;
+        vcpu.smm = smm;
+        this.#applyRegister(vcpu, registers);
+        break;
+      }
       case Kind.GUEST_MODE:
         this.#applyGuestMode(
           this.vcpu(entry.address),

@@ -153,6 +153,10 @@ export type Statement =
   | (Located & { readonly kind: 'enter'; readonly guest: string; readonly body: readonly Statement[] })
   /** Where such a block ends. */
   | (Located & { readonly kind: 'leave' })
+  /** A system-management interrupt, whose handler does these statements. */
+  | (Located & { readonly kind: 'smm'; readonly body: readonly Statement[] })
+  /** Where it ends: RSM. */
+  | (Located & { readonly kind: 'rsm' })
   /** INVEPT of one EPTP, or of all. */
   | (Located & { readonly kind: 'invept'; readonly nested?: string })
   | (Located & { readonly kind: 'expect'; readonly expectation: Expectation })
@@ -180,6 +184,7 @@ export const STATEMENT_OWNER: Readonly<Partial<Record<Statement['kind'], 'vcpu' 
   invlpg: 'vcpu',
   invpcid: 'vcpu',
   enter: 'vcpu',
+  smm: 'vcpu',
   invept: 'vcpu',
   map: 'vcpu',
   unmap: 'vcpu',

@@ -17,6 +17,7 @@ import { programScope } from './queries/scope.ts';
 import { mustEnter, vcpuEnterGuest } from './roots/enter.ts';
 import { callNestedExit, callNestedRun, handleInvept } from './roots/nested.ts';
 import { kvmHandleInvpcid, kvmMmuInvlpg, kvmSetCpuid, registerFunction, writeRegister } from './roots/registers.ts';
+import { emulatorLeaveSmm, enterSmm } from './roots/smm.ts';
 import { findEntry } from './tdp/iterate.ts';
 import { kvmMmuZapAllFast } from './tdp/zap.ts';
 
@@ -103,6 +104,12 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
       break;
     case 'leave':
       if (machine.vcpu(task.vcpu).guestMode) callNestedExit(machine, task, 'VMCALL');
+      break;
+    case 'smm':
+      call(task, enterSmm, {});
+      break;
+    case 'rsm':
+      call(task, emulatorLeaveSmm, {});
       break;
     case 'invept': {
       const { nested } = statement;

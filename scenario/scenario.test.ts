@@ -97,6 +97,7 @@ const VCPU: readonly (readonly [string, object])[] = [
     },
   ],
   ['enter k { read 0 }', { kind: 'enter', guest: 'k', body: [{ ...access, address: '0x0' }] }],
+  ['smm { read 0 }', { kind: 'smm', body: [{ ...access, address: '0x0' }] }],
   ['unmap 0 +4K in n', { kind: 'unmap', gva: '0x0', size: '0x1000', nested: 'n' }],
   ['invept n', { kind: 'invept', nested: 'n' }],
   ['invept all', { kind: 'invept' }],
@@ -126,7 +127,7 @@ for (const [text, expected] of HOST) test(`host: ${text}`, () => assert.deepEqua
 
 test('every kind of statement of the contract can be written', () => {
   const kinds = new Set([...VCPU, ...HOST].map(([, expected]) => (expected as { kind: string }).kind));
-  const all: Record<Exclude<Statement['kind'], 'leave'>, true> = {
+  const all: Record<Exclude<Statement['kind'], 'leave' | 'rsm'>, true> = {
     ...{
       access: true,
       register: true,
@@ -138,7 +139,7 @@ test('every kind of statement of the contract can be written', () => {
       protect: true,
     },
     ...{ expect: true, wait: true, 'slot-add': true, 'slot-delete': true, 'slot-move': true, 'slot-log': true },
-    ...{ zap: true, notifier: true, poke: true, inject: true, cpuid: true, enter: true, invept: true },
+    ...{ zap: true, notifier: true, poke: true, inject: true, cpuid: true, enter: true, invept: true, smm: true },
   };
   assert.deepEqual([...kinds].sort(), Object.keys(all).sort());
 });

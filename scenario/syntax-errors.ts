@@ -23,6 +23,7 @@ export const BLOCK_WORDS: Readonly<Record<'Scenario' | 'Machine' | 'Guest' | 'Vc
       'invpcid',
       'invept',
       'enter',
+      'smm',
       'repeat',
       'loop',
       'map',

@@ -96,7 +96,7 @@ function expectations(body: readonly Statement[]): Extract<Statement, { kind: 'e
   return body.flatMap((statement) =>
     statement.kind === 'expect'
       ? [statement.expectation]
-      : statement.kind === 'repeat' || statement.kind === 'enter'
+      : statement.kind === 'repeat' || statement.kind === 'enter' || statement.kind === 'smm'
         ? expectations(statement.body)
         : [],
   );
@@ -134,6 +134,9 @@ function visit(body: readonly Statement[], error: (span: Span, message: string) 
         break;
       case 'enter':
         error(span, `enter ${statement.guest}: the code that makes the accesses on KVM runs no guests of its own`);
+        break;
+      case 'smm':
+        error(span, 'smm: the code that makes the accesses on KVM has no handler in SMRAM');
         break;
       case 'invept':
         error(span, 'invept: the code that makes the accesses on KVM is no hypervisor');

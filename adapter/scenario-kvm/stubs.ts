@@ -101,7 +101,8 @@ export function firstRegisters(stubs: Stubs, vcpu: number, cr3: bigint): Record<
 function* statements(body: readonly Statement[]): Generator<Statement> {
   for (const statement of body) {
     yield statement;
-    if (statement.kind === 'repeat' || statement.kind === 'enter') yield* statements(statement.body);
+    if (statement.kind === 'repeat' || statement.kind === 'enter' || statement.kind === 'smm')
+      yield* statements(statement.body);
   }
 }
 

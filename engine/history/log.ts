@@ -65,6 +65,8 @@ export const Kind = {
   GUEST_MODE: 30,
   /** KVM makes a nested guest exit to L1. address: vCPU; object: the fault that L1's tables made, or the instruction. */
   NESTED_EXIT: 31,
+  /** A vCPU goes into system-management mode, or comes out. address: vCPU; object: before and after. */
+  SMM: 32,
 } as const;
 export type Kind = (typeof Kind)[keyof typeof Kind];
 /** Whether an entry of this kind changes eight bytes of memory at `address`. */

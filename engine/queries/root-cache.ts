@@ -139,7 +139,7 @@ function mirroredRoots(machine: Machine, built: KvmTables, vcpu: number): VcpuRo
   const own = built.roots.filter((root) => root.vcpu === vcpu);
   const isNested = own.some(({ mmu, inactive }) => mmu === 'guest' && !inactive);
   const registers = registersOf(machine, vcpu);
-  const cpu = cpuRole(registers, isNested);
+  const cpu = cpuRole(registers, { guestMode: isNested, smm: false });
   return (['root', 'guest'] as const)
     .filter((mmu) => mmu === 'root' || own.some((root) => root.mmu === 'guest'))
     .map((mmu) => {

@@ -26,7 +26,7 @@ import { type CpuRole, cpuRole, NO_ROLE, shadowRootRole, tdpRootRole } from './r
 
 /** kvm_init_mmu: the roles that follow from the guest's registers. Of a nested guest they are nested_mmu's, which has no tables. */
 export function initMmu(machine: Machine, vcpu: Vcpu): void {
-  const cpu = cpuRole(vcpu.registers, vcpu.guestMode !== undefined);
+  const cpu = cpuRole(vcpu.registers, { guestMode: vcpu.guestMode !== undefined, smm: vcpu.smm !== undefined });
   if (vcpu.guestMode?.nested) setRoles(machine, vcpu, cpu, 0, 'nested');
   else if (machine.isTdp)
     setRoles(machine, vcpu, cpu, tdpRootRole(cpu, machine.secondFormat.rootLevel, machine.policies.roots === 'before'));
@@ -77,6 +77,9 @@ export function unload(machine: Machine, vcpu: Vcpu): void {
   machine.count('roots.unloads');
   freeRoots(machine, vcpu, ROOTS_ALL, 'root');
   freeRoots(machine, vcpu, ROOTS_ALL, 'guest');
+  for (const { root, paeRoot } of [vcpu.mmus.root, vcpu.mmus.guest])
+    if (root.pfn >= 0 || (paeRoot >= 0 && machine.memory.page(paeRoot).some((word) => (word & 1) !== 0)))
+      machine.warn('kvm_mmu_unload: a root has outlived it');
   clearMmioInfo(machine, vcpu);
 }
 

@@ -50,9 +50,11 @@ function has(registers: Registers, register: RegisterName, name: string): boolea
 }
 
 /** kvm_calc_cpu_role. Without paging only SMM and guest mode count beside `direct`, and the level is 0. */
-export function cpuRole(registers: Registers, guestMode: boolean): CpuRole {
+/** @param where L2 runs, and whether the processor is in system-management mode */
+export function cpuRole(registers: Registers, where: { readonly guestMode: boolean; readonly smm: boolean }): CpuRole {
+  const { guestMode, smm } = where;
   const paging = has(registers, 'cr0', 'pg');
-  if (!paging) return { base: makeRole({ access: ACC_ALL, direct: true, guest_mode: guestMode }), ext: 1 };
+  if (!paging) return { base: makeRole({ access: ACC_ALL, direct: true, guest_mode: guestMode, smm }), ext: 1 };
   const long = has(registers, 'efer', 'lme');
   const wp = has(registers, 'cr0', 'wp');
   const pae = has(registers, 'cr4', 'pae');
@@ -80,6 +82,7 @@ export function cpuRole(registers: Registers, guestMode: boolean): CpuRole {
       smep_andnot_wp: smep && !wp,
       smap_andnot_wp: smap && !wp,
       guest_mode: guestMode,
+      smm,
     }),
     ext: Object.entries(ext).reduce(
       (word, [name, value]) => word | (Number(value) << EXT_ROLE_FIELDS[name as ExtRoleField]),
@@ -100,6 +103,7 @@ export function tdpRootRole(cpu: CpuRole, level: number, like5_15: boolean): num
     efer_nx: true,
     cr0_wp: true,
     guest_mode: roleField(cpu.base, 'guest_mode'),
+    smm: roleField(cpu.base, 'smm'),
   });
   if (!like5_15) return role;
   const own = withRole(0xffff_ffff, { efer_nx: 0, cr0_wp: 0 });

@@ -9,7 +9,7 @@ import { endOf, isComment, tokensOf } from './tokens.ts';
 const BEGINNINGS = new Set(
   (
     'machine memory second-stage cpu policy guest nested vcpu host expect map unmap protect zap migrate add read write fetch ' +
-    'invlpg invpcid invept enter repeat loop wait entry inject cpuid poke delete move log tables maxphyaddr'
+    'invlpg invpcid invept enter smm repeat loop wait entry inject cpuid poke delete move log tables maxphyaddr'
   ).split(' '),
 );
 /** In these a `+` outside parentheses announces a size. */

@@ -62,6 +62,7 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   nested:
     '`nested NAME { … }`: second-stage tables of L1’s, which KVM runs, for guests of its own: `map` leads from L2’s physical addresses to L1’s. 4-level or 5-level; `no-ad`: EPTP without accessed and dirty bits.',
   enter: '`enter GUEST { … }`: L1 runs a guest of its own (VMRESUME, VMRUN) for these statements; then that exits.',
+  smm: '`smm { … }`: a system-management interrupt; its handler does these, without paging and in an address space of its own.',
   invept: '`invept NAME` or `invept all`: L1 invalidates what is cached of its tables for its guests.',
   inject: '`inject NAME`: from here on KVM makes a mistake, such as `root-leak` or `quadrant-copied`.',
   poke: '`poke GPA level N = VALUE`: overwrites an entry of KVM’s tables behind its back, as a bug would.',

@@ -39,7 +39,7 @@ function laterSlots(tasks: readonly Ast.Task[], initial: readonly SlotConfig[]):
   const found: SlotConfig[] = [];
   const visit = (body: readonly Ast.Statement[]): void => {
     for (const node of body) {
-      if (node.$type === 'Repeat' || node.$type === 'Enter') visit(node.body);
+      if (node.$type === 'Repeat' || node.$type === 'Enter' || node.$type === 'Smm') visit(node.body);
       else if (node.$type === 'AddSlot') {
         const slot = lowerSlot(node, 0, silent);
         if (slot) found.push(slot);

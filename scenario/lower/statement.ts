@@ -44,6 +44,7 @@ export const STATEMENT_WORDS: Readonly<Record<Ast.Statement['$type'], string>> =
   Inject: 'inject',
   Invpcid: 'invpcid',
   Enter: 'enter',
+  Smm: 'smm',
   Invept: 'invept',
 };
 
@@ -119,6 +120,14 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
     }
     case 'Enter':
       return lowerEnter(node, context, problems);
+    case 'Smm': {
+      if (context.within !== undefined)
+        return problems.error(
+          node,
+          `smm: an interrupt of ${context.within} would be L1’s first, which is not modelled yet`,
+        );
+      return { kind: 'smm', body: lowerStatements(node.body, context, problems), span: headerSpan(node, 'smm') };
+    }
     case 'Invept': {
       if (context.machine.second !== 'ept')
         return problems.error(node, 'invept: only VMX has it; with NPT KVM synchronizes at every VMRUN');

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { roleField } from '../../engine/kernel/role.ts';
 import { Run } from '../../engine/run.ts';
 import { parseScenario } from '../../scenario/index.ts';
 
@@ -125,4 +126,20 @@ test('too many shadow pages: the oldest go, and what they mapped faults again', 
     'memory 0 +12M\n  second-stage shadow\n  sanitize',
   );
   assert.ok([...run.machine.pages.values()].length <= 82);
+});
+
+test('system-management mode has a root of its own: smm is in the role', () => {
+  const machine = 'memory 0 +64M\n  second-stage tdp ept 4-level\n  sanitize';
+  const body =
+    '  write 0x400000 = 1\n  smm {\n    write 0x5000 = 2\n    expect u64(0x5000) == 2\n  }\n  write 0x400000 = 3\n';
+  const today = holds(body, machine);
+  assert.equal(today.machine.counter('roots.unloads'), 2);
+  assert.deepEqual(
+    today.machine.roots().map(({ role }) => roleField(role, 'smm')),
+    [0, 1],
+  );
+  // As posted nothing is given up: the way back finds the root again.
+  const posted = holds(body, `${machine}\n  policy roots = posted`);
+  assert.equal(posted.machine.counter('roots.unloads'), 0);
+  assert.equal(posted.machine.counter('roots.hits'), 1);
 });

@@ -28,6 +28,7 @@ function snapshot(run: Run): string {
         mmus: vcpu.mmus,
         guestMode: vcpu.guestMode && { ...vcpu.guestMode, nested: vcpu.guestMode.nested?.pgd },
         saved: vcpu.saved,
+        smm: vcpu.smm,
         requests: vcpu.requests,
         tlb: vcpu.tlb.list(),
       })),
