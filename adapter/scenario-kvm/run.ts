@@ -370,12 +370,14 @@ export class ScenarioRun {
       for (const frame of new Set(changed().map((at) => Math.floor(log.at(at).address / 512)))) memory.drop(frame);
     };
     const { pc } = task;
+    const pools = structuredClone(machine.small.tablePools);
     await this.#withFrames(() => {
       try {
         runInstruction(machine, task, instruction);
       } catch (error) {
         // It is tried again from the beginning.
         forget();
+        machine.small.tablePools = structuredClone(pools);
         log.truncate(from);
         task.pc = pc;
         throw error;
