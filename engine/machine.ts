@@ -468,7 +468,7 @@ export class Machine {
 
   #applyRegister(vcpu: Vcpu, registers: Registers): void {
     vcpu.registers = registers;
-    vcpu.mode = pagingMode(registers, this.cpu);
+    vcpu.mode = pagingMode(registers, this.cpu, vcpu.mmu.pdptrs);
     this.#applyShadowMode(vcpu);
   }
 
@@ -479,7 +479,7 @@ export class Machine {
   #applyShadowMode(vcpu: Vcpu): void {
     if (this.config.second !== 'shadow') return;
     const { mode, root } = vcpu;
-    const protection = { ...mode, wp: true, nxe: true, pke: false };
+    const protection = { ...mode, wp: true, nxe: true, pke: false, pdptrs: undefined };
     vcpu.shadowed = {
       ...protection,
       paging: true,
@@ -553,6 +553,7 @@ export class Machine {
 
   #applyMmu(vcpu: Vcpu, mmu: Mmu): void {
     const { second } = this.config;
+    if (mmu.pdptrs !== vcpu.mmu.pdptrs) vcpu.mode = pagingMode(vcpu.registers, this.cpu, mmu.pdptrs);
     vcpu.mmu = mmu;
     const root = mmu.root.pfn;
     this.#applyShadowMode(vcpu);

@@ -78,6 +78,21 @@ test('PAE: a page of each PDPTE that is there; 5 levels: a page a level', () => 
   );
 });
 
+test('PAE: a PDPTE that the guest has written counts from its next write to CR3 on', () => {
+  holds(
+    'guest g pae {\n  map 0x400000 -> 0x200000 4K rw-\n}\nvcpu 0 in g {\n  read 0x400000\n  map 0x80000000 -> 0x201000 4K rw-\n  read 0x80000000\n  expect faults.guest == 1\n  cr3 = g\n  read 0x80000000\n}\nexpect faults.guest == 1\n',
+  );
+});
+
+test('PAE: a write of the same CR3 with the same PDPTEs keeps the root', () => {
+  const run = (more: string): number =>
+    holds(
+      `guest g pae {\n  map 0x400000 -> 0x200000 4K rw-\n}\nvcpu 0 in g {\n  read 0x400000\n${more}  cr3 = g\n  read 0x400000\n}\n`,
+    ).machine.counter('tables.reused');
+  assert.equal(run(''), 0);
+  assert.equal(run('  map 0x80000000 -> 0x201000 4K rw-\n'), 1, 'the directory, below a new root');
+});
+
 test('below a guest’s 2M page on 4K of the host’s there is a direct page, with the rights of the guest’s entry', () => {
   const run = holds(
     'guest g {\n  tables at 0x100000\n  map 0x400000 -> 0x800000 2M r-x user\n}\nvcpu 0 in g {\n  read 0x400000\n  user fetch 0x401000\n}\n',
