@@ -1,4 +1,5 @@
 import { Random } from '../../adapter/conform/random.ts';
+import type { PagingName } from '../../engine/guest/registers.ts';
 
 /** What random programs may do besides making accesses. */
 export interface ProgramShape {
@@ -14,7 +15,7 @@ export interface ProgramShape {
   /** Switches among so many address spaces, which map alike. */
   readonly spaces?: number;
   /** Of the guest; 4-level unless told. */
-  readonly paging?: '32-bit' | 'pae' | '5-level';
+  readonly paging?: PagingName;
 }
 
 /** Where a program's data lie: guest-virtual pages, and the guest-physical ones that they are mapped to. */
@@ -26,12 +27,20 @@ export const PAGES = 12;
 /** Where in each page a program's own code lies. */
 const CODE = '0x800';
 
+/** Register bits that programs toggle, beside CR0.WP. */
+const TOGGLED: Readonly<Record<PagingName, readonly string[]>> = {
+  '32-bit': ['cr4.smep', 'cr4.smap', 'cr4.pse'],
+  pae: ['cr4.smep', 'cr4.smap', 'efer.nxe'],
+  '4-level': ['cr4.smep', 'cr4.smap'],
+  '5-level': ['cr4.smep', 'cr4.smap'],
+};
+
 const spaceName = (space: number): string => (space === 0 ? 'g' : `g${space}`);
 
 /** A program that a seed determines. */
 export function randomProgram(
   seed: number,
-  { second, statements, host, guest, ownCode, spaces = 1, paging }: ProgramShape,
+  { second, statements, host, guest, ownCode, spaces = 1, paging = '4-level' }: ProgramShape,
 ): string {
   const random = new Random(seed, 0);
   const hex = (value: number): string => `0x${value.toString(16)}`;
@@ -57,7 +66,7 @@ export function randomProgram(
       case 2:
         return `cr0.wp = ${random.below(2)}`;
       case 3:
-        return `cr4.${random.pick(['smep', 'smap'])} = ${random.below(2)}`;
+        return `${random.pick(TOGGLED[paging])} = ${random.below(2)}`;
       default:
         return access();
     }
@@ -93,7 +102,7 @@ export function randomProgram(
     ...(second === undefined ? [] : [`  second-stage ${second}`]),
     '}',
     ...Array.from({ length: spaces }, (_, space) => [
-      `guest ${spaceName(space)}${paging ? ` ${paging}` : ''} {`,
+      `guest ${spaceName(space)}${paging === '4-level' ? '' : ` ${paging}`} {`,
       ...(space > 0 ? [`  tables at ${hex(0x800000 + space * 0x10000)}`] : []),
       '  map 0x400000 -> 0x200000 +16K rwx',
       '  map 0x404000 -> 0x204000 +16K rwx user',
