@@ -154,10 +154,11 @@ function poke(machine: Machine, task: Task, statement: Extract<Statement, { kind
 
 /** The tables in the task's CR3, with the pool of the guest that they were made for. */
 function ownTables(machine: Machine, task: Task) {
-  const { mode } = machine.vcpu(task.vcpu);
+  const vcpu = machine.vcpu(task.vcpu);
+  const { mode } = vcpu;
   if (!mode.paging) throw new RangeError('the guest has no tables to edit while paging is off');
   const pool = machine.poolOf(mode.rootGfn);
-  return runningGuestTables(machine, pool, mode);
+  return runningGuestTables(machine, pool, vcpu);
 }
 
 function setRegister(machine: Machine, task: Task, statement: RegisterStatement): void {

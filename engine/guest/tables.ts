@@ -1,6 +1,6 @@
 import type { Format } from '../formats/compile.ts';
 import { TABLE } from '../formats/compile.ts';
-import type { Machine } from '../machine.ts';
+import type { Machine, Vcpu } from '../machine.ts';
 import { addressToFrame, frameToAddress, type Gfn, hex, highWord, lowWord } from '../memory/words.ts';
 import { map, type Pgtable, protect, split, unmap } from '../pgtable/operations.ts';
 import { entryHi, entryLo, PgtableError, storeEntry, type TableStore } from '../pgtable/tables.ts';
@@ -25,8 +25,9 @@ export function guestTables(machine: Machine, pool: number, { format, rootGfn, r
 }
 
 /** The same, where the guest runs and what it stores may be shadowed. */
-export function runningGuestTables(machine: Machine, pool: number, root: Root): Pgtable {
-  const tables = guestTables(machine, pool, root);
+export function runningGuestTables(machine: Machine, pool: number, vcpu: Vcpu): Pgtable {
+  const { mode } = vcpu;
+  const tables = guestTables(machine, pool, mode);
   if (machine.config.second !== 'shadow' || machine.mirror) return tables;
   const { store } = tables;
   return {
@@ -34,7 +35,7 @@ export function runningGuestTables(machine: Machine, pool: number, root: Root): 
     store: {
       ...store,
       store: (gfn, index, lo, hi) =>
-        guestStoresEntry(machine, gfn, index, root.format.entryBytes, () => store.store(gfn, index, lo, hi)),
+        guestStoresEntry(machine, vcpu, gfn, index, mode.format.entryBytes, () => store.store(gfn, index, lo, hi)),
     },
   };
 }

@@ -1,6 +1,6 @@
-import type { Machine } from '../machine.ts';
+import type { Machine, Vcpu } from '../machine.ts';
 import { frameToAddress, type Gfn } from '../memory/words.ts';
-import { pagesOf } from './pages.ts';
+import { clearWriteFlooding, pagesOf } from './pages.ts';
 import { unsyncPage } from './sync.ts';
 import { trackWrite } from './track-write.ts';
 
@@ -11,6 +11,7 @@ import { trackWrite } from './track-write.ts';
  */
 export function guestStoresEntry(
   machine: Machine,
+  vcpu: Vcpu,
   gfn: Gfn,
   index: number,
   entryBytes: number,
@@ -25,6 +26,7 @@ export function guestStoresEntry(
   for (const { pfn } of synced) unsyncPage(machine, pfn);
   const pfn = machine.resolve(gfn);
   const before = machine.entryWords(pfn, index);
+  if (isTracked) clearOwnFlood(machine, vcpu);
   store();
   if (!isTracked) return;
   machine.count('emulated');
@@ -36,4 +38,13 @@ export function guestStoresEntry(
   // Two entries share 8 bytes: the guest has stored what has changed.
   const after = machine.entryWords(pfn, index);
   for (const half of [0, 1] as const) if (before[half] !== after[half]) trackWrite(machine, gpa + BigInt(4 * half), 4);
+}
+
+/**
+ * shadow_page_table_clear_flood, on the way of the store itself: it leads through the root, and in a 32-bit guest through the last
+ * quarter of its directory, where kernels have their memory mapped. Of PAE it is a directory that the scenario does not show.
+ */
+function clearOwnFlood(machine: Machine, { mmu, mode }: Vcpu): void {
+  const root = mode.format.rootLevel === 3 ? undefined : machine.rootTables(mmu).at(-1);
+  if (root !== undefined && machine.pages.get(root)?.shadow) clearWriteFlooding(machine, root);
 }

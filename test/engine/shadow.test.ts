@@ -93,6 +93,24 @@ test('PAE: a write of the same CR3 with the same PDPTEs keeps the root', () => {
   assert.equal(run('  map 0x80000000 -> 0x201000 4K rw-\n'), 1, 'the directory, below a new root');
 });
 
+test('a store to a table goes through the root, which is no flood of writes; in a 32-bit guest through the last quarter', () => {
+  const edits = (addresses: readonly string[]): string =>
+    addresses.map((gva) => `  map ${gva} -> 0x300000 4K rw-\n`).join('');
+  const four = holds(
+    `guest g {\n  map 0x400000 -> 0x200000 4K rw-\n}\nvcpu 0 in g {\n  read 0x400000\n${edits(['0x8000000000', '0x10000000000', '0x18000000000', '0x20000000000'])}}\n`,
+  );
+  assert.equal(four.machine.counter('tables.flooded'), 0);
+  const narrow = holds(
+    `guest g 32-bit {\n  map 0x400000 -> 0x200000 4K rw-\n}\nvcpu 0 in g {\n  read 0x400000\n${edits(['0x800000', '0xc00000', '0x1000000', '0x1400000'])}}\n`,
+  );
+  assert.deepEqual(
+    pages(narrow)
+      .filter(({ level, invalid }) => level === 2 && !invalid)
+      .map(({ role }) => roleField(role, 'quadrant')),
+    [3],
+  );
+});
+
 test('below a guest’s 2M page on 4K of the host’s there is a direct page, with the rights of the guest’s entry', () => {
   const run = holds(
     'guest g {\n  tables at 0x100000\n  map 0x400000 -> 0x800000 2M r-x user\n}\nvcpu 0 in g {\n  read 0x400000\n  user fetch 0x401000\n}\n',
