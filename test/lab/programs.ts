@@ -14,6 +14,10 @@ export interface ProgramShape {
   readonly ownCode?: boolean;
   /** Switches among so many address spaces, which map alike. */
   readonly spaces?: number;
+  /** Maps, unmaps and touches pages elsewhere too, for which tables of upper levels come and go. */
+  readonly far?: boolean;
+  /** Maps, protects and touches the guest's large pages, of 4M or 2M. */
+  readonly large?: boolean;
   /** Of the guest; 4-level unless told. */
   readonly paging?: PagingName;
 }
@@ -23,6 +27,12 @@ export const FIRST_GVA = 0x400000;
 export const FIRST_GPA = 0x200000;
 /** Pages from there on. */
 export const PAGES = 12;
+
+/** Pages that no program begins with. */
+const FAR_GVAS = [0x30000000, 0x80000000, 0x80200000, 0x80400000];
+/** And those for which the root table is written. */
+const FARTHEST = [0x80_0000_0000, 0x100_0000_0000, 0x180_0000_0000];
+const LARGE_GVA = 0x1000000;
 
 /** Where in each page a program's own code lies. */
 const CODE = '0x800';
@@ -40,20 +50,47 @@ const spaceName = (space: number): string => (space === 0 ? 'g' : `g${space}`);
 /** A program that a seed determines. */
 export function randomProgram(
   seed: number,
-  { second, statements, host, guest, ownCode, spaces = 1, paging = '4-level' }: ProgramShape,
+  { second, statements, host, guest, ownCode, spaces = 1, far, large, paging = '4-level' }: ProgramShape,
 ): string {
   const random = new Random(seed, 0);
   const hex = (value: number): string => `0x${value.toString(16)}`;
+  const farGva = (): string =>
+    hex(random.pick(paging === '4-level' ? [...FAR_GVAS, ...FARTHEST] : FAR_GVAS) + random.below(2) * 4096);
+  const largeSize = paging === '32-bit' ? '4M' : '2M';
+  // So that they hold the pages that the programs' code is written to: KVM maps no neighbours that the host has not touched.
+  const largeGpa = paging === '32-bit' ? 0 : FIRST_GPA;
+  const largeGva = (): string => hex(LARGE_GVA + random.below(2) * 0x400000);
   const gva = (): string => hex(FIRST_GVA + random.below(PAGES) * 4096);
+  const touched = (kind: string): string => {
+    if (far && random.below(3) === 0) return farGva();
+    // No code lies in large pages.
+    if (large && kind !== 'fetch' && random.below(2) === 0)
+      return `${largeGva()} + ${hex(FIRST_GPA - largeGpa + random.below(16) * 4096)}`;
+    return gva();
+  };
   const gpa = (): string => hex(random.pick([FIRST_GPA + random.below(16) * 4096, 0x2000000 + random.below(8) * 4096]));
   const rights = (): string => random.pick(['r--', 'rw-', 'r-x', 'rwx', 'rwx user', 'rw- user', 'r-- user']);
   const access = (): string => {
     const kind = random.pick(['read', 'write', 'write', 'fetch']);
     const offset = random.pick(['', ' + 8']);
-    return `${random.pick(['', 'user '])}${kind} ${gva()}${ownCode && kind === 'fetch' ? ` + ${CODE}` : offset}${kind === 'write' ? ` = ${random.below(1000)}` : ''}`;
+    return `${random.pick(['', 'user '])}${kind} ${touched(kind)}${ownCode && kind === 'fetch' ? ` + ${CODE}` : offset}${kind === 'write' ? ` = ${random.below(1000)}` : ''}`;
   };
   const guestStatement = (): string => {
     if (spaces > 1 && random.below(4) === 0) return `cr3 = ${spaceName(random.below(spaces))}`;
+    if (far && random.below(6) === 0) {
+      const at = farGva();
+      const edit = random.pick([`unmap ${at} +4K`, `map ${at} -> ${gpa()} +4K ${rights()}`]);
+      return `${edit}\n  ${random.pick([`invlpg ${at}`, 'cr3 = g'])}`;
+    }
+    if (large && random.below(6) === 0) {
+      const at = largeGva();
+      const edit = random.pick([
+        `map ${at} -> ${hex(largeGpa)} ${largeSize} ${rights()}`,
+        `protect ${at} +${largeSize} ${rights()}`,
+        `map ${at} -> ${gpa()} +4K ${rights()}`,
+      ]);
+      return `${edit}\n  ${random.pick([`invlpg ${at}`, 'cr3 = g'])}`;
+    }
     switch (guest ? random.below(10) : 9) {
       case 0: {
         const at = gva();
@@ -107,6 +144,7 @@ export function randomProgram(
       '  map 0x400000 -> 0x200000 +16K rwx',
       '  map 0x404000 -> 0x204000 +16K rwx user',
       '  map 0x408000 -> 0x2000000 +16K rw- user',
+      ...(large ? [`  map ${hex(LARGE_GVA)} -> ${hex(largeGpa)} ${largeSize} rwx user`] : []),
       ...(ownCode ? ['  map 0x600000 -> 0x200000 +64K rw-', '  map 0x610000 -> 0x2000000 +32K rw-'] : []),
       '}',
     ]).flat(),

@@ -26,8 +26,12 @@ const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 12);
 const ADDRESS = 0xf_ffff_ffff_f000n;
 
 const isStub = (gfn: bigint): boolean => gfn >= BigInt(STUBS.first) && gfn < BigInt(STUBS.end);
-/** The guests' own tables lie at the end of the first slot, and from 8M up: only the stubs' mapping of all memory maps them. */
-const isTable = (gfn: bigint): boolean => (gfn >= 0xf00n && gfn < 0x1000n) || (gfn >= 0x800n && gfn < 0x900n);
+/**
+ * The guests' own tables lie at the end of the first slot, and from 8M up, and frame 0 is one where CR4.PSE = 0 makes a table of a
+ * large page: only the stubs' mapping of all memory maps them.
+ */
+const isTable = (gfn: bigint): boolean =>
+  (gfn >= 0xf00n && gfn < 0x1000n) || (gfn >= 0x800n && gfn < 0x900n) || gfn === 0n;
 
 /** The lab's processor, QEMU's, forgets P when a reserved bit faults (its mmu_translate): of such a fault P is not compared. */
 const pferr = (code: bigint): string => `0x${((code & 8n) === 0n ? code : code & ~1n).toString(16)}`;
@@ -114,7 +118,14 @@ const SHAPES: readonly (readonly [string, ProgramShape])[] = [
   ['accesses', { statements: 30, host: false, guest: false, ownCode: true }],
   ['edits of the guest’s tables and registers', { statements: 40, host: false, guest: true, ownCode: true }],
   ['slots, dirty logging and notifiers', { statements: 40, host: true, guest: false, ownCode: true }],
+  ['tables of upper levels', { statements: 60, host: false, guest: true, ownCode: true, far: true }],
   ['five address spaces', { statements: 60, host: false, guest: true, ownCode: true, spaces: 5 }],
+];
+
+/** The stubs of long mode have large pages too, which cannot be told from the scenario's. */
+const LARGE_SHAPE: readonly [string, ProgramShape] = [
+  'large pages',
+  { statements: 60, host: false, guest: true, ownCode: true, large: true },
 ];
 
 for (const kernel of NEWER_KERNELS)
@@ -131,9 +142,10 @@ for (const kernel of NEWER_KERNELS)
         }
         let same = 0;
         let kept = 0;
+        const shapes = paging === '4-level' ? SHAPES : [...SHAPES, LARGE_SHAPE];
         try {
-          for (let seed = FIRST; seed < FIRST + PROGRAMS / SHAPES.length; seed++) {
-            for (const [name, shape] of SHAPES) {
+          for (let seed = FIRST; seed < FIRST + PROGRAMS / shapes.length; seed++) {
+            for (const [name, shape] of shapes) {
               const text = randomProgram(seed, { ...shape, second: 'shadow', paging });
               const stubs = stubsOf(text);
               const machine = emulate(text);
