@@ -3,7 +3,8 @@ import type { PagingName } from '../../engine/guest/registers.ts';
 import { COUNTERS } from '../../engine/machine.ts';
 import { DEFAULT_POLICIES } from '../../engine/policies.ts';
 import type { Program, Span, Statement } from '../../engine/program.ts';
-import { isNarrow, isStubPaging, pagingOf, unmappable } from './stubs.ts';
+import { isNarrow, isStubPaging } from './layout.ts';
+import { pagingOf, unmappable } from './stubs.ts';
 
 /** Something about a scenario that KVM cannot be told: an error stops the run, a warning is said before it. */
 export interface Unfit {

@@ -10,9 +10,9 @@ import {
   DONE,
   firstRegisters,
   OUTCOME,
-  type Stubs,
   userDone,
-} from './stubs.ts';
+} from './actions.ts';
+import type { Stubs } from './stubs.ts';
 
 /** What came of an action. */
 export type Outcome =
