@@ -392,16 +392,17 @@ export class Machine {
   }
 
   /** Stores 8 bytes at entry `index` (0 … 511) of a frame. */
-  storeEntry(kind: Kind, pfn: Pfn, index: number, lo: number, hi: number): void {
+  storeEntry(kind: Kind, pfn: Pfn, index: number, lo: number, hi: number, half?: 0 | 1): void {
     const page = this.memory.writable(pfn);
     const word = 2 * index;
-    this.append(kind, pfn * 512 + index, page[word]!, page[word + 1]!, lo, hi);
+    this.append(kind, pfn * 512 + index, page[word]!, page[word + 1]!, lo, hi, half);
     page[word] = lo;
     page[word + 1] = hi;
   }
 
-  storeData(pfn: Pfn, index: number, lo: number, hi: number): void {
-    this.storeEntry(Kind.MEMORY, pfn, index, lo, hi);
+  /** @param half of two entries of 4 bytes the one that a guest stores */
+  storeData(pfn: Pfn, index: number, lo: number, hi: number, half?: 0 | 1): void {
+    this.storeEntry(Kind.MEMORY, pfn, index, lo, hi, half);
   }
 
   readEntry(pfn: Pfn, index: number): bigint {

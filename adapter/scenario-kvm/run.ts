@@ -421,9 +421,9 @@ export class ScenarioRun {
     forget();
     await this.#atStatement(task, pc, async () => {
       const stubs = this.#stubsOf(task.vcpu);
-      for (const { address, ...words } of stores) {
-        const gpa = frameToAddress(Math.floor(address / 512), (address % 512) * 8);
-        for (const { offset, value, size } of entriesOf(words, stubs.entryBytes))
+      for (const entry of stores) {
+        const gpa = frameToAddress(Math.floor(entry.address / 512), (entry.address % 512) * 8);
+        for (const { offset, value, size } of storesOf(entry, stubs.entryBytes))
           await this.#control0(task, 'write', directAddress(stubs, gpa + offset), value, size);
       }
     });
@@ -488,14 +488,15 @@ export class ScenarioRun {
   }
 }
 
-/** What the guest stores where 8 bytes of its tables change: entries of 4 bytes as far as they do, the first of two that stay. */
-function entriesOf(
-  { oldLo, oldHi, newLo, newHi }: Pick<LogEntry, 'oldLo' | 'oldHi' | 'newLo' | 'newHi'>,
+/** How the guest stores 8 bytes of its tables: one entry of 4, or both where a table is cleared, as far as it changes. */
+function storesOf(
+  { oldLo, oldHi, newLo, newHi, object }: LogEntry,
   entryBytes: 4 | 8,
 ): { offset: bigint; value: bigint; size: 4 | 8 }[] {
   if (entryBytes === 8) return [{ offset: 0n, value: toBigint(newLo, newHi), size: 8 }];
-  const low = { offset: 0n, value: BigInt(newLo), size: 4 } as const;
-  const high = { offset: 4n, value: BigInt(newHi), size: 4 } as const;
-  if (oldHi === newHi) return [low];
-  return oldLo === newLo ? [high] : [low, high];
+  const isStored = (half: 0 | 1, changes: boolean): boolean => (object === undefined ? changes : object === half);
+  return [
+    ...(isStored(0, oldLo !== newLo) ? [{ offset: 0n, value: BigInt(newLo), size: 4 } as const] : []),
+    ...(isStored(1, oldHi !== newHi) ? [{ offset: 4n, value: BigInt(newHi), size: 4 } as const] : []),
+  ];
 }

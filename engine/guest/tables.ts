@@ -34,8 +34,8 @@ export function runningGuestTables(machine: Machine, pool: number, vcpu: Vcpu): 
     ...tables,
     store: {
       ...store,
-      store: (gfn, index, lo, hi) =>
-        guestStoresEntry(machine, vcpu, gfn, index, mode.format.entryBytes, () => store.store(gfn, index, lo, hi)),
+      store: (gfn, index, lo, hi, half) =>
+        guestStoresEntry(machine, vcpu, { gfn, index, half }, () => store.store(gfn, index, lo, hi, half)),
     },
   };
 }
@@ -49,7 +49,7 @@ export function guestTableStore(machine: Machine, pool: number): TableStore {
   const state = machine.small.tablePools[pool]!;
   return {
     page: (gfn) => machine.memory.page(resolve(gfn)),
-    store: (gfn, index, lo, hi) => machine.storeData(resolve(gfn), index, lo, hi),
+    store: (gfn, index, lo, hi, half) => machine.storeData(resolve(gfn), index, lo, hi, half),
     allocate() {
       const gfn = state.free.pop() ?? state.next;
       if (gfn === state.next) {

@@ -111,6 +111,13 @@ test('a store to a table goes through the root, which is no flood of writes; in 
   );
 });
 
+test('a store to a 32-bit directory that changes nothing is emulated too, as that of one entry', () => {
+  const run = holds(
+    'guest g 32-bit {\n  map 0x400000 -> 0x200000 4K rw-\n}\nvcpu 0 in g {\n  read 0x400000\n  map 0x800000 -> 0x800000 4M rw-\n  map 0x800000 -> 0x800000 4M rw-\n}\n',
+  );
+  assert.equal(run.machine.counter('emulated'), 2);
+});
+
 test('below a guest’s 2M page on 4K of the host’s there is a direct page, with the rights of the guest’s entry', () => {
   const run = holds(
     'guest g {\n  tables at 0x100000\n  map 0x400000 -> 0x800000 2M r-x user\n}\nvcpu 0 in g {\n  read 0x400000\n  user fetch 0x401000\n}\n',
