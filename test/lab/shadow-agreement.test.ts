@@ -107,6 +107,22 @@ function sequence(recording: Recording, stubs: Stubs, own?: ReadonlySet<number>)
   ).filter((each) => each !== undefined);
 }
 
+/**
+ * What KVM tells besides the engine, by the function of KVM's that does it. make_spte, until Linux 6.13: an entry that was synchronized
+ * has no A, so that a fault which finds it there sets it once more.
+ */
+function allowed(engine: readonly string[], kvm: readonly string[], [major, minor]: readonly number[]): string[] {
+  if (major! > 6 || (major === 6 && minor! >= 13)) return [...kvm];
+  const kept: string[] = [];
+  let isSynced = false;
+  kvm.forEach((event, at) => {
+    isSynced ||= event.startsWith('sync_page') || event.endsWith(', unsync, existing');
+    const isAgain = isSynced && event.startsWith('set_spte') && kvm[at + 1] === engine[kept.length];
+    if (event === engine[kept.length] || !isAgain) kept.push(event);
+  });
+  return kept;
+}
+
 function projected(machine: Machine): Recording {
   const lines = [...project(machine)].map(
     ({ step, event, text }, at) => `  task-1  [000] ..... ${step}.${`${at}`.padStart(6, '0')}: ${event}: ${text}\n`,
@@ -134,7 +150,8 @@ for (const kernel of NEWER_KERNELS)
       `${kernel}, shadow paging of ${paging} guests: every event of the engine’s is one that KVM records, in its order, and so are the roots that are kept`,
       async (context) => {
         const lab = await Lab.boot({ kernel, modules: [], params: { npt: '0' } }, SILENT);
-        const [major = 0, minor = 0] = lab.release.split('.').map(Number);
+        const release = lab.release.split('.').map(Number);
+        const [major = 0, minor = 0] = release;
         if (major < 6 || (major === 6 && minor < 4)) {
           lab.close();
           context.skip(`FNAME(invlpg) of Linux ${lab.release} zaps entries and prefetches: the engine is today’s`);
@@ -158,7 +175,7 @@ for (const kernel of NEWER_KERNELS)
                   await built.pull();
                   assert.deepEqual(built.events!.recording.losses, []);
                   return {
-                    events: sequence(built.events!.recording, stubs),
+                    events: allowed(engine.events, sequence(built.events!.recording, stubs), release),
                     roots: roots(await builtTables(opened)),
                   };
                 },
