@@ -27,10 +27,10 @@ const CELLS = [
 ];
 
 /** The program with what it comes to in the emulator, as expectations. */
-function withEnd(text: string): string {
+function withEnd(text: string, cells = CELLS): string {
   const machine = emulate(text);
   const scope = programScope(machine, machine.tasks[0]!);
-  const lines = CELLS.map((cell) => {
+  const lines = cells.map((cell) => {
     const { expression } = parseExpression(cell);
     return `expect ${cell} == ${evaluateInteger(expression!, scope, cell)}`;
   });
@@ -62,3 +62,66 @@ for (const kernel of KERNELS)
         lab.close();
       }
     });
+
+/** Each vCPU in a paging mode of its own, through tables and addresses that one mode alone has. */
+const MIXED = `machine x86-64 {
+  memory 0 +64M
+}
+guest legacy 32-bit {
+  map 0x400000 -> 0x800000 4M rwx
+  map 0xc0000000 -> 0x100000 +16K rw- user
+}
+guest small pae {
+  map 0x400000 -> 0x800000 2M r-x
+  map 0xc0000000 -> 0x100000 +16K rw- user
+}
+guest wide {
+  map 0xffff800000000000 -> 0x800000 2M rwx
+}
+vcpu 0 in legacy {
+  write 0x5fff00 = 0x12345678
+  user fetch 0xc0001000
+  user read 0x400000
+  expect faults.guest >= 1
+  map 0x10000000 -> 0x101000 4K rwx
+  write.2 0x10000000 = 3
+  read 0x1_0000_0000
+}
+vcpu 1 in small {
+  user fetch 0xc0001000
+  read 0x5ffff8
+  write 0x5ffff8 = 2
+  map 0x40000000 -> 0x102000 4K rw-
+  read 0x40000000
+  cr3 = small
+  write.1 0x40000000 = 5
+  efer.nxe = 0
+  read 0x40000000
+}
+vcpu 2 in wide {
+  write 0xffff8000001fff08 = 0x1122334455667788
+}
+expect u32(0x9fff00) == 0x12345678
+expect u64(0x9fff08) == 0x1122334455667788
+expect u16(0x101000) == 3
+expect u8(0x102000) == 5
+`;
+
+for (const kernel of KERNELS)
+  labTest(`${kernel}: vCPUs of one machine run in paging modes of their own`, async () => {
+    const lab = await Lab.boot({ kernel, modules: [], params: { npt: '0' } }, SILENT);
+    try {
+      const text = withEnd(MIXED.replace('64M', '64M\n  second-stage shadow'), ['faults.guest', 'accesses']);
+      await onKvm(text, lab, async ({ run }) => {
+        await run.finish();
+        const { failures, warnings } = run.machine.small;
+        assert.deepEqual(failures, []);
+        assert.deepEqual(
+          warnings.map((each) => each.text),
+          ['vCPU 0: 0x100000000 is beyond 4G, which no address reaches outside of long mode'],
+        );
+      });
+    } finally {
+      lab.close();
+    }
+  });
