@@ -170,6 +170,19 @@ kvmTest('an expectation that does not hold fails on KVM too', async () => {
   assert.match(failing.stderr, /failing\.mmu:5: expect faults\.guest == 0: left is 1, right is 0/);
 });
 
+kvmTest('a register value that selects another paging mode ends the task, with the reason', async () => {
+  const path = scenario(
+    'unpaged',
+    'machine x86-64 { memory 0 +8M }\nguest g { map 0x400000 -> 0x200000 }\nvcpu 0 in g {\n  cr0 = 0x33\n}\n',
+  );
+  const { status, stderr } = run(path, '--target', 'kvm');
+  assert.equal(status, 1);
+  assert.match(
+    stderr,
+    /unpaged\.mmu:4: cr0 0x33 is for a processor without paging: the code that makes the accesses on KVM stays with 4-level paging/,
+  );
+});
+
 kvmTest(
   'a session stops at lines, at #PF, at MMIO and at failed expectations, and steps statement by statement',
   async () => {
