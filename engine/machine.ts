@@ -448,16 +448,17 @@ export class Machine {
   }
 
   /** Stores 8 bytes at entry `index` (0 … 511) of a frame. */
-  storeEntry(kind: Kind, pfn: Pfn, index: number, lo: number, hi: number): void {
+  storeEntry(kind: Kind, pfn: Pfn, index: number, lo: number, hi: number, half?: 0 | 1): void {
     const page = this.memory.writable(pfn);
     const word = 2 * index;
-    this.append(kind, pfn * 512 + index, page[word]!, page[word + 1]!, lo, hi);
+    this.append(kind, pfn * 512 + index, page[word]!, page[word + 1]!, lo, hi, half);
     page[word] = lo;
     page[word + 1] = hi;
   }
 
-  storeData(pfn: Pfn, index: number, lo: number, hi: number): void {
-    this.storeEntry(Kind.MEMORY, pfn, index, lo, hi);
+  /** @param half of two entries of 4 bytes the one that a guest stores */
+  storeData(pfn: Pfn, index: number, lo: number, hi: number, half?: 0 | 1): void {
+    this.storeEntry(Kind.MEMORY, pfn, index, lo, hi, half);
   }
 
   readEntry(pfn: Pfn, index: number): bigint {
@@ -524,7 +525,7 @@ export class Machine {
 
   #applyRegister(vcpu: Vcpu, registers: Registers): void {
     vcpu.registers = registers;
-    vcpu.mode = pagingMode(registers, this.cpu);
+    vcpu.mode = pagingMode(registers, this.cpu, vcpu.mmu.pdptrs);
     this.#applyShadowMode(vcpu);
   }
 
@@ -535,7 +536,7 @@ export class Machine {
   #applyShadowMode(vcpu: Vcpu): void {
     if (this.config.second !== 'shadow') return;
     const { mode, root } = vcpu;
-    const protection = { ...mode, wp: true, nxe: true, pke: false };
+    const protection = { ...mode, wp: true, nxe: true, pke: false, pdptrs: undefined };
     vcpu.shadowed = {
       ...protection,
       paging: true,
@@ -609,7 +610,9 @@ export class Machine {
   }
 
   #applyMmu(vcpu: Vcpu, which: MmuName, mmu: Mmu): void {
+    const { pdptrs } = vcpu.mmus[which];
     vcpu.mmus = { ...vcpu.mmus, [which]: mmu };
+    if (mmu.pdptrs !== pdptrs && which === vcpu.active) vcpu.mode = pagingMode(vcpu.registers, this.cpu, mmu.pdptrs);
     this.#applyRoot(vcpu);
   }
 

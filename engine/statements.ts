@@ -177,14 +177,15 @@ function poke(machine: Machine, task: Task, statement: Extract<Statement, { kind
 
 /** The tables in the task's CR3, with the pool of the guest that they were made for; or L1's for its guests, by their name. */
 function editedTables(machine: Machine, task: Task, nested: string | undefined) {
-  const { mode } = machine.vcpu(task.vcpu);
+  const vcpu = machine.vcpu(task.vcpu);
+  const { mode } = vcpu;
   if (nested !== undefined) {
     const stage = nestedStage(machine, nested).mode;
-    return runningGuestTables(machine, machine.poolOf(stage.rootGfn), stage);
+    return runningGuestTables(machine, machine.poolOf(stage.rootGfn), vcpu, stage);
   }
   if (!mode.paging) throw new RangeError('the guest has no tables to edit while paging is off');
   const pool = machine.poolOf(mode.rootGfn);
-  return runningGuestTables(machine, pool, mode);
+  return runningGuestTables(machine, pool, vcpu);
 }
 
 function setRegister(machine: Machine, task: Task, statement: RegisterStatement): void {

@@ -290,7 +290,7 @@ u64 now_ms(void);
 /* Sets up a vCPU of any VM: CPUID as the host has it; 64-bit mode with paging at CPL 0 or 3. */
 int vcpu_set_cpuid(int kvm, int vcpu_fd);
 int set_long_mode(int vcpu_fd, u64 rip, u64 rsp, u64 cr3, u64 rdi, int cpl);
-void set_flat_segment(struct kvm_segment *segment, u16 selector, bool code);
+void set_flat_segment(struct kvm_segment *segment, u16 selector, bool code, bool is_64_bit);
 
 /* ---- what KVM honours here (probe.c) */
 

@@ -181,17 +181,20 @@ int registers_write(struct vcpu *vcpu, const u8 *bytes)
 	general_places(&regs, general);
 	segment_places(&sregs, segments);
 	system_places(&sregs, system);
+	for (int i = 0; i < 13; i++) {
+		if (system[i])
+			*system[i] = layout.system[i];
+	}
+	bool is_64_bit = sregs.efer & EFER_LMA;
 	for (int i = 0; i < 6; i++) {
-		if (layout.selectors[i] == old.selectors[i])
+		/* Code of the other width needs another segment, which KVM checks. */
+		bool widens = i == 0 && ((sregs.efer ^ before.efer) & EFER_LMA);
+		if (layout.selectors[i] == old.selectors[i] && !widens)
 			continue;
 		if (layout.selectors[i] > 0xffff || (layout.selectors[i] & 3) % 3)
 			return fail(EINVAL, "selector 0x%x: 16 bits, of privilege level 0 or 3, are possible",
 				    layout.selectors[i]);
-		set_flat_segment(segments[i], (u16)layout.selectors[i], i == 0);
-	}
-	for (int i = 0; i < 13; i++) {
-		if (system[i])
-			*system[i] = layout.system[i];
+		set_flat_segment(segments[i], (u16)layout.selectors[i], i == 0, is_64_bit);
 	}
 	sregs.idt.limit = (u16)layout.system[8];
 	sregs.gdt.limit = (u16)layout.system[10];

@@ -19,8 +19,8 @@ int vcpu_set_cpuid(int kvm, int vcpu_fd)
 	return error;
 }
 
-/* A flat segment of 64-bit mode: base 0, no limit, of the privilege that its selector says. */
-void set_flat_segment(struct kvm_segment *segment, u16 selector, bool code)
+/* A flat segment of 64-bit mode or of protected mode: base 0, no limit, of the privilege that its selector says. */
+void set_flat_segment(struct kvm_segment *segment, u16 selector, bool code, bool is_64_bit)
 {
 	*segment = (struct kvm_segment){
 		.limit = 0xffffffff,
@@ -28,9 +28,9 @@ void set_flat_segment(struct kvm_segment *segment, u16 selector, bool code)
 		.type = code ? 11 : 3,
 		.present = 1,
 		.dpl = selector & 3,
-		.db = !code,
+		.db = !code || !is_64_bit,
 		.s = 1,
-		.l = code,
+		.l = code && is_64_bit,
 		.g = 1,
 	};
 }
@@ -40,9 +40,9 @@ int set_long_mode(int vcpu_fd, u64 rip, u64 rsp, u64 cr3, u64 rdi, int cpl)
 	struct kvm_sregs sregs;
 	if (ioctl(vcpu_fd, KVM_GET_SREGS, &sregs))
 		return -errno;
-	set_flat_segment(&sregs.cs, cpl == 3 ? 0x2b : 0x08, true);
-	set_flat_segment(&sregs.ss, cpl == 3 ? 0x33 : 0x10, false);
-	set_flat_segment(&sregs.ds, cpl == 3 ? 0x33 : 0x10, false);
+	set_flat_segment(&sregs.cs, cpl == 3 ? 0x2b : 0x08, true, true);
+	set_flat_segment(&sregs.ss, cpl == 3 ? 0x33 : 0x10, false, true);
+	set_flat_segment(&sregs.ds, cpl == 3 ? 0x33 : 0x10, false, true);
 	sregs.es = sregs.fs = sregs.gs = sregs.ds;
 	sregs.tr = (struct kvm_segment){ .limit = 0x67, .selector = 0x18, .type = 11, .present = 1 };
 	memset(&sregs.ldt, 0, sizeof(sregs.ldt));

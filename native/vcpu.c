@@ -380,7 +380,7 @@ static bool user_segment(struct vm *vm, const struct kvm_sregs *sregs, u64 selec
 	bool is_code = type & 8, is_64_bit = descriptor >> 53 & 1;
 	if (present_user != 0xf || is_code != code || (code && !is_64_bit))
 		return false;
-	set_flat_segment(segment, (u16)selector, code);
+	set_flat_segment(segment, (u16)selector, code, true);
 	return true;
 }
 
@@ -457,13 +457,9 @@ static void unwind(struct vcpu *vcpu, const struct exception_frame *frame, u64 r
 		sregs.cs = before->cs;
 		sregs.ss = before->ss;
 	} else {
-		bool is_32_bit = frame->word == 4;
-		set_flat_segment(&sregs.cs, (u16)frame->cs, true);
-		set_flat_segment(&sregs.ss, (u16)frame->ss, false);
-		if (is_32_bit) {
-			sregs.cs.l = 0;
-			sregs.cs.db = sregs.ss.db = 1;
-		}
+		bool is_64_bit = frame->word == 8;
+		set_flat_segment(&sregs.cs, (u16)frame->cs, true, is_64_bit);
+		set_flat_segment(&sregs.ss, (u16)frame->ss, false, is_64_bit);
 	}
 	ioctl(vcpu->fd, KVM_SET_SREGS, &sregs);
 	ioctl(vcpu->fd, KVM_SET_REGS, &regs);

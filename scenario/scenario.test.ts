@@ -192,6 +192,14 @@ test('vCPUs come in the order of their numbers, and hosts after them', () => {
   );
 });
 
+test('an access that tells no size is as wide as the code that the guest’s paging is for', () => {
+  const { program } = parseScenario(
+    'guest s 32-bit { }\nguest p pae { }\nguest k { }\nvcpu 0 in s { read 0 }\nvcpu 1 in p { write 0 }\nvcpu 2 in k { read 0 }\nvcpu 3 { read 0 read.2 0 }',
+  );
+  const sizes = program?.tasks.map(({ body }) => body.map((each) => each.kind === 'access' && each.size));
+  assert.deepEqual(sizes, [[4], [4], [8], [8, 2]]);
+});
+
 test('a user access on the line behind a mapping is no attribute of the mapping', () => {
   const { tasks } = programOf('vcpu 0 {\n  map 0 -> 0 4K rw-\n  user read 0\n}');
   assert.deepEqual(plain(tasks[0]!.body[0]), {

@@ -1,8 +1,10 @@
 import type { Expression } from '../../engine/expression.ts';
+import type { PagingName } from '../../engine/guest/registers.ts';
 import { COUNTERS } from '../../engine/machine.ts';
-import { hex } from '../../engine/memory/words.ts';
 import { DEFAULT_POLICIES } from '../../engine/policies.ts';
 import type { Program, Span, Statement } from '../../engine/program.ts';
+import { isNarrow, isStubPaging } from './layout.ts';
+import { pagingOf, unmappable } from './stubs.ts';
 
 /** Something about a scenario that KVM cannot be told: an error stops the run, a warning is said before it. */
 export interface Unfit {
@@ -24,8 +26,10 @@ export const COUNTED: ReadonlySet<string> = new Set([
 const COUNTER_NAMES: ReadonlySet<string> = new Set(COUNTERS);
 /** Functions that ask for KVM's own tables, or for the host's frames. */
 const OF_KVM = new Set(['spte', 'level', 'hpa']);
-/** Guest memory that the stubs map for themselves, in bytes: 511 times 1G. */
-export const MOST_MEMORY = 511n << 30n;
+/** What a task's own accesses have found, which the engine knows of its own machine alone. */
+const OF_ACCESSES = new Set(['loaded', 'error_code']);
+/** Bits that select a paging mode. */
+const MODE_BITS = new Set(['cr0.pe', 'cr0.pg', 'cr4.pae', 'cr4.la57', 'efer.lme', 'efer.lma']);
 
 const NOWHERE: Span = { line: 1, column: 1, endLine: 1, endColumn: 1 };
 
@@ -37,7 +41,10 @@ export function untold(expression: Expression): string[] {
     case 'name': {
       const name = expression.path.map((part) => (typeof part === 'string' ? part : '[]')).join('.');
       const isUntold =
-        (COUNTER_NAMES.has(name) && !COUNTED.has(name)) || name === 'mmu_invalidate_seq' || name === 'tlb.entries';
+        (COUNTER_NAMES.has(name) && !COUNTED.has(name)) ||
+        OF_ACCESSES.has(name) ||
+        name === 'mmu_invalidate_seq' ||
+        name === 'tlb.entries';
       return isUntold ? [name] : [];
     }
     case 'unary':
@@ -63,20 +70,20 @@ export function unfit(program: Program): Unfit[] {
   for (const guest of program.guests) {
     if (guest.nested)
       error(guest.span, `nested ${guest.name}: the code that makes the accesses on KVM is no hypervisor`);
-    if (guest.paging !== undefined && guest.paging !== '4-level')
+    if (guest.paging !== undefined && !isStubPaging(guest.paging))
       error(
         guest.span,
-        `guest ${guest.name} has ${guest.paging} paging: the code that makes the accesses on KVM is 64-bit with 4 levels`,
+        `guest ${guest.name} has ${guest.paging} paging: the code that makes the accesses on KVM has 32-bit, pae and 4-level`,
       );
   }
   for (const task of program.tasks) {
     if (task.kind === 'vcpu' && task.guest === undefined)
       error(task.span, `vcpu ${task.name} runs without paging: on KVM a scenario’s vCPU needs a guest with tables`);
-    visit(task.body, error);
+    visit(task.body, { program, vcpu: task.name, paging: pagingOf(program, task.guest), error });
   }
-  for (const { base, size, id } of machine.slots) {
-    if (base + size > MOST_MEMORY)
-      error(NOWHERE, `slot ${id} goes up to ${hex(base + size)}: on KVM ${hex(MOST_MEMORY)} is the limit`);
+  for (const guest of program.guests) {
+    const problem = unmappable(program, guest.paging ?? '4-level');
+    if (problem !== undefined) error(guest.span, `guest ${guest.name}: ${problem}`);
   }
   if (machine.slots.some(({ pageLevel }) => pageLevel > 1))
     warning(NOWHERE, 'memory is backed as the host does it: “huge” is not asked for');
@@ -102,20 +109,37 @@ function expectations(body: readonly Statement[]): Extract<Statement, { kind: 'e
   );
 }
 
-function visit(body: readonly Statement[], error: (span: Span, message: string) => void): void {
+/** Whose statements are looked at. */
+interface Around {
+  readonly program: Program;
+  readonly vcpu: string;
+  readonly paging: PagingName;
+  error(span: Span, message: string): void;
+}
+
+function visit(body: readonly Statement[], around: Around): void {
+  const { paging, error } = around;
   for (const statement of body) {
     const { span } = statement;
     switch (statement.kind) {
       case 'repeat':
-        visit(statement.body, error);
+        visit(statement.body, around);
         break;
-      case 'access':
+      case 'access': {
+        const { access, size } = statement;
         if (statement.implicit)
           error(span, 'an implicit access cannot be made on KVM: the processor makes them by itself');
+        if (isNarrow(paging) && size === 8 && access !== 'fetch')
+          error(
+            span,
+            `${access}.8: with ${paging} paging the code that makes the accesses is 32-bit, and one instruction has 1, 2 or 4 bytes`,
+          );
+        const names = [statement.address, ...(statement.value ? [statement.value] : [])].flatMap(untold);
+        if (names.length > 0) error(span, `this ${access} cannot be made: KVM does not tell ${names.join(', ')}`);
         break;
+      }
       case 'register':
-        if (statement.register === 'cr0' && statement.bit === 'pg')
-          error(span, 'cr0.pg: the code that makes the accesses on KVM needs paging');
+        visitRegister(statement, around);
         break;
       case 'wait': {
         const names = untold(statement.condition);
@@ -153,6 +177,43 @@ function visit(body: readonly Statement[], error: (span: Span, message: string) 
       default:
         break;
     }
+  }
+}
+
+function visitRegister(
+  { register, bit, value, span }: Extract<Statement, { kind: 'register' }>,
+  { program, vcpu, paging, error }: Around,
+): void {
+  if (bit !== undefined && MODE_BITS.has(`${register}.${bit}`))
+    error(span, `${register}.${bit}: the code that makes the accesses on KVM stays with ${paging} paging`);
+  if (register === 'pkru' && isNarrow(paging)) error(span, `pkru: with ${paging} paging there are no protection keys`);
+  if (register !== 'cr3') return;
+  for (const name of namesIn(value)) {
+    const guest = program.guests.find((each) => each.name === name);
+    const other = guest?.paging ?? '4-level';
+    if (guest && other !== paging)
+      error(
+        span,
+        `cr3 = ${name}: guest ${name} has ${other} paging, and vcpu ${vcpu} stays with ${paging}: the code that makes the accesses on KVM does not switch`,
+      );
+  }
+}
+
+/** Names that an expression consists of. */
+function namesIn(expression: Expression): string[] {
+  switch (expression.kind) {
+    case 'number':
+      return [];
+    case 'name':
+      return expression.path.length === 1 && typeof expression.path[0] === 'string' ? [expression.path[0]] : [];
+    case 'unary':
+      return namesIn(expression.operand);
+    case 'binary':
+      return [...namesIn(expression.left), ...namesIn(expression.right)];
+    case 'in':
+      return [expression.value, expression.from, expression.to].flatMap(namesIn);
+    case 'call':
+      return expression.arguments.flatMap(namesIn);
   }
 }
 

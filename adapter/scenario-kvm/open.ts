@@ -41,8 +41,10 @@ export async function openScenario(
   };
   try {
     const stubs = planStubs(program, vcpus);
-    const code = new Uint8Array(readFileSync(builtFile('scenario.bin')));
-    const helper = new RspClient(await place.start(helperArguments(program, stubs, vcpus)));
+    const codes = new Map(
+      [...stubs.values()].map(({ code }) => [code, new Uint8Array(readFileSync(builtFile(code)))] as const),
+    );
+    const helper = new RspClient(await place.start(helperArguments(program, stubs.values(), vcpus)));
     client = helper;
     const first = await helper.handshake();
     const info = await helper.info();
@@ -53,7 +55,7 @@ export async function openScenario(
     });
     memory.renew(info.memory.slots, new Map());
     built = await KvmBuilt.open(helper, info, print, wanted);
-    const run = await ScenarioRun.begin({ client: helper, info, first, memory, built, program, stubs, code, print });
+    const run = await ScenarioRun.begin({ client: helper, info, first, memory, built, program, stubs, codes, print });
     return { client: helper, info, built, run, close };
   } catch (error) {
     await close();

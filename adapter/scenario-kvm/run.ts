@@ -1,9 +1,9 @@
 import type { Instruction } from '../../engine/code.ts';
 import { evaluate, evaluateInteger, truthy } from '../../engine/expression.ts';
 import { untranslatable } from '../../engine/guest/access.ts';
-import type { RegisterName } from '../../engine/guest/registers.ts';
+import { type PagingName, pagingName, type RegisterName } from '../../engine/guest/registers.ts';
 import { x86Regime } from '../../engine/guest/x86-regime.ts';
-import { isMemoryKind } from '../../engine/history/log.ts';
+import { isMemoryKind, type LogEntry } from '../../engine/history/log.ts';
 import type { Machine } from '../../engine/machine.ts';
 import { addressToFrame, frameToAddress, hex, toBigint } from '../../engine/memory/words.ts';
 import { type Mirror, type MissingFrames, makeMirror } from '../../engine/mirror.ts';
@@ -23,7 +23,7 @@ import { LostError } from '../rsp/packet.ts';
 import type { KvmStop, StopEvent } from '../rsp/stop.ts';
 import { withFrames } from '../with-frames.ts';
 import { COUNTED, untold } from './fit.ts';
-import { directAddress, type Stubs } from './stubs.ts';
+import { directAddress, pagingOf, type Stubs } from './stubs.ts';
 import { type Outcome, StubVcpu } from './vcpu.ts';
 
 export interface ScenarioParts {
@@ -34,9 +34,10 @@ export interface ScenarioParts {
   readonly memory: GuestMemory;
   readonly built: KvmBuilt;
   readonly program: Program;
-  readonly stubs: Stubs;
-  /** The stubs' code. */
-  readonly code: Uint8Array;
+  /** Of each paging mode of the guests. */
+  readonly stubs: ReadonlyMap<PagingName, Stubs>;
+  /** Their code, by its file's name. */
+  readonly codes: ReadonlyMap<Stubs['code'], Uint8Array>;
   /** Where words for people go. */
   print(text: string): void;
 }
@@ -46,6 +47,8 @@ export type StepResult = { readonly stop: KvmStop } | undefined;
 
 const RET = 0xc3;
 const PF = 14;
+/** Accessed, of a table entry. */
+const A = 0x20;
 
 /**
  * A scenario on real KVM. The engine's machine keeps what is the scenario's: where its tasks stand, the guest's registers,
@@ -72,7 +75,11 @@ export class ScenarioRun {
     this.machine = createMachine(program, undefined, this.#mirror);
     this.#control = new Control(client, info.vcpus, parts.first);
     this.#traps = new Traps(client, parts.print);
-    this.#vcpus = this.machine.vcpus.map(({ id }) => new StubVcpu(client, this.#control, parts.stubs, id));
+    this.#vcpus = this.machine.vcpus.map(({ id }) => new StubVcpu(client, this.#control, this.#stubsOf(id), id));
+  }
+
+  #stubsOf(vcpu: number): Stubs {
+    return this.#parts.stubs.get(pagingName(this.machine.vcpu(vcpu).registers))!;
   }
 
   /** Puts tables and stubs into memory, and every vCPU to where it waits. @throws with words when KVM does not take them */
@@ -90,28 +97,37 @@ export class ScenarioRun {
   }
 
   async #fillMemory(): Promise<void> {
-    const { client, stubs, code } = this.#parts;
+    const { client, stubs, codes } = this.#parts;
     const { machine } = this;
     for (const frame of [...machine.memory.frames()]) {
       const page = machine.memory.page(frame);
       await client.writePhysical(frameToAddress(frame), new Uint8Array(page.buffer, page.byteOffset, 4096));
       machine.memory.drop(frame);
     }
-    for (const [offset, bytes] of stubs.pages) await client.writePhysical(stubs.gpa + offset, bytes);
-    await client.writePhysical(stubs.gpa, code);
-    for (const root of machine.guestRoots.values()) await this.#giveStubs(frameToAddress(root));
+    for (const { gpa, pages, code } of stubs.values()) {
+      for (const [offset, bytes] of pages) await client.writePhysical(gpa + offset, bytes);
+      await client.writePhysical(gpa, codes.get(code)!);
+    }
+    for (const [name, root] of machine.guestRoots)
+      await this.#giveStubs(stubs.get(pagingOf(machine.program, name))!, frameToAddress(root));
   }
 
-  /** A root table gets the entry by which the stubs are seen, unless it has it: what is written from outside makes shadow tables anew. */
-  async #giveStubs(root: bigint): Promise<void> {
-    const { client, stubs } = this.#parts;
-    const entry = new Uint8Array(8);
-    new DataView(entry.buffer).setBigUint64(0, stubs.entry, true);
-    const gpa = root + BigInt(stubs.index) * 8n;
-    const there = await client.readPhysical(gpa, 8);
+  /** A root table gets the entries by which the stubs are seen, unless it has them: what is written from outside makes shadow tables anew. */
+  async #giveStubs({ index, entryBytes, entries }: Stubs, root: bigint): Promise<void> {
+    const { client } = this.#parts;
+    const bytes = new Uint8Array(entryBytes * entries.length);
+    const view = new DataView(bytes.buffer);
+    entries.forEach((entry, at) => {
+      if (entryBytes === 8) view.setBigUint64(8 * at, entry, true);
+      else view.setUint32(4 * at, Number(entry), true);
+    });
+    const gpa = root + BigInt(index * entryBytes);
+    const there = await client.readPhysical(gpa, bytes.length);
     // A processor that has used it has set A.
-    if (there.every((byte, at) => (byte ^ entry[at]!) === 0 || (at === 0 && (byte ^ entry[at]!) === 0x20))) return;
-    await client.writePhysical(gpa, entry);
+    const isThere = there.every(
+      (byte, at) => byte === bytes[at] || (at % entryBytes === 0 && (byte ^ bytes[at]!) === A),
+    );
+    if (!isThere) await client.writePhysical(gpa, bytes);
   }
 
   async fetch({ frames, built }: MissingFrames): Promise<void> {
@@ -127,7 +143,8 @@ export class ScenarioRun {
   /** Arms the scenario's own memory for second-stage faults. */
   async armTraps(range: GpaRange | undefined): Promise<void> {
     const { info, stubs } = this.#parts;
-    const slots = info.memory.slots.filter(({ id }) => id !== stubs.slot);
+    const own = [...stubs.values()].map(({ slot }) => slot);
+    const slots = info.memory.slots.filter(({ id }) => !own.includes(id));
     await this.#traps.arm(info, slots, range);
   }
 
@@ -218,7 +235,8 @@ export class ScenarioRun {
           return undefined;
         case 'invlpg': {
           const address = evaluateInteger(statement.address, programScope(this.machine, task), 'invlpg');
-          await this.#control0(task, 'invlpg', address);
+          if (untranslatable(this.machine.vcpu(task.vcpu).mode, address) === undefined)
+            await this.#control0(task, 'invlpg', address);
           task.pc++;
           return undefined;
         }
@@ -260,6 +278,14 @@ export class ScenarioRun {
     const { size, access: kind } = statement;
     task.access = { kind, address, size, value: BigInt.asUintN(8 * size, value), cpl, implicit: false };
     machine.count('accesses');
+    const problem = untranslatable(vcpu.mode, address);
+    if (problem !== undefined && vcpu.mode.addressBits === 32) {
+      // 32-bit code has no such address.
+      machine.warn(`${task.name}: ${problem}`);
+      task.access = null;
+      task.pc++;
+      return undefined;
+    }
     if (kind === 'fetch') await this.#plantReturn(task.vcpu, address, cpl === 3);
     const rflags = vcpu.registers.rflags | 2n;
     const user = cpl === 3;
@@ -321,9 +347,10 @@ export class ScenarioRun {
     name: Parameters<StubVcpu['act']>[0]['name'],
     address: bigint,
     value = 0n,
+    size: 4 | 8 = 8,
   ): Promise<void> {
     const vcpu = this.#vcpus[task.vcpu]!;
-    let outcome = await vcpu.act({ name, size: 8, address, value, user: false, rflags: 2n });
+    let outcome = await vcpu.act({ name, size, address, value, user: false, rflags: 2n });
     while (outcome.kind === 'stop') outcome = await vcpu.goOn();
     if (outcome.kind === 'lost') throw new Error(outcome.words);
     if (outcome.kind === 'exception')
@@ -337,13 +364,20 @@ export class ScenarioRun {
     const vcpu = machine.vcpu(task.vcpu);
     const failures = machine.small.failures.length;
     const { pc } = task;
+    const stubs = this.#stubsOf(task.vcpu);
     await this.#withFrames(() => runInstruction(machine, task, instruction));
     const value = vcpu.registers[register];
     // What the engine refused has ended the task; flags and CPL are an access's own.
     if (machine.small.failures.length > failures) return;
     if (register === 'rflags' || register === 'cpl') return;
     await this.#atStatement(task, pc, async () => {
-      if (register === 'cr3') await this.#giveStubs(frameToAddress(vcpu.mode.rootGfn));
+      const { paging, rootGfn, rootEntry } = vcpu.mode;
+      const now = pagingName(vcpu.registers);
+      if (!paging || now !== stubs.paging)
+        throw new Error(
+          `${register} ${hex(value)} is for ${paging ? `${now} paging` : 'a processor without paging'}: the code that makes the accesses on KVM stays with ${stubs.paging} paging`,
+        );
+      if (register === 'cr3') await this.#giveStubs(stubs, frameToAddress(rootGfn, rootEntry * 8));
       await this.#control0(task, register, value);
     });
   }
@@ -370,12 +404,14 @@ export class ScenarioRun {
       for (const frame of new Set(changed().map((at) => Math.floor(log.at(at).address / 512)))) memory.drop(frame);
     };
     const { pc } = task;
+    const pools = structuredClone(machine.small.tablePools);
     await this.#withFrames(() => {
       try {
         runInstruction(machine, task, instruction);
       } catch (error) {
         // It is tried again from the beginning.
         forget();
+        machine.small.tablePools = structuredClone(pools);
         log.truncate(from);
         task.pc = pc;
         throw error;
@@ -384,9 +420,11 @@ export class ScenarioRun {
     const stores = changed().map((at) => log.at(at));
     forget();
     await this.#atStatement(task, pc, async () => {
-      for (const { address, newLo, newHi } of stores) {
-        const gpa = frameToAddress(Math.floor(address / 512), (address % 512) * 8);
-        await this.#control0(task, 'write', directAddress(this.#parts.stubs, gpa), toBigint(newLo, newHi));
+      const stubs = this.#stubsOf(task.vcpu);
+      for (const entry of stores) {
+        const gpa = frameToAddress(Math.floor(entry.address / 512), (entry.address % 512) * 8);
+        for (const { offset, value, size } of storesOf(entry, stubs.entryBytes))
+          await this.#control0(task, 'write', directAddress(stubs, gpa + offset), value, size);
       }
     });
   }
@@ -448,4 +486,17 @@ export class ScenarioRun {
   #withFrames<T>(ask: () => T): Promise<T> {
     return withFrames((missing) => this.fetch(missing), ask);
   }
+}
+
+/** How the guest stores 8 bytes of its tables: one entry of 4, or both where a table is cleared, as far as it changes. */
+function storesOf(
+  { oldLo, oldHi, newLo, newHi, object }: LogEntry,
+  entryBytes: 4 | 8,
+): { offset: bigint; value: bigint; size: 4 | 8 }[] {
+  if (entryBytes === 8) return [{ offset: 0n, value: toBigint(newLo, newHi), size: 8 }];
+  const isStored = (half: 0 | 1, changes: boolean): boolean => (object === undefined ? changes : object === half);
+  return [
+    ...(isStored(0, oldLo !== newLo) ? [{ offset: 0n, value: BigInt(newLo), size: 4 } as const] : []),
+    ...(isStored(1, oldHi !== newHi) ? [{ offset: 4n, value: BigInt(newHi), size: 4 } as const] : []),
+  ];
 }

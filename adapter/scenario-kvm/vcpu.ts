@@ -3,7 +3,16 @@ import type { Control } from '../kvm/control.ts';
 import type { RegisterValues } from '../kvm/registers.ts';
 import type { RspClient } from '../rsp/client.ts';
 import type { KvmStop } from '../rsp/stop.ts';
-import { actionAddress, firstRegisters, type Stubs, userDone, userStack } from './stubs.ts';
+import {
+  type ActionInput,
+  actionAddress,
+  actionRegisters,
+  DONE,
+  firstRegisters,
+  OUTCOME,
+  userDone,
+} from './actions.ts';
+import type { Stubs } from './stubs.ts';
 
 /** What came of an action. */
 export type Outcome =
@@ -20,16 +29,11 @@ export type Outcome =
   /** It cannot go on. */
   | { readonly kind: 'lost'; readonly words: string };
 
-export interface Action {
+export interface Action extends ActionInput {
   readonly name: Parameters<typeof actionAddress>[1];
   readonly size: 1 | 2 | 4 | 8;
-  readonly address: bigint;
-  readonly value: bigint;
-  readonly user: boolean;
-  readonly rflags: bigint;
 }
 
-const DONE = 0xffn;
 const UD = 6;
 const STOPS = new Set<KvmStop['reason']>(['guest-pf', 'second-stage', 'mmio', 'read-only', 'pause']);
 
@@ -54,24 +58,23 @@ export class StubVcpu {
 
   /** Puts the vCPU where it waits for actions. */
   async begin(cr3: bigint): Promise<void> {
-    await this.#client.writeRegisters(this.#thread, firstRegisters(this.#stubs, this.number, cr3));
+    // All at once: KVM looks at what they say together.
+    const registers = await this.#client.readRegisters(this.#thread);
+    await this.#replace(registers, firstRegisters(this.#stubs, this.number, cr3));
     await this.#control.resume(this.number);
     const outcome = await this.#outcome();
     if (outcome.kind === 'lost') throw new Error(`the stubs do not run on this KVM: ${outcome.words}`);
   }
 
   /** Starts an action. A stop on the way is told; `goOn` continues it. */
-  async act({ name, size, address, value, user, rflags }: Action): Promise<Outcome> {
-    const stubs = this.#stubs;
-    const registers = new Map(this.#registers);
-    registers.set('rsi', actionAddress(stubs, name, size, user));
-    registers.set('rbx', address);
-    registers.set('rdx', value);
-    registers.set('r11', userStack(stubs));
-    registers.set('r12', rflags);
-    registers.set('r13', user ? 1n : 0n);
-    await this.#client.replaceRegisters(this.#thread, registers);
+  async act({ name, size, ...input }: Action): Promise<Outcome> {
+    const action = actionAddress(this.#stubs, name, size, input.user);
+    await this.#replace(this.#registers, actionRegisters(this.#stubs, this.number, action, input));
     return this.goOn();
+  }
+
+  #replace(registers: RegisterValues, changed: Readonly<Record<string, bigint>>): Promise<void> {
+    return this.#client.replaceRegisters(this.#thread, new Map([...registers, ...Object.entries(changed)]));
   }
 
   async goOn(): Promise<Outcome> {
@@ -86,14 +89,13 @@ export class StubVcpu {
     if (STOPS.has(stop.reason)) return { kind: 'stop', stop };
     if (stop.reason !== 'port') return { kind: 'lost', words: lostWords(stop) };
     this.#registers = await this.#client.readRegisters(this.#thread);
+    const names = OUTCOME[this.#stubs.paging];
     const get = (name: string): bigint => this.#registers.get(name) ?? 0n;
-    if (stop.data === DONE) return { kind: 'done', value: get('r8') };
+    const [value, rip] = [get(names.value), get(names.rip)];
+    if (stop.data === DONE) return { kind: 'done', value };
     const vector = Number(stop.data ?? 0n);
-    // At the very beginning AL is what it is.
-    if (get('rip') === this.#stubs.base + 2n && get('r15') === get('rsp') && get('rsi') === 0n)
-      return { kind: 'done', value: 0n };
-    if (vector === UD && get('r10') === userDone(this.#stubs)) return { kind: 'done', value: get('r8') };
-    return { kind: 'exception', vector, error: get('r9'), rip: get('r10'), cr2: get('cr2') };
+    if (vector === UD && rip === userDone(this.#stubs)) return { kind: 'done', value };
+    return { kind: 'exception', vector, error: get(names.error), rip, cr2: get('cr2') };
   }
 }
 

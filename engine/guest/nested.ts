@@ -67,6 +67,7 @@ function eptMode(machine: Machine, guest: GuestTables, rootGfn: Gfn): PagingMode
     addressBits: isFive(guest) ? 57 : 48,
     reportsFetch: false,
     permissions: permissionBitmaps(protection),
+    pdptrs: undefined,
     pge: false,
     pcide: false,
     pcid: 0,

@@ -98,6 +98,8 @@ export interface PagingMode extends Protection {
   readonly rootGfn: Gfn;
   /** Entry of that frame at which the root table begins: PAE's four PDPTEs need only be aligned to 32 bytes. */
   readonly rootEntry: number;
+  /** PAE's four PDPTEs as they were loaded, low and high words; where they are undefined they are read in memory. */
+  readonly pdptrs: readonly number[] | undefined;
   /** Bits of a linear address: 32 outside of long mode, 48 or 57 with sign extension in it. */
   readonly addressBits: number;
   /** The F bit is reported only with NXE or SMEP. */
@@ -153,7 +155,11 @@ export function pagingName(registers: Registers): PagingName {
   return registers.cr4 & bit('cr4', 'la57') ? '5-level' : '4-level';
 }
 
-export function pagingMode(registers: Registers, cpu: GuestCpu): PagingMode {
+export function pagingMode(
+  registers: Registers,
+  cpu: GuestCpu,
+  pdptrs: readonly number[] | undefined = undefined,
+): PagingMode {
   const paging = has(registers, 'cr0', 'pg');
   // Without paging the format counts for nothing but the words that say so.
   const name = paging ? pagingName(registers) : '4-level';
@@ -173,6 +179,7 @@ export function pagingMode(registers: Registers, cpu: GuestCpu): PagingMode {
     format: guestFormat(cpu, protection.nxe, PAGING[name], has(registers, 'cr4', 'pse')),
     rootGfn: Number((registers.cr3 & ((1n << 52n) - 1n)) >> 12n),
     rootEntry: name === 'pae' ? Number((registers.cr3 >> 3n) & 0x1fcn) : 0,
+    pdptrs: name === 'pae' ? pdptrs : undefined,
     addressBits: long ? (name === '5-level' ? 57 : 48) : 32,
     reportsFetch: protection.nxe || protection.smep,
     permissions: permissionBitmaps(protection),

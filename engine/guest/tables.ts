@@ -1,6 +1,6 @@
 import type { Format } from '../formats/compile.ts';
 import { TABLE } from '../formats/compile.ts';
-import type { Machine } from '../machine.ts';
+import type { Machine, Vcpu } from '../machine.ts';
 import { addressToFrame, frameToAddress, type Gfn, hex, highWord, lowWord } from '../memory/words.ts';
 import { map, type Pgtable, protect, split, unmap } from '../pgtable/operations.ts';
 import { entryHi, entryLo, PgtableError, storeEntry, type TableStore } from '../pgtable/tables.ts';
@@ -25,8 +25,11 @@ export function guestTables(machine: Machine, pool: number, { format, rootGfn, r
   return { store: guestTableStore(machine, pool), format, root: rootGfn, rootEntry };
 }
 
-/** The same, where the guest runs and what it stores may be shadowed. */
-export function runningGuestTables(machine: Machine, pool: number, root: Root): Pgtable {
+/**
+ * The same, where the guest runs and what it stores may be shadowed.
+ * @param root of the guest's own tables, unless it is a hypervisor that edits those of its guests
+ */
+export function runningGuestTables(machine: Machine, pool: number, vcpu: Vcpu, root: Root = vcpu.mode): Pgtable {
   const tables = guestTables(machine, pool, root);
   if (machine.mirror) return tables;
   const { store } = tables;
@@ -34,9 +37,9 @@ export function runningGuestTables(machine: Machine, pool: number, root: Root): 
     ...tables,
     store: {
       ...store,
-      store: (gfn, index, lo, hi) =>
-        guestStoresEntry(machine, l1Gfn(machine, pool, gfn), index, root.format.entryBytes, () =>
-          store.store(gfn, index, lo, hi),
+      store: (gfn, index, lo, hi, half) =>
+        guestStoresEntry(machine, vcpu, { gfn: l1Gfn(machine, pool, gfn), index, half }, () =>
+          store.store(gfn, index, lo, hi, half),
         ),
     },
   };
@@ -58,7 +61,7 @@ export function guestTableStore(machine: Machine, pool: number): TableStore {
   const state = machine.small.tablePools[pool]!;
   return {
     page: (gfn) => machine.memory.page(resolve(gfn)),
-    store: (gfn, index, lo, hi) => machine.storeData(resolve(gfn), index, lo, hi),
+    store: (gfn, index, lo, hi, half) => machine.storeData(resolve(gfn), index, lo, hi, half),
     allocate() {
       const gfn = state.free.pop() ?? state.next;
       if (gfn === state.next) {

@@ -307,8 +307,10 @@ function guestReference(
   const index = format.indexOf(walk.vfn, level);
   const word = placeOf(mode, level, index) << format.wordShift;
   const page = memory.page(walk.tablePfn);
-  const lo = page[word]!;
-  const hi = format.wordShift === 0 ? 0 : page[word + 1]!;
+  const { pdptrs } = mode;
+  const isLoaded = pdptrs !== undefined && level === format.spec.loadedLevel;
+  const lo = isLoaded ? pdptrs[2 * index]! : page[word]!;
+  const hi = isLoaded ? pdptrs[2 * index + 1]! : format.wordShift === 0 ? 0 : page[word + 1]!;
   walk.references++;
   trace?.push({
     stage: 'guest',

@@ -3,7 +3,7 @@
  * readings of the entries. `address`, `old` and `new` mean:
  */
 export const Kind = {
-  /** Guest or host data. address: hpa / 8. */
+  /** Guest or host data. address: hpa / 8; object: of two entries of 4 bytes the one that a guest stores, 0 or 1. */
   MEMORY: 0,
   /** Accessed or dirty bits set by a hardware walk, in a guest or second-stage entry. address: hpa / 8. */
   ENTRY_BITS: 1,

@@ -13,8 +13,8 @@ export interface Tables {
 
 /** Tables that an operation may change. Every store goes through here, so that an owner can log or order them. */
 export interface TableStore extends Tables {
-  /** Stores 8 bytes at `index` (0 … 511) of a frame. */
-  store(frame: number, index: number, lo: number, hi: number): void;
+  /** Stores 8 bytes at `index` (0 … 511) of a frame. @param half of two entries of 4 bytes the one that is stored */
+  store(frame: number, index: number, lo: number, hi: number, half?: 0 | 1): void;
   /** The first frame of an empty table of so many frames, aligned to them. @throws when there is none left. */
   allocate(frames: number): number;
   release(frame: number, frames: number): void;
@@ -47,8 +47,8 @@ export function storeEntry(
     return;
   }
   const other = store.page(frame)[within ^ 1]!;
-  if ((within & 1) === 0) store.store(frame, within >>> 1, lo, other);
-  else store.store(frame, within >>> 1, other, lo);
+  if ((within & 1) === 0) store.store(frame, within >>> 1, lo, other, 0);
+  else store.store(frame, within >>> 1, other, lo, 1);
 }
 
 /** What is wrong with tables, with the address of the table. */

@@ -72,6 +72,21 @@ export function freeRoots(machine: Machine, vcpu: Vcpu, which: number, name = vc
     machine.setMmu(vcpu, { root, prevRoots }, name);
 }
 
+/** The words of the guest's PDPTEs in memory; none is present where there is no memory. */
+function readPdptrs(machine: Machine, { mode: { rootGfn, rootEntry } }: Vcpu): readonly number[] {
+  const pfn = machine.resolve(rootGfn);
+  return pfn < 0 ? [0, 0, 0, 0, 0, 0, 0, 0] : [...machine.memory.page(pfn).subarray(2 * rootEntry, 2 * rootEntry + 8)];
+}
+
+/** load_pdptrs: where they have changed the root, which was made of them, is of no use. */
+export function loadPdptrs(machine: Machine, vcpu: Vcpu): readonly number[] {
+  const loaded = readPdptrs(machine, vcpu);
+  if (vcpu.mmu.pdptrs?.every((word, at) => word === loaded[at])) return vcpu.mmu.pdptrs;
+  freeRoots(machine, vcpu, ROOT_CURRENT);
+  machine.setMmu(vcpu, { pdptrs: loaded });
+  return loaded;
+}
+
 /** kvm_mmu_unload: no root is left, of L1 and of its guests, nor what was remembered of MMIO. */
 export function unload(machine: Machine, vcpu: Vcpu): void {
   machine.count('roots.unloads');

@@ -23,6 +23,8 @@ export interface Mmu {
   readonly prevRoots: readonly RootInfo[];
   /** Frame of the four PDPTEs that the processor gets where it walks in PAE mode; −1 until they are needed. */
   readonly paeRoot: Pfn;
+  /** `pdptrs`: the guest's PDPTEs as they were loaded, low and high words; undefined until the first time. */
+  readonly pdptrs: readonly number[] | undefined;
 }
 
 export const NEW_MMU: Mmu = {
@@ -31,6 +33,7 @@ export const NEW_MMU: Mmu = {
   root: INVALID_ROOT,
   prevRoots: Array.from({ length: PREV_ROOTS }, () => INVALID_ROOT),
   paeRoot: -1,
+  pdptrs: undefined,
 };
 
 /** Which roots: KVM_MMU_ROOT_CURRENT and KVM_MMU_ROOT_PREVIOUS(i). */

@@ -8,15 +8,15 @@ import { invalidateAddress } from '../shadow/invalidate.ts';
 import {
   afterSetCpuid,
   clearMmioInfo,
-  freeRoots,
   initMmu,
   invalidatePcid,
+  loadPdptrs,
   newPgd,
   resetContext,
   unload,
 } from './context.ts';
 import { mustEnter, vcpuEnterGuest } from './enter.ts';
-import { ROOT_CURRENT, type RootInfo } from './mmu.ts';
+import type { RootInfo } from './mmu.ts';
 
 const isTdp = (machine: Machine): boolean => machine.config.second !== 'shadow';
 
@@ -27,10 +27,15 @@ const [WP, PG] = [mask('cr0', 'wp'), mask('cr0', 'pg')];
 const [PAE, PGE, PCIDE, SMEP] = [mask('cr4', 'pae'), mask('cr4', 'pge'), mask('cr4', 'pcide'), mask('cr4', 'smep')];
 /** KVM_MMU_CR4_ROLE_BITS */
 const CR4_ROLE = mask('cr4', 'pse', 'pae', 'la57', 'smep', 'smap', 'pke');
+/** X86_CR4_PDPTR_BITS */
+const CR4_PDPTR = mask('cr4', 'pge', 'pse', 'pae', 'smep');
 const [LME, NXE] = [mask('efer', 'lme'), mask('efer', 'nxe')];
 
 const ask = (machine: Machine, vcpu: Vcpu, requests: number): void =>
   machine.setRequests(vcpu, vcpu.requests | requests);
+
+/** is_pae_paging */
+const isPaePaging = ({ mode: { paging, format } }: Vcpu): boolean => paging && format.spec.loadedLevel !== undefined;
 
 /** kvm_post_set_cr0 */
 function afterCr0(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint): void {
@@ -74,11 +79,7 @@ function afterEfer(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint): void
 /** kvm_set_cr3. With the TDP MMU the guest writes CR3 without KVM's knowing. */
 function afterCr3(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint, noFlush: boolean): void {
   if (isTdp(machine)) return;
-  const isPae = roleField(vcpu.mmu.cpuRole.base, 'level') === 3;
-  if (isPae && vcpu.mode.paging) {
-    // load_pdptrs: where they have changed the root, which was made of them, is of no use.
-    freeRoots(machine, vcpu, ROOT_CURRENT);
-  }
+  if (isPaePaging(vcpu)) loadPdptrs(machine, vcpu);
   if (now !== old) newPgd(machine, vcpu, now);
   if (!noFlush) invalidatePcid(machine, vcpu, now & (vcpu.mode.pcide ? 0xfffn : 0n));
 }
@@ -96,6 +97,8 @@ export function writeRegister(machine: Machine, vcpu: Vcpu, register: RegisterNa
   flushAsProcessor(machine, vcpu, register, before, noFlush);
   const [old, now] = [before[register], vcpu.registers[register]];
   if (old !== now && MODE_REGISTERS.includes(register)) machine.count('modes.changed');
+  const reloads = ((old ^ now) & (register === 'cr0' ? PG : register === 'cr4' ? CR4_PDPTR : 0n)) !== 0n;
+  if (reloads && !isTdp(machine) && isPaePaging(vcpu)) loadPdptrs(machine, vcpu);
   switch (register) {
     case 'cr0':
       afterCr0(machine, vcpu, old, now);

@@ -1,6 +1,7 @@
 import { roleField } from '../kernel/role.ts';
 import type { Machine, Vcpu } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
+import { loadPdptrs } from '../roots/context.ts';
 import type { RootInfo } from '../roots/mmu.ts';
 import { withRole } from '../roots/role.ts';
 import { getShadowPage, shadowPage } from './pages.ts';
@@ -16,15 +17,12 @@ function allocateRoot(machine: Machine, vcpu: Vcpu, gfn: Gfn, quadrant: number, 
   return pfn;
 }
 
-/** The PDPTEs that the guest's CR3 leads to, as they were when they were loaded. */
-function guestPdptes(machine: Machine, vcpu: Vcpu): (Gfn | undefined)[] {
-  const { rootGfn, rootEntry, format } = vcpu.walked;
-  const pfn = machine.resolve(rootGfn);
+/** Frames that the guest's PDPTEs lead to; undefined of those that are not present. */
+function guestDirectories(machine: Machine, vcpu: Vcpu): (Gfn | undefined)[] {
+  const pdptrs = vcpu.mmu.pdptrs ?? loadPdptrs(machine, vcpu);
   return [0, 1, 2, 3].map((index) => {
-    if (pfn < 0) return undefined;
-    const page = machine.memory.page(pfn);
-    const [lo, hi] = [page[2 * (rootEntry + index)]!, page[2 * (rootEntry + index) + 1]!];
-    return (lo & 1) === 0 ? undefined : format.frame(3, lo, hi);
+    const [lo, hi] = [pdptrs[2 * index]!, pdptrs[2 * index + 1]!];
+    return (lo & 1) === 0 ? undefined : vcpu.mode.format.frame(3, lo, hi);
   });
 }
 
@@ -45,9 +43,9 @@ export function allocateShadowRoots(machine: Machine, vcpu: Vcpu): RootInfo {
   if (level >= 4) return { pgd, pfn: allocateRoot(machine, vcpu, direct ? 0 : rootGfn, 0, level) };
   const paeRoot = machine.paeRootOf(vcpu);
   const isPae = !direct && roleField(vcpu.mmu.cpuRole.base, 'level') === 3;
-  const pdptes = isPae ? guestPdptes(machine, vcpu) : undefined;
+  const directories = isPae ? guestDirectories(machine, vcpu) : undefined;
   for (let index = 0; index < 4; index++) {
-    const gfn = direct ? index * 2 ** 18 : pdptes ? pdptes[index] : rootGfn;
+    const gfn = direct ? index * 2 ** 18 : directories ? directories[index] : rootGfn;
     if (gfn === undefined || (!direct && !isVisible(machine, gfn))) {
       machine.setPaeRoot(paeRoot, index, gfn === undefined ? -1 : machine.dummyRoot());
       continue;

@@ -34,9 +34,9 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   key: 'Protection key of a user page, 0 … 15: selects two bits of PKRU while CR4.PKE is set.',
   vcpu: '`vcpu N in GUEST { … }`: a virtual processor with paging on and CR3 at that guest’s tables. Without `in`, paging is off. In an expression: `vcpu[0].cr0.wp`.',
   host: 'A task of the host: what userspace and the rest of the kernel do to the machine meanwhile.',
-  read: 'Loads 8 bytes, or `read.1`, `.2`, `.4`.',
+  read: 'Loads 8 bytes, 4 in 32-bit and pae guests; or `read.1`, `.2`, `.4`, `.8`.',
   write:
-    'Stores 8 bytes, or `write.1`, `.2`, `.4`: `write ADDRESS = VALUE`. Without a value it stores the step’s number.',
+    'Stores 8 bytes, 4 in 32-bit and pae guests; or `write.1`, `.2`, `.4`, `.8`: `write ADDRESS = VALUE`. Without a value it stores the step’s number.',
   fetch: 'Fetches an instruction.',
   invlpg: 'Drops the TLB’s entries for the page of an address.',
   repeat: '`repeat N as i { … }` runs its statements N times; i counts from 0.',

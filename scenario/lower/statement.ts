@@ -1,4 +1,4 @@
-import { REGISTERS } from '../../engine/guest/registers.ts';
+import { type PagingName, REGISTERS } from '../../engine/guest/registers.ts';
 import { INJECTIONS, isInjection } from '../../engine/injections.ts';
 import { hex } from '../../engine/memory/words.ts';
 import { STATEMENT_OWNER, type Statement } from '../../engine/program.ts';
@@ -72,7 +72,7 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
   const span = spanOf(node);
   switch (node.$type) {
     case 'Access':
-      return lowerAccess(node, names, problems);
+      return lowerAccess(node, context, problems);
     case 'Assignment':
       return lowerAssignment(node, names, problems);
     case 'Invlpg': {
@@ -272,8 +272,11 @@ const SIZES: ReadonlyMap<string, 1 | 2 | 4 | 8> = new Map([
   ['8', 8],
 ]);
 
-function lowerAccess(node: Ast.Access, names: Names, problems: Problems): Statement | undefined {
-  const size = node.size === undefined ? 8 : SIZES.get(node.size);
+/** Bytes of a register, and of an access that tells no size: as wide as the code that the guest's paging is for. */
+const WORD: Readonly<Record<PagingName, 4 | 8>> = { '32-bit': 4, pae: 4, '4-level': 8, '5-level': 8 };
+
+function lowerAccess(node: Ast.Access, { names, paging }: StatementContext, problems: Problems): Statement | undefined {
+  const size = node.size === undefined ? WORD[paging] : SIZES.get(node.size);
   if (size === undefined) problems.error(node, `${node.access}.${node.size}: an access has 1, 2, 4 or 8 bytes`);
   const address = lowerExpression(node.address, problems, names);
   const value = node.value && lowerExpression(node.value, problems, names);

@@ -78,6 +78,46 @@ test('PAE: a page of each PDPTE that is there; 5 levels: a page a level', () => 
   );
 });
 
+test('PAE: a PDPTE that the guest has written counts from its next write to CR3 on', () => {
+  holds(
+    'guest g pae {\n  map 0x400000 -> 0x200000 4K rw-\n}\nvcpu 0 in g {\n  read 0x400000\n  map 0x80000000 -> 0x201000 4K rw-\n  read 0x80000000\n  expect faults.guest == 1\n  cr3 = g\n  read 0x80000000\n}\nexpect faults.guest == 1\n',
+  );
+});
+
+test('PAE: a write of the same CR3 with the same PDPTEs keeps the root', () => {
+  const run = (more: string): number =>
+    holds(
+      `guest g pae {\n  map 0x400000 -> 0x200000 4K rw-\n}\nvcpu 0 in g {\n  read 0x400000\n${more}  cr3 = g\n  read 0x400000\n}\n`,
+    ).machine.counter('tables.reused');
+  assert.equal(run(''), 0);
+  assert.equal(run('  map 0x80000000 -> 0x201000 4K rw-\n'), 1, 'the directory, below a new root');
+});
+
+test('a store to a table goes through the root, which is no flood of writes; in a 32-bit guest through the last quarter', () => {
+  const edits = (addresses: readonly string[]): string =>
+    addresses.map((gva) => `  map ${gva} -> 0x300000 4K rw-\n`).join('');
+  const four = holds(
+    `guest g {\n  map 0x400000 -> 0x200000 4K rw-\n}\nvcpu 0 in g {\n  read 0x400000\n${edits(['0x8000000000', '0x10000000000', '0x18000000000', '0x20000000000'])}}\n`,
+  );
+  assert.equal(four.machine.counter('tables.flooded'), 0);
+  const narrow = holds(
+    `guest g 32-bit {\n  map 0x400000 -> 0x200000 4K rw-\n}\nvcpu 0 in g {\n  read 0x400000\n${edits(['0x800000', '0xc00000', '0x1000000', '0x1400000'])}}\n`,
+  );
+  assert.deepEqual(
+    pages(narrow)
+      .filter(({ level, invalid }) => level === 2 && !invalid)
+      .map(({ role }) => roleField(role, 'quadrant')),
+    [3],
+  );
+});
+
+test('a store to a 32-bit directory that changes nothing is emulated too, as that of one entry', () => {
+  const run = holds(
+    'guest g 32-bit {\n  map 0x400000 -> 0x200000 4K rw-\n}\nvcpu 0 in g {\n  read 0x400000\n  map 0x800000 -> 0x800000 4M rw-\n  map 0x800000 -> 0x800000 4M rw-\n}\n',
+  );
+  assert.equal(run.machine.counter('emulated'), 2);
+});
+
 test('below a guest’s 2M page on 4K of the host’s there is a direct page, with the rights of the guest’s entry', () => {
   const run = holds(
     'guest g {\n  tables at 0x100000\n  map 0x400000 -> 0x800000 2M r-x user\n}\nvcpu 0 in g {\n  read 0x400000\n  user fetch 0x401000\n}\n',

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { resolve } from 'node:path';
+import { join, resolve } from 'node:path';
 import { Client, spawnAdapter } from '../adapter/client.ts';
 import { guest } from '../kvm/kvm.ts';
 import { KERNELS, labTest } from './lab.ts';
@@ -127,3 +127,31 @@ labTest('a session that is ended while its lab boots, or whose adapter is killed
     assert.equal(isThere(), false, `QEMU goes with the adapter: ${end}`);
   }
 });
+
+for (const paging of ['32-bit', 'pae'])
+  labTest(`a scenario of a ${paging} guest stops at its page fault, and its tables and KVM's are there`, async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'kvm-mmu-'));
+    const path = join(folder, 'narrow.mmu');
+    writeFileSync(
+      path,
+      `machine x86-64 { memory 0 +16M }\nguest g ${paging} { map 0x400000 -> 0x200000 +4K rwx }\nvcpu 0 in g {\n  write 0x400000 = 7\n  user read 0x400000\n  read 0x400000\n}\n`,
+    );
+    const client = new Client(spawnAdapter());
+    try {
+      const launch = { target: 'kvm', lab: { kernel, params: { npt: 0 } } };
+      const stop = await client.start(path, { launch, filters: ['guest'], patience: 90 });
+      assert.match(
+        stop.body?.text ?? stop.event,
+        /^vCPU 0 read gva 0x400000 at CPL 3: PTE 0 is for the supervisor .* error code 0x5 P\|U; line 5 goes on\.$/,
+      );
+      const { answer } = await client.request('mmu/watch', {
+        type: 'watch',
+        id: 'w',
+        query: { kind: 'walk', vcpu: 0, space: 'gva', address: '0x400000' },
+      });
+      assert.equal(answer.outcome.gpa, '0x200000');
+    } finally {
+      await client.close();
+      rmSync(folder, { recursive: true, force: true });
+    }
+  });

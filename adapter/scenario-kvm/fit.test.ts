@@ -1,0 +1,58 @@
+import assert from 'node:assert/strict';
+import test from 'node:test';
+import { parseScenario } from '../../scenario/index.ts';
+import { unfit } from './fit.ts';
+
+/** What of a scenario KVM cannot be told, a line each. */
+function problems(text: string): string[] {
+  const { program, diagnostics } = parseScenario(text);
+  assert.ok(program, diagnostics.map(({ message }) => message).join('\n'));
+  return unfit(program).map(({ severity, span, message }) => `${span.line} ${severity}: ${message}`);
+}
+
+const guests = 'guest g pae { map 0x400000 -> 0x200000 }\nguest h 32-bit { map 0x400000 -> 0x200000 }\n';
+
+test('guests of 32-bit, PAE and 4-level paging fit, each with accesses of its own word', () => {
+  assert.deepEqual(
+    problems(
+      `${guests}guest k { }\nvcpu 0 in g { read 0x400000 fetch 0x400000 cr3 = g cr4.smep = 1 }\nvcpu 1 in h { write 0x400000 cr4.pse = 0 }\nvcpu 2 in k { read.8 0 pkru = 1 }`,
+    ),
+    [],
+  );
+});
+
+test('what 32-bit code cannot do is refused by its name', () => {
+  assert.deepEqual(problems(`${guests}vcpu 0 in g {\n  read.8 0x400000\n  write.8 0x400000 = 1\n  pkru = 1\n}`), [
+    '4 error: read.8: with pae paging the code that makes the accesses is 32-bit, and one instruction has 1, 2 or 4 bytes',
+    '5 error: write.8: with pae paging the code that makes the accesses is 32-bit, and one instruction has 1, 2 or 4 bytes',
+    '6 error: pkru: with pae paging there are no protection keys',
+  ]);
+});
+
+test('a vCPU stays in its paging mode', () => {
+  assert.deepEqual(problems(`${guests}vcpu 0 in h {\n  cr3 = g\n  cr4.pae = 1\n  cr0.pg = 0\n}`), [
+    '4 error: cr3 = g: guest g has pae paging, and vcpu 0 stays with 32-bit: the code that makes the accesses on KVM does not switch',
+    '5 error: cr4.pae: the code that makes the accesses on KVM stays with 32-bit paging',
+    '6 error: cr0.pg: the code that makes the accesses on KVM stays with 32-bit paging',
+  ]);
+  assert.deepEqual(problems('guest w 5-level { }\nvcpu 0 in w { read 0 }'), [
+    '1 error: guest w has 5-level paging: the code that makes the accesses on KVM has 32-bit, pae and 4-level',
+  ]);
+});
+
+test('memory that 32-bit code cannot map is refused', () => {
+  const slots = (size: string): string => `machine x86-64 { memory 0 +${size} }\n`;
+  assert.deepEqual(problems(`${slots('1G')}guest g pae { }\nvcpu 0 in g { read 0 }`), [
+    '2 error: guest g: the slots are more than 0x3fe00000 bytes, which is the limit on KVM with pae paging',
+  ]);
+  assert.deepEqual(problems(`${slots('8G')}guest g 32-bit { tables at 0x1000 }\nvcpu 0 in g { read 0 }`), [
+    '2 error: guest g: a slot goes up to 0x200000000: on KVM 0x100000000 is the limit with 32-bit paging',
+  ]);
+});
+
+test('an access that depends on what an earlier one has found cannot be made', () => {
+  assert.deepEqual(problems('guest k { }\nvcpu 0 in k {\n  read loaded + 4\n  expect error_code == 4\n}'), [
+    '3 error: this read cannot be made: KVM does not tell loaded',
+    '4 warning: expect error_code == 4 is not checked: KVM does not tell error_code',
+  ]);
+});
