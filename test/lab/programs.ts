@@ -41,7 +41,7 @@ const CODE = '0x800';
 const TOGGLED: Readonly<Record<PagingName, readonly string[]>> = {
   '32-bit': ['cr4.smep', 'cr4.smap', 'cr4.pse'],
   pae: ['cr4.smep', 'cr4.smap', 'efer.nxe'],
-  '4-level': ['cr4.smep', 'cr4.smap'],
+  '4-level': ['cr4.smep', 'cr4.smap', 'efer.nxe'],
   '5-level': ['cr4.smep', 'cr4.smap'],
 };
 
