@@ -11,7 +11,9 @@ const USAGE = `usage:
       runs a scenario, in the emulator or on this machine’s KVM; exits 1 when an expectation fails, 3 where it
       cannot run; --trace prints what KVM’s tracepoints would have recorded, of the emulator
   kvm-mmu compare FILE --policy NAME=VALUE,VALUE… [--json] [--max-steps N]
-      runs a scenario in the emulator under each, and tells what it cost and in what the tables differ at the end
+  kvm-mmu compare FILE [--target emulator,kvm] [--kernel KERNEL]... [LAB] [--helper PATH] [--json] [--max-steps N]
+      runs a scenario in the emulator under each policy, or on several targets (kernels in labs among them), and tells
+      what each cost and in what the tables differ at the end; of targets what KVM's tracepoints tell is counted
   kvm-mmu decode 0x… [--format NAME] [--level N] [--maxphyaddr N] [--json]
       says what a table entry means; without --level at every level;
       --format help lists the formats

@@ -1,7 +1,8 @@
 import { Lab } from '../lab/boot.ts';
-import { type LabLaunch, parseLab } from '../lab/launch.ts';
+import type { LabLaunch } from '../lab/launch.ts';
 import type { LabPrinter } from '../lab/printer.ts';
 import { conformAt, readConform } from './conform.ts';
+import { LAB_OPTIONS, labsOf, printerOf } from './lab-options.ts';
 import { fitsKvm, type RanOnKvm, runAndTell, runOnKvm } from './run-kvm.ts';
 import { readScenario, stepLimit } from './scenario-file.ts';
 import { readOptions, UsageError } from './usage.ts';
@@ -10,10 +11,7 @@ import { readOptions, UsageError } from './usage.ts';
 const CANNOT_RUN = 3;
 
 const OPTIONS = {
-  kernel: { type: 'string', multiple: true },
-  modules: { type: 'string', multiple: true },
-  param: { type: 'string', multiple: true },
-  console: { type: 'boolean' },
+  ...LAB_OPTIONS,
   json: { type: 'boolean' },
   'max-steps': { type: 'string' },
   seed: { type: 'string' },
@@ -59,27 +57,6 @@ export async function lab(args: string[]): Promise<number> {
   }
 }
 
-function labsOf({
-  kernel = [],
-  modules = [],
-  param = [],
-}: {
-  readonly [name in 'kernel' | 'modules' | 'param']?: string[] | undefined;
-}): LabLaunch[] {
-  if (kernel.length === 0) throw new UsageError('--kernel is missing: an image, a Debian package or a kernel tree');
-  const params: Record<string, string> = {};
-  for (const each of param) {
-    const equals = each.indexOf('=');
-    if (equals < 1) throw new UsageError(`--param ${each}: NAME=VALUE is wanted, such as npt=0`);
-    params[each.slice(0, equals)] = each.slice(equals + 1);
-  }
-  return kernel.map((path) => {
-    const parsed = parseLab({ kernel: path, modules, params });
-    if ('error' in parsed) throw new UsageError(parsed.error);
-    return parsed;
-  });
-}
-
 /**
  * With nested page tables the guest's addresses are translated by the processor, which in a lab is QEMU's: shadow paging makes
  * it KVM's own walk.
@@ -87,18 +64,6 @@ function labsOf({
 function withoutNpt(launch: LabLaunch): LabLaunch {
   const given = Object.keys(launch.params).some((name) => /^(kvm[-_]amd\.)?npt$/.test(name));
   return given ? launch : { ...launch, params: { ...launch.params, 'kvm_amd.npt': '0' } };
-}
-
-/** Words about a lab, on standard error: its standard output may be a helper's. */
-function printerOf(withConsole: boolean, name = 'lab'): LabPrinter {
-  const say = (words: string): void => void process.stderr.write(`${name}: ${words}\n`);
-  return {
-    progress: say,
-    problem: say,
-    labConsole: (text) => {
-      if (withConsole) process.stderr.write(text);
-    },
-  };
 }
 
 async function withLab(launch: LabLaunch, printer: LabPrinter, work: (place: Lab) => Promise<number>): Promise<number> {

@@ -54,6 +54,12 @@ test('what compare cannot take is named', () => {
       ['examples/wp-toggle.mmu', '--policy', 'roots=today,never'],
       /policy roots cannot be never; it is today, before or posted/,
     ],
+    [['examples/wp-toggle.mmu', '--target', 'emulator'], /compare takes two targets or more/],
+    [['examples/wp-toggle.mmu', '--target', 'emulator,qemu'], /--target must be of emulator and kvm, not qemu/],
+    [
+      ['examples/wp-toggle.mmu', '--target', 'emulator,kvm', '--policy', 'roots=today,before'],
+      /a real KVM has no policies to choose/,
+    ],
     [['examples/wp-toggle.mmu', '--policy', 'root=a,b'], /unknown policy root; there are page-split, roots, quadrant/],
   ] as const) {
     const { status, err } = cli('compare', ...args);
