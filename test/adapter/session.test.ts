@@ -507,3 +507,55 @@ test('a task that waits for a lock names the owner, and the owner can be let run
     assert.match((await released).body.text, /kvm_tdp_mmu_page_fault|handle_ept_violation|kvm_mmu_page_fault/);
     assert.match((await client.move('stepIn', 2)).body.text, /mover, next in kvm_zap_gfn_range, begin/);
   }));
+
+test('a nested guest: a fault that L1’s tables make, hovers through them, and back to L1', () =>
+  withClient(async (client) => {
+    const program = scenario(
+      'nested.mmu',
+      `machine x86-64 {
+  memory 0 +32M
+}
+nested stage {
+  tables at 0x800000
+  map 0 -> 0x1000000 +128K r-x
+  map 0x200000 -> 0x1200000 2M
+}
+guest outer {
+  map 0x400000 -> 0x200000 +64K
+}
+guest inner in stage {
+  tables at 0x280000
+  map 0x800000 -> 0x10000 +64K
+}
+vcpu 0 in outer {
+  enter inner {
+    write 0x800000
+  }
+  write 0x400000 = 7
+}
+`,
+    );
+    const text = await stopText(client, await client.start(program, { filters: ['nested'] }));
+    assert.match(
+      text,
+      /vCPU 0 in inner wrote gpa 0x10000: EPT PTE 16 does not allow writing in L1’s tables, so that L1 gets the EPT violation/,
+    );
+    const say = async (expression: string, context = 'hover'): Promise<string> =>
+      (await client.request('evaluate', { expression, context })).result as string;
+    const [title, ...lines] = (await say('gva:0x800000')).split('\n');
+    assert.match(title!, /^gva 0x80_0000 \(vCPU 0\) → gpa 0x1_0000 of inner → L1’s gpa 0x101_0000/);
+    assert.ok(
+      lines.some((line) => /^EPT PTE 16 = 0x101_0035 r-x/.test(line)),
+      lines.join('\n'),
+    );
+    assert.ok(lines.some((line) => line.startsWith('slot 0:')));
+    // What is read at a virtual address is what L2 has there.
+    const { data } = await client.request('readMemory', { memoryReference: '0x800000', count: 8 });
+    assert.equal(Buffer.from(data as string, 'base64').length, 8);
+    assert.equal(await say('nested.entries', 'watch'), '1');
+    // Out of the VM exit L1 runs; a step back from there is L2's again.
+    await client.move('stepOut');
+    assert.equal(await say('vcpu[0].cr3', 'watch'), await say('outer', 'watch'));
+    await client.move('stepBack');
+    assert.notEqual(await say('vcpu[0].cr3', 'watch'), await say('outer', 'watch'));
+  }));
