@@ -408,7 +408,7 @@ test('launch attributes of the wrong type, missing files and bad scenarios are n
     const fine = scenario('fine.mmu', 'vcpu 0 {\n  read 0x1000\n}\n');
     assert.equal(
       errorText(await client.raw('launch', { program: fine, policies: { 'page-split': 'never' } })),
-      'policy page-split cannot be never; it is eager or lazy',
+      'policy page-split cannot be never; it is eager, lazy or all',
     );
     for (const command of ['threads', 'continue', 'stackTrace', 'evaluate', 'mmu/hover']) {
       const response = await client.raw(command, { threadId: 1, expression: '1' });
