@@ -208,10 +208,11 @@ function entryNodes(
 
 function valueNode(machine: Machine, name: string, value: unknown): Node {
   if (isFaultInfo(value)) return leaf(name, value.reason, { children: () => faultNodes(value) });
-  if (typeof value === 'bigint')
+  if (typeof value === 'bigint') {
     // What faulted is an address of the kind that KVM's tables translate.
     const space = name === 'addr' ? (machine.isTdp ? 'gpa' : 'gva') : name;
     return space === 'gpa' || space === 'gva' ? address(name, space, value) : leaf(name, hex(value));
+  }
   if (typeof value === 'number') {
     if (['gfn', 'start', 'end', 'next'].includes(name))
       return value < 0

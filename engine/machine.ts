@@ -371,9 +371,24 @@ export class Machine {
     return this.mirror ? all.filter(([name]) => this.mirror!.counted?.has(name)) : all;
   }
 
-  /** The guest whose tables start at a frame; the first one's pool serves tables that the program made itself. */
-  poolOf(root: Gfn): number {
-    return Math.max(0, [...this.guestRoots.values()].indexOf(root));
+  /**
+   * The guest whose tables a vCPU's CR3 leads to, of those that share its memory; what the program made itself is served from the pool
+   * of the guest that runs.
+   */
+  poolOf({ mode: { rootGfn }, guestMode }: Vcpu): number {
+    const { guests } = this.program;
+    const running = guests.findIndex(({ name }) => name === guestMode?.guest);
+    const within = guests[running]?.within;
+    const found = guests.findIndex(
+      (guest) => !guest.nested && guest.within === within && this.guestRoots.get(guest.name) === rootGfn,
+    );
+    if (found >= 0) return found;
+    return running >= 0
+      ? running
+      : Math.max(
+          0,
+          guests.findIndex((guest) => !guest.nested && !guest.within),
+        );
   }
 
   // ---- memory

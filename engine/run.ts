@@ -1,5 +1,5 @@
 import { evaluate, truthy } from './expression.ts';
-import { guestNamed, tableFormatOf } from './guest/nested.ts';
+import { guestNamed, l1Frame, nestedStage, tableFormatOf } from './guest/nested.ts';
 import { RegisterError, type RegisterName } from './guest/registers.ts';
 import { applyMapping, guestTableStore, guestTables } from './guest/tables.ts';
 import { type CounterName, Machine, MachineError, type SmallState, USER_TASK } from './machine.ts';
@@ -27,6 +27,7 @@ export function createMachine(program: Program, logLimit?: number, mirror?: Mirr
     const format = tableFormatOf(machine, guest);
     let { line } = guest.span;
     try {
+      refuseOverlap(machine, pool, next);
       const root = guestTableStore(machine, pool).allocate(1);
       machine.guestRoots.set(guest.name, root);
       const tables = guestTables(machine, pool, { format, rootGfn: root, rootEntry: 0 });
@@ -48,6 +49,22 @@ export function createMachine(program: Program, logLimit?: number, mirror?: Mirr
   }
   machine.log.truncate(0);
   return machine;
+}
+
+/** What L1 maps for a guest of its own may hold tables of L1's: the guest's must not be put there. */
+function refuseOverlap(machine: Machine, pool: number, root: number): void {
+  const { guests } = machine.program;
+  const { name, within } = guests[pool]!;
+  if (within === undefined) return;
+  const frame = l1Frame(machine, nestedStage(machine, within).mode, root);
+  for (const [other, { next, step }] of machine.small.tablePools.slice(0, pool).entries()) {
+    const first = machine.guestRoots.get(guests[other]!.name)!;
+    const isAmong = (frame - first) * step >= 0 && (next - frame) * step > 0;
+    if (guests[other]!.within !== undefined || !isAmong) continue;
+    throw new MachineError(
+      `tables of ${name} at gpa 0x${(root * 4096).toString(16)} are at L1’s gpa 0x${(frame * 4096).toString(16)}, among those of ${guests[other]!.name}: say tables at`,
+    );
+  }
 }
 
 /** Frame behind the memory whose last pages hold a guest's tables: the first slot, or the first range that L1 maps for it. */

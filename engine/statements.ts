@@ -181,10 +181,11 @@ function editedTables(machine: Machine, task: Task, nested: string | undefined) 
   const { mode } = vcpu;
   if (nested !== undefined) {
     const stage = nestedStage(machine, nested).mode;
-    return runningGuestTables(machine, machine.poolOf(stage.rootGfn), vcpu, stage);
+    const pool = machine.program.guests.findIndex(({ name }) => name === nested);
+    return runningGuestTables(machine, pool, vcpu, stage);
   }
   if (!mode.paging) throw new RangeError('the guest has no tables to edit while paging is off');
-  const pool = machine.poolOf(mode.rootGfn);
+  const pool = machine.poolOf(vcpu);
   return runningGuestTables(machine, pool, vcpu);
 }
 

@@ -75,6 +75,21 @@ function eptMode(machine: Machine, guest: GuestTables, rootGfn: Gfn): PagingMode
   };
 }
 
+/**
+ * NPT is walked as L1's CR4 and EFER say when it enters its guest.
+ * @throws RangeError where L1's tables are made otherwise
+ */
+export function checkNested(machine: Machine, vcpu: Vcpu, name: string): void {
+  const { within } = guestNamed(machine, name);
+  if (within === undefined || machine.config.second === 'ept') return;
+  const made = guestNamed(machine, within).paging ?? '4-level';
+  const { paging, format } = vcpu.mode;
+  if (!paging || format.spec !== PAGING[made])
+    throw new RangeError(
+      `enter ${name}: L1 runs ${paging ? `with ${format.spec.title} tables` : 'without paging'}, and ${within} is ${made}: its processor would read it otherwise`,
+    );
+}
+
 /** What a vCPU becomes that enters a guest of the program. */
 export function guestModeOf(machine: Machine, vcpu: Vcpu, name: string): { mode: GuestMode; registers: Registers } {
   const guest = guestNamed(machine, name);
@@ -88,7 +103,13 @@ export function guestModeOf(machine: Machine, vcpu: Vcpu, name: string): { mode:
   return { mode: { guest: name, l1, nested }, registers: vcpu.saved[name] ?? first };
 }
 
-/** L1's tables for a frame of L2's, as one who only looks walks them. @param trace gets the entries that are read */
+/** KVM's walk of L1's tables for a frame of L2's, which sets A and D. @param bits the access, in PFERR_* bits */
+export function walkNested(machine: Machine, mode: PagingMode, frame: Gfn, bits: number): Walk {
+  const walk = startWalk(mode, undefined, Number(frame), { bits, implicit: false });
+  return finishWalk(walk, mode, undefined, machine.walkMemory);
+}
+
+/** The same of one who only looks. @param trace gets the entries that are read */
 export function lookAtNested(machine: Machine, mode: PagingMode, frame: Gfn, trace?: Reference[]): Walk {
   const walk = startWalk(mode, undefined, Number(frame), { bits: PFERR_USER, implicit: false });
   return finishWalk(walk, mode, undefined, { ...machine.walkMemory, setBits() {} }, trace);

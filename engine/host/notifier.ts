@@ -112,7 +112,7 @@ export const unmapHostMemory = defineFunction<RangeLocals & { readonly migrate: 
       text: 'unmap the pages; migration copies them to other frames and maps those',
       run(machine, _task, locals) {
         if (locals.migrate) migrate(machine, locals);
-        else if (!machine.isTdp || machine.shadow.rmaps.size > 0)
+        else if (!machine.isTdp || machine.shadow.hash.size > 0)
           for (let gfn = locals.start; gfn < locals.end; gfn++) machine.shadow.unmapped.set(machine, gfn, true);
         return NEXT;
       },

@@ -191,6 +191,8 @@ function changedBits(name: RegisterName, old: bigint, now: bigint): string {
   return words.length === 0 ? '' : ` (${words.join(', ')})`;
 }
 
+const CAUSES = new Set<Kind>([Kind.REGISTER, Kind.MMU, Kind.GUEST_MODE, Kind.SMM, Kind.CPUID]);
+
 /** What a vCPU's roots were, after each change that the log remembers, with the register write that led to it. */
 function moments(machine: Machine): { readonly list: RootCacheMoment[]; readonly more: boolean } {
   const { log } = machine;
@@ -198,10 +200,19 @@ function moments(machine: Machine): { readonly list: RootCacheMoment[]; readonly
   const causes = new Map<number, { readonly step: number; readonly words: string }>();
   for (let position = log.first; position < log.length; position++) {
     const kind = log.kindAt(position);
-    if (kind !== Kind.REGISTER && kind !== Kind.MMU && kind !== Kind.GUEST_MODE) continue;
+    if (!CAUSES.has(kind)) continue;
     const entry = log.at(position);
     // nested_mmu has no roots.
     if (kind === Kind.MMU && MMUS[entry.oldLo] === 'nested') continue;
+    if (kind === Kind.CPUID) {
+      for (const { id } of machine.vcpus) causes.set(id, { step: entry.step, words: 'another CPUID' });
+      continue;
+    }
+    if (kind === Kind.SMM) {
+      const { after } = entry.object as { readonly after: Pick<Vcpu, 'smm'> };
+      causes.set(entry.address, { step: entry.step, words: after.smm ? 'a system-management interrupt' : 'RSM' });
+      continue;
+    }
     if (kind === Kind.GUEST_MODE) {
       const { before, after } = entry.object as Record<'before' | 'after', Pick<Vcpu, 'guestMode'>>;
       const words = after.guestMode ? `L1 runs ${after.guestMode.guest}` : `${before.guestMode!.guest} exits to L1`;

@@ -87,6 +87,11 @@ export function loadPdptrs(machine: Machine, vcpu: Vcpu): readonly number[] {
   return loaded;
 }
 
+/** is_pae_paging, where KVM has to know the PDPTEs: with shadow paging, of a guest with PAE paging. */
+export function needsPdptrs(machine: Machine, { mode: { paging, format } }: Vcpu): boolean {
+  return !machine.isTdp && paging && format.spec.loadedLevel !== undefined;
+}
+
 /** kvm_mmu_unload: no root is left, of L1 and of its guests, nor what was remembered of MMIO. */
 export function unload(machine: Machine, vcpu: Vcpu): void {
   machine.count('roots.unloads');

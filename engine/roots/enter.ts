@@ -10,7 +10,7 @@ import {
   REQ_TLB_FLUSH_GUEST,
   type Vcpu,
 } from '../machine.ts';
-import { call, defineFunction, NEXT, returns, type Step } from '../operation.ts';
+import { BLOCKED, call, defineFunction, NEXT, returns, type Step } from '../operation.ts';
 import { makePagesAvailable } from '../shadow/limits.ts';
 import { isObsolete, type ShadowPage } from '../shadow/pages.ts';
 import { allocateShadowRoots } from '../shadow/roots.ts';
@@ -62,6 +62,8 @@ function request(
   text: string,
   bit: number,
   handle: (machine: Machine, vcpu: Vcpu) => void,
+  /** Whether it changes shadow pages, which is nobody else's meanwhile. */
+  locked = false,
 ): Step<object> {
   return {
     name,
@@ -69,8 +71,11 @@ function request(
     run(machine, task) {
       const vcpu = machine.vcpu(task.vcpu);
       if ((vcpu.requests & bit) === 0) return NEXT;
+      const isLocked = locked && isShadow(machine, vcpu);
+      if (isLocked && !machine.acquire(task, 'mmu_lock', 'write')) return BLOCKED;
       machine.setRequests(vcpu, vcpu.requests & ~bit);
       handle(machine, vcpu);
+      if (isLocked) machine.release(task, 'mmu_lock');
       return NEXT;
     },
   };
@@ -92,7 +97,7 @@ export const vcpuEnterGuest = defineFunction<object>({
       REQ_MMU_FREE_OBSOLETE_ROOTS,
       freeObsoleteRoots,
     ),
-    request('sync', 'KVM_REQ_MMU_SYNC: make shadow pages as the guest’s tables are', REQ_MMU_SYNC, syncRoots),
+    request('sync', 'KVM_REQ_MMU_SYNC: make shadow pages as the guest’s tables are', REQ_MMU_SYNC, syncRoots, true),
     request('load-pgd', 'KVM_REQ_LOAD_MMU_PGD: the processor gets the root', REQ_LOAD_MMU_PGD, () => {}),
     request('flush', 'KVM_REQ_TLB_FLUSH: empty this vCPU’s TLB', REQ_TLB_FLUSH, (machine, vcpu) => {
       // All of it, and with it what the two requests below ask for.
@@ -110,6 +115,7 @@ export const vcpuEnterGuest = defineFunction<object>({
       'KVM_REQ_TLB_FLUSH_GUEST: flush as the guest’s own instruction would; shadow pages are synchronized first',
       REQ_TLB_FLUSH_GUEST,
       flushGuest,
+      true,
     ),
     {
       name: 'reload',

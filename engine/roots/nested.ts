@@ -1,4 +1,4 @@
-import { guestModeOf } from '../guest/nested.ts';
+import { checkNested, guestModeOf } from '../guest/nested.ts';
 import type { Registers } from '../guest/registers.ts';
 import { Kind } from '../history/log.ts';
 import {
@@ -11,7 +11,7 @@ import {
 } from '../machine.ts';
 import { call, defineFunction, NEXT, returns, type Step, type Task } from '../operation.ts';
 import type { FaultInfo } from '../tdp/fault.ts';
-import { freeRoots, initMmu, newPgd, setRoles } from './context.ts';
+import { freeRoots, initMmu, loadPdptrs, needsPdptrs, newPgd, setRoles } from './context.ts';
 import { vcpuEnterGuest } from './enter.ts';
 import { ROOT_CURRENT, ROOTS_ALL, rootPrevious } from './mmu.ts';
 import { cpuRole, shadowEptRole, shadowNptRole } from './role.ts';
@@ -57,6 +57,7 @@ function flushTransition(machine: Machine, vcpu: Vcpu): void {
 
 /** nested_vmx_load_cr3, nested_svm_load_cr3: roles as the registers say, and a root for CR3 unless L1's own tables stand behind it. */
 function loadCr3(machine: Machine, vcpu: Vcpu): void {
+  if (needsPdptrs(machine, vcpu)) loadPdptrs(machine, vcpu);
   initMmu(machine, vcpu);
   if (!vcpu.guestMode?.nested) newPgd(machine, vcpu, vcpu.registers.cr3);
 }
@@ -124,8 +125,9 @@ function runFunction(name: string, where: string, instruction: string) {
 const nestedVmxRun = runFunction('nested_vmx_run', 'arch/x86/kvm/vmx/nested.c', 'VMLAUNCH or VMRESUME');
 const nestedSvmVmrun = runFunction('nested_svm_vmrun', 'arch/x86/kvm/svm/nested.c', 'VMRUN');
 
-/** L1 runs a guest of its own. */
+/** L1 runs a guest of its own. @throws RangeError where its tables are not what its processor would walk */
 export function callNestedRun(machine: Machine, task: Task, guest: string): void {
+  checkNested(machine, machine.vcpu(task.vcpu), guest);
   call(task, isVmx(machine) ? nestedVmxRun : nestedSvmVmrun, { guest });
 }
 

@@ -11,6 +11,7 @@ import {
   initMmu,
   invalidatePcid,
   loadPdptrs,
+  needsPdptrs,
   newPgd,
   resetContext,
   unload,
@@ -33,9 +34,6 @@ const [LME, NXE] = [mask('efer', 'lme'), mask('efer', 'nxe')];
 
 const ask = (machine: Machine, vcpu: Vcpu, requests: number): void =>
   machine.setRequests(vcpu, vcpu.requests | requests);
-
-/** is_pae_paging */
-const isPaePaging = ({ mode: { paging, format } }: Vcpu): boolean => paging && format.spec.loadedLevel !== undefined;
 
 /** kvm_post_set_cr0 */
 function afterCr0(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint): void {
@@ -79,7 +77,7 @@ function afterEfer(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint): void
 /** kvm_set_cr3. With the TDP MMU the guest writes CR3 without KVM's knowing. */
 function afterCr3(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint, noFlush: boolean): void {
   if (isTdp(machine)) return;
-  if (isPaePaging(vcpu)) loadPdptrs(machine, vcpu);
+  if (needsPdptrs(machine, vcpu)) loadPdptrs(machine, vcpu);
   if (now !== old) newPgd(machine, vcpu, now);
   if (!noFlush) invalidatePcid(machine, vcpu, now & (vcpu.mode.pcide ? 0xfffn : 0n));
 }
@@ -98,7 +96,7 @@ export function writeRegister(machine: Machine, vcpu: Vcpu, register: RegisterNa
   const [old, now] = [before[register], vcpu.registers[register]];
   if (old !== now && MODE_REGISTERS.includes(register)) machine.count('modes.changed');
   const reloads = ((old ^ now) & (register === 'cr0' ? PG : register === 'cr4' ? CR4_PDPTR : 0n)) !== 0n;
-  if (reloads && !isTdp(machine) && isPaePaging(vcpu)) loadPdptrs(machine, vcpu);
+  if (reloads && needsPdptrs(machine, vcpu)) loadPdptrs(machine, vcpu);
   switch (register) {
     case 'cr0':
       afterCr0(machine, vcpu, old, now);
@@ -300,7 +298,12 @@ export const kvmSetCpuid = defineFunction<{ readonly maxPhyAddr: number }>({
     {
       name: 'set',
       text: 'take the new CPUID',
-      run(machine, _task, { maxPhyAddr }) {
+      run(machine, task, { maxPhyAddr }) {
+        const nested = machine.vcpus.find(({ guestMode }) => guestMode?.nested);
+        if (nested) {
+          machine.warn(`vCPU ${nested.id} runs a nested guest: KVM_SET_CPUID2 fails with -EINVAL`);
+          return returns(task, -22);
+        }
         machine.setCpu({ ...machine.cpu, maxPhyAddr });
         return NEXT;
       },

@@ -1,7 +1,7 @@
 import type { Registers } from '../guest/registers.ts';
 import type { Machine } from '../machine.ts';
 import { call, defineFunction, NEXT, type Step } from '../operation.ts';
-import { resetContext } from './context.ts';
+import { loadPdptrs, needsPdptrs, resetContext } from './context.ts';
 import { mustEnter, vcpuEnterGuest } from './enter.ts';
 
 // System-management mode: another address space of KVM's, and a role of its own. The slots are the same here in both.
@@ -20,6 +20,7 @@ const changed: Step<object> = {
   text: 'kvm_smm_changed: smm is in the role, so kvm_mmu_reset_context',
   run(machine, task) {
     const vcpu = machine.vcpu(task.vcpu);
+    if (needsPdptrs(machine, vcpu)) loadPdptrs(machine, vcpu);
     resetContext(machine, vcpu);
     machine.flushTlb(vcpu);
     return NEXT;

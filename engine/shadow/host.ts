@@ -36,14 +36,14 @@ export function removeWriteAccess(machine: Machine, { base, pages }: Memslot): v
 /** kvm_rmap_zap_collapsible_sptes: small pages of direct shadow pages go where a large one would do. */
 export function zapCollapsible(machine: Machine, slot: Memslot): boolean {
   let flush = false;
-  for (const gfn of gfnsOf(slot.base, slot.base + slot.pages, 1)) {
-    for (const spte of rmapOf(machine, gfn, 1)) {
-      const page = shadowPage(machine, tableOf(spte));
-      if (roleField(page.role, 'direct') === 0 || maxMappingLevel(machine, slot, page.gfn, 3) <= page.level) continue;
-      dropSpte(machine, spte);
-      flush = true;
-    }
-  }
+  for (const level of [1, 2])
+    for (const gfn of gfnsOf(slot.base, slot.base + slot.pages, level))
+      for (const spte of rmapOf(machine, gfn, level)) {
+        const page = shadowPage(machine, tableOf(spte));
+        if (roleField(page.role, 'direct') === 0 || maxMappingLevel(machine, slot, page.gfn, 3) <= page.level) continue;
+        dropSpte(machine, spte);
+        flush = true;
+      }
   return flush;
 }
 

@@ -49,7 +49,7 @@ export function injectPageFault(machine: Machine, task: Task, fault: FaultInfo):
  * nested_ept_inject_page_fault, nested_svm_inject_npf_exit: L1's tables refuse an access of its guest, so that L1 gets a VM exit. What
  * an unsync page has of the address goes, below all roots of these tables.
  */
-function reflectFault(machine: Machine, task: Task, walk: Walk, info: FaultInfo): Flow {
+export function reflectFault(machine: Machine, task: Task, walk: Walk, info: FaultInfo): Flow {
   const address = info.gpa!;
   const vcpu = machine.vcpu(task.vcpu);
   const { mode, pgd } = vcpu.guestMode!.nested!;

@@ -1,10 +1,11 @@
 import { accessBits, accessPages } from '../guest/access.ts';
-import { l1Frame, l2Memory } from '../guest/nested.ts';
+import { l2Memory, walkNested } from '../guest/nested.ts';
+import { PFERR_USER } from '../guest/permission.ts';
 import { finishWalk, startWalk } from '../guest/walk.ts';
 import { Kind } from '../history/log.ts';
 import { frameToAddress, hex, highWord, lowWord, pageOffset } from '../memory/words.ts';
 import { defineFunction, NEXT, returns } from '../operation.ts';
-import { injectPageFault } from '../shadow/page-fault.ts';
+import { injectPageFault, reflectFault } from '../shadow/page-fault.ts';
 import { trackWrite } from '../shadow/track-write.ts';
 import { describeWalkFault } from './explain-fault.ts';
 import type { FaultInfo } from './fault.ts';
@@ -25,6 +26,7 @@ export const emulateInstruction = defineFunction<EmulateLocals>({
       name: 'translate',
       text: 'walk the guest’s tables in software for the operand; a guest fault is injected; no A/D bits in read-only slots',
       run(machine, task, locals) {
+        const { info } = locals;
         machine.count('emulated');
         const vcpu = machine.vcpu(task.vcpu);
         const access = task.access!;
@@ -32,7 +34,15 @@ export const emulateInstruction = defineFunction<EmulateLocals>({
           const walk = startWalk(vcpu.mode, undefined, vfn, { bits: accessBits(access), implicit: access.implicit });
           const { nested } = vcpu.guestMode ?? {};
           finishWalk(walk, vcpu.mode, undefined, nested ? l2Memory(machine, nested.mode) : machine.walkMemory);
-          if (nested && walk.status === 'done') walk.gfn = l1Frame(machine, nested.mode, walk.gfn);
+          if (nested && walk.status === 'done') {
+            const l2 = walk.gfn;
+            const through = walkNested(machine, nested.mode, l2, accessBits(access) | PFERR_USER);
+            if (through.status !== 'done') {
+              const at = vfn === accessPages(access)[0] ? pageOffset(access.address) : 0;
+              return reflectFault(machine, task, through, { ...info, gpa: frameToAddress(l2, at) });
+            }
+            walk.gfn = through.gfn;
+          }
           if (walk.status === 'guest-fault') {
             injectPageFault(
               machine,
@@ -50,6 +60,8 @@ export const emulateInstruction = defineFunction<EmulateLocals>({
       name: 'access',
       text: 'memory behind a slot is read or written; anything else leaves as KVM_EXIT_MMIO for userspace to complete; a fetch cannot',
       run(machine, task, { info, gpa }) {
+        // L1's tables did not allow the access: L1 has got its VM exit.
+        if (info.guest !== undefined && !machine.vcpu(task.vcpu).guestMode) return returns(task, EMULATION_INJECTED);
         const access = task.access!;
         const slot = machine.slots.find(Number(gpa >> 12n));
         // The emulator needs the instruction's bytes before it knows what to do (handle_emulation_failure).

@@ -152,8 +152,11 @@ function lowerNested({ words, $cstNode }: Ast.Guest, { machine }: Surroundings, 
     );
   if (!accessedDirty && machine.second === 'npt')
     problems.error({ $cstNode }, 'nested … no-ad: only EPTP says so; NPT always has accessed and dirty bits');
-  if (paging === '5-level' && machine.second === 'ept' && machine.secondLevels !== 5)
-    problems.error({ $cstNode }, 'nested … 5-level needs a processor with as many: second-stage tdp ept 5-level');
+  if (paging === '5-level' && machine.second !== 'shadow' && machine.secondLevels !== 5)
+    problems.error(
+      { $cstNode },
+      `nested … 5-level needs a processor with as many: second-stage tdp ${machine.second} 5-level`,
+    );
   return { paging, nested: { accessedDirty } };
 }
 

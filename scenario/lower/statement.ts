@@ -19,6 +19,8 @@ export interface StatementContext extends Surroundings {
   readonly spaces: ReadonlyMap<string, Surroundings>;
   /** The nested guest whose code it is. */
   readonly within?: string;
+  /** Whether it is the handler's in system-management mode. */
+  readonly inSmm?: true;
 }
 
 /** How a statement begins, for messages. */
@@ -126,7 +128,8 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
           node,
           `smm: an interrupt of ${context.within} would be L1’s first, which is not modelled yet`,
         );
-      return { kind: 'smm', body: lowerStatements(node.body, context, problems), span: headerSpan(node, 'smm') };
+      const body = lowerStatements(node.body, { ...context, inSmm: true }, problems);
+      return { kind: 'smm', body, span: headerSpan(node, 'smm') };
     }
     case 'Invept': {
       if (context.machine.second !== 'ept')
@@ -251,6 +254,7 @@ function lowerEnter(node: Ast.Enter, context: StatementContext, problems: Proble
   const guest = node.guest.$refText;
   const place = { $cstNode: node.guest.$refNode };
   if (context.within !== undefined) return problems.error(node, `enter: ${context.within} runs no guests of its own`);
+  if (context.inSmm) return problems.error(node, 'enter: in system-management mode VMRUN and VMLAUNCH are #UD');
   const space = context.spaces.get(guest);
   if (!space || space.nested) {
     const known = [...context.spaces].flatMap(([name, { nested }]) => (nested ? [] : [name])).join(', ');

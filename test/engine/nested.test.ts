@@ -276,3 +276,100 @@ for (const [name, shape] of SHAPES)
     }
     assert.ok(steps > 1000, `${steps} steps`);
   });
+
+test('tables that L2 edits are L2’s own, wherever L1’s lie; of another root of its own too', () => {
+  const made = holds(`${machine('tdp ept 4-level')}${nested('', '+4M 4K')}guest l1 {
+  tables at 0x20000
+  map 0x400000 -> 0x200000 +64K
+}
+guest l2 in n {
+  tables at 0x20000
+  map 0x800000 -> 0x10000 +64K
+}
+guest other in n {
+  tables at 0x40000
+  map 0x800000 -> 0x12000 +4K
+}
+vcpu 0 in l1 {
+  enter l2 {
+    map 0xa00000 -> 0x11000 4K
+    write 0xa00000 = 5
+    cr3 = other
+    map 0xb00000 -> 0x13000 4K
+    write 0xb00000 = 6
+  }
+}
+expect u64(0x1011000) == 5 && u64(0x1013000) == 6 && faults.guest == 0
+`);
+  assert.equal(made.machine.counter('nested.exits'), 1);
+});
+
+test('PDPTEs are L2’s while L2 runs, and L1’s again behind it, with shadow paging', () => {
+  holds(`machine {
+  memory 0 +64M
+  second-stage shadow
+  sanitize
+}
+guest l1 pae {
+  map 0x400000 -> 0x200000 4K
+}
+guest l2 pae {
+  tables at 0x100000
+  map 0x400000 -> 0x300000 4K
+}
+vcpu 0 in l1 {
+  write 0x400000 = 1
+  enter l2 { write 0x400000 = 2 }
+  read 0x400000
+  expect loaded == 1
+}
+expect u32(0x300000) == 2
+`);
+});
+
+test('what L1’s tables refuse an access that KVM emulates is L1’s VM exit too, and nothing is written', () => {
+  const made = run(`${machine('tdp ept 4-level')}nested n {
+  tables at 0x1800000
+  map 0 -> 0x6000000 4K
+  map 0x200000 -> 0x1200000 2M
+}
+guest l1 { map 0x400000 -> 0x200000 +64K }
+guest l2 in n {
+  tables at 0x280000
+  map 0x800000 -> 0 +8K
+}
+vcpu 0 in l1 {
+  enter l2 { write 0x800ffc = 7 }
+}
+expect nested.exits == 1 && emulated == 1
+`);
+  assert.deepEqual(made.machine.small.failures, []);
+  assert.ok(
+    logged(made).every(({ kind }) => kind !== Kind.MMIO),
+    'the first page has no memory, and the second no mapping',
+  );
+});
+
+test('what cannot be is refused by name', () => {
+  const failures = (text: string): string[] => run(text).machine.small.failures.map(({ text: words }) => words);
+  assert.deepEqual(
+    failures(`${machine('tdp npt 4-level')}${nested()}guest l1 pae { map 0x400000 -> 0x200000 4K }
+guest l2 in n { map 0x800000 -> 0x10000 4K }
+vcpu 0 in l1 { enter l2 { read 0x800000 } }
+`),
+    ['enter l2: L1 runs with x86, PAE tables, and n is 4-level: its processor would read it otherwise'],
+  );
+  assert.throws(
+    () =>
+      run(`${machine('tdp ept 4-level')}nested n { map 0 -> 0 +64M 4K }
+guest l1 { map 0x400000 -> 0x200000 4K }
+guest l2 in n { map 0x800000 -> 0x10000 4K }
+vcpu 0 in l1 { enter l2 { read 0x800000 } }
+`),
+    /tables of l2 at gpa 0x3fff000 are at L1’s gpa 0x3fff000, among those of n: say tables at/,
+  );
+  const { diagnostics } = parseScenario(
+    `${machine('tdp ept 4-level')}${nested()}${GUESTS}vcpu 0 in l1 { smm { enter l2 { read 0 } } }`,
+  );
+  assert.match(diagnostics[0]!.message, /enter: in system-management mode VMRUN and VMLAUNCH are #UD/);
+});
