@@ -21,7 +21,7 @@ import { builtTables, emulate, onKvm, STUBS } from './run-both.ts';
 // The engine's shadow paging beside upstream KVM's: every event, in its order.
 
 const FIRST = Number(process.env.KVM_MMU_SEED ?? 1);
-const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 12);
+const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 5);
 
 const ADDRESS = 0xf_ffff_ffff_f000n;
 

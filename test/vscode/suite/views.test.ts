@@ -631,9 +631,9 @@ describe('the views', () => {
     assert.match((await cache.locator('.page-row[data-hpa="0x1010000"] .page-quadrant').textContent()) ?? '', /3/);
     await cache.locator('.page-list').scrollIntoViewIfNeeded();
     await pictures(page, 'root-cache-pages');
-    await cache.getByLabel('vCPU').selectOption('1');
+    await cache.getByLabel('vCPU').selectOption({ label: 'vCPU 1' });
     await until(async () => (await cache.locator('.quarters').count()) === 0, 'the roots of the other vCPU');
-    await cache.getByLabel('vCPU').selectOption('0');
+    await cache.getByLabel('vCPU').selectOption({ label: 'vCPU 0' });
 
     await page.setViewportSize({ width: 860, height: 1600 });
     await until(async () => (await cache.evaluate(() => innerWidth)) <= 420, 'a narrow view');
