@@ -160,8 +160,8 @@ export function isCanonical(vfn: Vfn, addressBits: number): boolean {
   return top === 0 || top === 2 ** (65 - addressBits) - 1;
 }
 
-/** What the second stage checks for a guest-table reference: with A/D bits a table is read as if written. */
-const TABLE_ACCESS = PFERR_WRITE | PFERR_USER;
+/** What the second stage checks for a guest-table reference: with A/D bits of its own a table is read as if written (SDM vol. 3, 29.3.3.2). */
+const tableAccess = ({ format }: SecondStage): number => PFERR_USER | (format.accessedLo === 0 ? 0 : PFERR_WRITE);
 
 /** Makes one memory reference. Call while `status` is `running`. */
 export function stepWalk(
@@ -222,11 +222,11 @@ function secondReference(walk: Walk, second: SecondStage, memory: WalkMemory, tr
   const state = judged & 3;
   // A guest-physical address beyond what the tables translate has no entry.
   if (state === ABSENT || walk.gfn >= format.inputFrames) {
-    secondFault(walk, 'violation', 0, index, lo, hi);
+    secondFault(walk, second, 'violation', 0, index, lo, hi);
     return;
   }
   if ((judged & MALFORMED) !== 0) {
-    secondFault(walk, second.kind === 'ept' ? 'misconfiguration' : 'violation', PFERR_RSVD, index, lo, hi);
+    secondFault(walk, second, second.kind === 'ept' ? 'misconfiguration' : 'violation', PFERR_RSVD, index, lo, hi);
     return;
   }
   walk.secondAccess &= judged >>> 2;
@@ -236,12 +236,12 @@ function secondReference(walk: Walk, second: SecondStage, memory: WalkMemory, tr
     walk.secondLevel = level - 1;
     return;
   }
-  const bits = walk.level === 0 ? walk.bits : TABLE_ACCESS;
+  const bits = walk.level === 0 ? walk.bits : tableAccess(second);
   const need = (bits & PFERR_FETCH) !== 0 ? ACC_EXEC : (bits & PFERR_WRITE) !== 0 ? ACC_WRITE : 0;
   // An EPT fetch needs X alone; NPT makes every access as a user.
   const read = (bits & PFERR_FETCH) !== 0 && format.userLo === 0 ? 0 : ACC_USER;
   if ((walk.secondAccess & (need | read)) !== (need | read)) {
-    secondFault(walk, 'violation', PFERR_PRESENT, index, lo, hi);
+    secondFault(walk, second, 'violation', PFERR_PRESENT, index, lo, hi);
     return;
   }
   const write = (bits & PFERR_WRITE) !== 0;
@@ -281,6 +281,7 @@ function setSecondBits(walk: Walk, second: SecondStage, memory: WalkMemory, leaf
 
 function secondFault(
   walk: Walk,
+  second: SecondStage,
   status: 'violation' | 'misconfiguration',
   error: number,
   index: number,
@@ -289,7 +290,7 @@ function secondFault(
 ): void {
   walk.status = status;
   if (error === 0) walk.secondAccess = 0;
-  walk.error = error | (walk.level === 0 ? walk.bits : TABLE_ACCESS);
+  walk.error = error | (walk.level === 0 ? walk.bits : tableAccess(second));
   walk.secondIndex = index;
   walk.lo = lo;
   walk.hi = hi;
@@ -356,8 +357,10 @@ function guestReference(
       return;
     }
     walk.leafDirty = (lo & format.dirtyLo) === format.dirtyLo || (walk.bits & PFERR_WRITE) !== 0;
-    if (walk.unset !== 0 || ((walk.bits & PFERR_WRITE) !== 0 && (lo & format.dirtyLo) === 0))
+    if (walk.unset !== 0 || ((walk.bits & PFERR_WRITE) !== 0 && (lo & format.dirtyLo) === 0)) {
+      if (second && second.format.accessedLo === 0 && refusesBits(walk, mode, second, memory)) return;
       setGuestBits(walk, mode, memory);
+    }
     const span = format.span[level]!;
     walk.gfn = format.frame(level, lo, hi) + (level === 1 ? 0 : walk.vfn % span);
     walk.level = 0;
@@ -389,6 +392,47 @@ function noteLost(walk: Walk, lost: number, level: number): void {
   if ((lost & ACC_EXEC) !== 0) walk.withoutExec = level;
 }
 
+/** The entry of a level with the bits that the walk sets. */
+function withBits(walk: Walk, { format }: PagingMode, level: number, lo: number): number {
+  const dirty = level === walk.leafLevel && (walk.bits & PFERR_WRITE) !== 0 ? format.dirtyLo : 0;
+  return (lo | format.accessedAt[level]! | dirty) >>> 0;
+}
+
+/** A second stage without A/D bits sees a guest's table written only where bits are set there: whether it refuses that. */
+function refusesBits(walk: Walk, mode: PagingMode, second: SecondStage, memory: WalkMemory): boolean {
+  const { format } = second;
+  for (let level = mode.format.rootLevel; level >= walk.leafLevel; level--) {
+    const word = placeOf(mode, level, mode.format.indexOf(walk.vfn, level)) << mode.format.wordShift;
+    const entry = memory.page(walk.entryPfn[level]!)[word]!;
+    if (withBits(walk, mode, level, entry) === entry) continue;
+    let table = second.root;
+    let access = 7;
+    for (let at = format.rootLevel; ; at--) {
+      const index = format.indexOf(walk.entryGfn[level]!, at);
+      const page = memory.page(table);
+      const [lo, hi] = [page[2 * index]!, page[2 * index + 1]!];
+      const judged = format.judge(at, lo, hi);
+      access &= judged >>> 2;
+      if ((judged & 3) !== LEAF) {
+        table = format.frame(at, lo, hi);
+        continue;
+      }
+      if ((access & ACC_WRITE) !== 0) break;
+      Object.assign(walk, {
+        level,
+        gfn: walk.entryGfn[level],
+        secondLevel: at,
+        secondTable: table,
+        secondAccess: access,
+      });
+      secondFault(walk, second, 'violation', PFERR_PRESENT, index, lo, hi);
+      walk.error |= PFERR_WRITE;
+      return true;
+    }
+  }
+  return false;
+}
+
 function setGuestBits(walk: Walk, mode: PagingMode, memory: WalkMemory): void {
   const { format } = mode;
   for (let level = format.rootLevel; level >= walk.leafLevel; level--) {
@@ -396,8 +440,7 @@ function setGuestBits(walk: Walk, mode: PagingMode, memory: WalkMemory): void {
     const word = placeOf(mode, level, format.indexOf(walk.vfn, level)) << format.wordShift;
     const page = memory.page(pfn);
     const lo = page[word]!;
-    const dirty = level === walk.leafLevel && (walk.bits & PFERR_WRITE) !== 0 ? format.dirtyLo : 0;
-    const wanted = (lo | format.accessedAt[level]! | dirty) >>> 0;
+    const wanted = withBits(walk, mode, level, lo);
     if (wanted === lo || !(walk.second || memory.mayUpdate(walk.entryGfn[level]!))) continue;
     // Entries of 4 bytes are stored with the neighbour that shares their 8.
     if ((word & 1) === 0) memory.setBits(pfn, word >>> 1, wanted, page[word + 1]!);

@@ -50,7 +50,7 @@ export function describeWalkFault(
   }
   const table = walk.level > 0;
   const offset = table ? entryOffset(walk, mode) : Number(access.address & 0xfffn);
-  const bits = table ? PFERR_WRITE : walk.bits;
+  const bits = table ? walk.error & PFERR_WRITE : walk.bits;
   const misconfigured = walk.status === 'misconfiguration';
   const rsvd = (walk.error & PFERR_RSVD) !== 0;
   const where = table ? PFERR_GUEST_PAGE : PFERR_GUEST_FINAL;

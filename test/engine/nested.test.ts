@@ -373,3 +373,30 @@ vcpu 0 in l1 { enter l2 { read 0x800000 } }
   );
   assert.match(diagnostics[0]!.message, /enter: in system-management mode VMRUN and VMLAUNCH are #UD/);
 });
+
+test('without A and D bits in L1’s EPT L2’s tables are only read, but where bits are set in them', () => {
+  const text = (words: string): string => `${machine('tdp ept 4-level')}nested n ${words} {
+  tables at 0x1800000
+  map 0 -> 0x1000000 +4M 4K
+}
+guest l1 { map 0x400000 -> 0x200000 +64K }
+guest l2 in n {
+  tables at 0x20000
+  map 0x800000 -> 0x10000 4K accessed
+  map 0x801000 -> 0x11000 4K
+}
+vcpu 0 in l1 {
+  enter l2 { read 0x800000 }
+  protect 0x20000 +64K r-- in n
+  invept n
+  enter l2 { read 0x800000 }
+  expect nested.exits == NOW
+  enter l2 { read 0x801000 }
+}
+`;
+  // With them every reference counts as a write; without, only the one that sets A.
+  const exits = (made: Run): number =>
+    logged(made).filter(({ kind, object }) => kind === Kind.NESTED_EXIT && typeof object === 'object').length;
+  assert.equal(exits(holds(text('').replace('NOW', '2'))), 2);
+  assert.equal(exits(holds(text('no-ad').replace('NOW', '2'))), 1);
+});
