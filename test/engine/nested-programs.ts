@@ -9,21 +9,29 @@ export interface NestedShape {
   readonly statements: number;
   /** Changes of slots, dirty logging, notifiers. */
   readonly host: boolean;
+  /**
+   * As KVM can run it: L1 first touches all that it or its guest may be given, and puts a `ret` there, without which the host would have
+   * to; its guest begins with an access, which reads the root table that the code on KVM reads before.
+   */
+  readonly ownCode?: boolean;
 }
 
 /** Where L1's tables for its guest are kept, and where L1 itself sees them. */
 export const STAGE_TABLES = 0x1800000;
 const SEEN_TABLES = 0x10000000;
+/** Where L1 sees the rest of its memory from 16M on, and where in each page a `ret` is. */
+const SEEN = 0x11000000;
+const CODE = '0x800';
 
 /** A program in which L1 runs a guest, edits its tables and uses memory itself: a seed determines it. */
-export function randomNestedProgram(seed: number, { second, stage, statements, host }: NestedShape): string {
+export function randomNestedProgram(seed: number, { second, stage, statements, host, ownCode }: NestedShape): string {
   const random = new Random(seed, 1);
   const hex = (value: number): string => `0x${value.toString(16)}`;
   const page = (): string => hex(0x400000 + random.below(12) * 4096);
   const rights = (): string => random.pick(['r--', 'rw-', 'r-x', 'rwx']);
   const access = (): string => {
     const kind = random.pick(['read', 'write', 'write', 'fetch']);
-    return `${random.pick(['', '', 'user '])}${kind} ${page()}${kind === 'write' ? ` = ${random.below(1000)}` : ''}`;
+    return `${random.pick(['', '', 'user '])}${kind} ${page()}${ownCode && kind === 'fetch' ? ` + ${CODE}` : ''}${kind === 'write' ? ` = ${random.below(1000)}` : ''}`;
   };
   /** How many tables lie above the one that maps L2's first 2M. */
   const last = stage?.includes('5-level') ? 4 : 3;
@@ -43,7 +51,10 @@ export function randomNestedProgram(seed: number, { second, stage, statements, h
   const l2Page = (): string => hex(random.below(16) * 4096);
   const l1Page = (): string => hex(random.pick([0x1000000, 0x1400000]) + random.below(16) * 4096);
   const l1 = (): string => {
-    const inner = Array.from({ length: 1 + random.below(5) }, () => `    ${own()}\n`).join('');
+    const inner = Array.from(
+      { length: 1 + random.below(5) },
+      (_, at) => `    ${ownCode && at === 0 ? access() : own()}\n`,
+    ).join('');
     switch (random.below(stage === undefined ? 5 : 10)) {
       case 0:
       case 1:
@@ -79,6 +90,13 @@ export function randomNestedProgram(seed: number, { second, stage, statements, h
       'log dirty slot 0 off',
       'zap 0x1000000 +64K',
     ]);
+  const touches = (): string[] => [
+    ...[0, 0x200000, 0x400000].flatMap((at) =>
+      Array.from({ length: 24 }, (_, each) => `  write.1 ${hex(SEEN + at + each * 4096)} + ${CODE} = 0xc3`),
+    ),
+    // L2's tables, and their neighbours.
+    ...Array.from({ length: 8 }, (_, each) => `  read ${hex(SEEN + 0x280000 + each * 4096)}`),
+  ];
   const lines = (count: number, make: () => string): string[] => Array.from({ length: count }, () => `  ${make()}`);
   return [
     'machine x86-64 {',
@@ -98,6 +116,7 @@ export function randomNestedProgram(seed: number, { second, stage, statements, h
     'guest l1 {',
     '  map 0x400000 -> 0x1000000 +48K rwx user',
     `  map ${hex(SEEN_TABLES)} -> ${hex(STAGE_TABLES)} +64K rw-`,
+    ...(ownCode ? [`  map ${hex(SEEN)} -> 0x1000000 +6M 4K rw-`] : []),
     '}',
     `guest l2 ${stage === undefined ? '' : 'in n '}{`,
     ...(stage === undefined ? ['  tables at 0x1600000'] : ['  tables at 0x280000']),
@@ -105,6 +124,7 @@ export function randomNestedProgram(seed: number, { second, stage, statements, h
     '  map 0x40a000 -> 0x200000 +8K rwx',
     '}',
     'vcpu 0 in l1 {',
+    ...(ownCode ? touches() : []),
     ...lines(statements, l1),
     '}',
     ...(host ? ['host h {', '  wait until accesses >= 3', ...lines(6, hostStatement), '}'] : []),
