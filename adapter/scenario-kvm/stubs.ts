@@ -127,11 +127,10 @@ export function planStubs(program: Program, vcpus: number): ReadonlyMap<PagingNa
   const ends = [...slots.map(({ base, size }) => base + size), ...mappings.map(({ gpa, size }) => gpa + size)];
   const nests = all.some(({ kind }) => kind === 'enter');
   if (nests) ends.push(...nestedMappings(program).map(({ gva, size }) => gva + size));
+  let gpa = 0n;
+  for (const end of ends) if (end > gpa) gpa = end;
   // Nested tables map the slot where it is, by an entry of their root that the scenario does not use.
-  let gpa = roundUp(
-    ends.reduce((most, each) => (each > most ? each : most), 0n),
-    nests ? 1n << LAYOUTS['4-level'].rootShift : LARGE,
-  );
+  gpa = roundUp(gpa, nests ? 1n << LAYOUTS['4-level'].rootShift : LARGE);
   const planned = new Map<PagingName, Stubs>();
   for (const paging of new Set(program.guests.map((guest) => guest.paging ?? '4-level'))) {
     if (!isStubPaging(paging)) continue;

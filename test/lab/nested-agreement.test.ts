@@ -18,8 +18,8 @@ const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 8);
 const L1 = 0x100_0000n;
 /** From here on L1 keeps tables, which the code on KVM stores to. */
 const L1_TABLES = 0x180_0000n;
-/** L2’s own root table: who reads it first differs, by another entry. */
-const L2_ROOT = 0x280n;
+/** L2’s own root tables, with a second stage of L1’s and without: who reads one first differs, by another entry. */
+const L2_ROOTS = [0x280n, 0x1600n];
 const DIRECT = 0x80n;
 
 /** Where the code on KVM begins in memory, L1's and its guest's. */
@@ -35,7 +35,7 @@ function comparedOf(stubs: bigint): Compared {
     fault(address) {
       isNested = address < L1 || address >= stubs;
       if (address >= L1_TABLES) return undefined;
-      return address >> 12n === L2_ROOT ? address & ~0xfffn : address;
+      return L2_ROOTS.includes(address >> 12n) ? address & ~0xfffn : address;
     },
     // In the kernel's words pages of the TDP MMU differ from direct ones of the shadow MMU by nothing.
     isPage: (gfn, role) => (isNested || (role & DIRECT) === 0n) && gfn < stubs >> 12n,
@@ -60,6 +60,8 @@ const BASE = { second: 'tdp npt 5-level', stage: '4-level', ownCode: true };
 const SHAPES: readonly (readonly [string, NestedShape])[] = [
   ['edits of L1’s tables', { ...BASE, statements: 30, host: false }],
   ['slots, dirty logging and notifiers', { ...BASE, statements: 30, host: true }],
+  ['tables of upper levels', { ...BASE, statements: 60, host: false, far: true }],
+  ['a guest without a second stage of L1’s', { second: BASE.second, ownCode: true, statements: 30, host: true }],
 ];
 
 for (const kernel of NEWER_KERNELS)
