@@ -1,10 +1,13 @@
 import assert from 'node:assert/strict';
+import test from 'node:test';
+import { thisMachine } from '../../adapter/kvm/place.ts';
 import { Lab } from '../../adapter/lab/boot.ts';
+import { RspClient } from '../../adapter/rsp/client.ts';
 import { planStubs } from '../../adapter/scenario-kvm/stubs.ts';
 import { emulatorBuilt } from '../../engine/queries/emulator-built.ts';
 import { parseScenario } from '../../scenario/index.ts';
 import { type NestedShape, randomNestedProgram } from '../engine/nested-programs.ts';
-import { SILENT } from '../kvm/kvm.ts';
+import { SILENT, withoutKvm } from '../kvm/kvm.ts';
 import { labTest, NEWER_KERNELS } from './lab.ts';
 import { builtTables, emulate, onKvm, withEnd } from './run-both.ts';
 import { allowed, type Compared, projected, roots, sequence } from './shadow-events.ts';
@@ -116,3 +119,23 @@ for (const kernel of NEWER_KERNELS)
     },
     kernel,
   );
+
+test('a KVM without SVM for its guests refuses nested guests by name, at the start', {
+  skip: withoutKvm() ?? false,
+}, async (t) => {
+  const client = new RspClient(await thisMachine().start(['--memory', '16M']));
+  try {
+    await client.handshake();
+    if ((await client.info()).has.svm === '') return t.skip('this KVM has SVM for its guests');
+  } finally {
+    client.kill();
+  }
+  const text = randomNestedProgram(1, { ...BASE, statements: 30, host: false });
+  await onKvm(randomNestedProgram(1, { ...BASE, statements: 0, host: false }), thisMachine(), async ({ run }) =>
+    assert.ok(run.ended, 'what no statement enters needs no SVM'),
+  );
+  await assert.rejects(
+    onKvm(text, thisMachine(), async () => {}),
+    /this scenario has nested guests: this KVM offers its guests no SVM with nested paging/,
+  );
+});
