@@ -135,6 +135,8 @@ struct vm {
 	int max_phys_addr;
 	/* As CPUID has them; the vendor's name has 12 letters. */
 	bool pages_1g;
+	/* A guest may run guests of its own, on nested tables. */
+	bool svm;
 	char cpu_vendor[13];
 	u32 dirty_ring;
 	bool dirty_manual;

@@ -41,7 +41,7 @@ static int check(struct vm *vm, int capability)
 
 const char *const capability_names[] = {
 	"userfaultfd", "userfaultfd-minor", "userfaultfd-wp", "read-only",	   "dirty-manual", "dirty-ring",
-	"statistics",  "guest-memfd",	    "memory-attributes", "pre-fault", "memory-fault", "violations", "events",	   "tables",	   NULL,
+	"statistics",  "guest-memfd",	    "memory-attributes", "pre-fault", "memory-fault", "violations", "events",	   "tables",	   "svm",	NULL,
 };
 
 static const char *uffd_words(int error)
@@ -88,6 +88,8 @@ const char *vm_lacks(struct vm *vm, const char *name)
 		return events_lacks();
 	if (!strcmp(name, "tables"))
 		return tables_lacks();
+	if (!strcmp(name, "svm"))
+		return vm->svm ? "" : "this KVM offers its guests no SVM with nested paging (kvm_amd with nested=1 and npt=1)";
 	static bool minor, write_protect;
 	static int error = 1;
 	if (error == 1)
@@ -453,6 +455,7 @@ static int open_kvm(void)
 static void read_cpu(struct vm *vm)
 {
 	struct kvm_cpuid2 *cpuid = calloc(1, sizeof(*cpuid) + 256 * sizeof(cpuid->entries[0]));
+	bool has_svm = false, has_npt = false;
 	vm->max_phys_addr = 36;
 	if (!cpuid)
 		return;
@@ -463,12 +466,16 @@ static void read_cpu(struct vm *vm)
 			if (entry->function == 0) {
 				const u32 name[3] = { entry->ebx, entry->edx, entry->ecx };
 				memcpy(vm->cpu_vendor, name, sizeof(name));
-			} else if (entry->function == 0x80000001)
+			} else if (entry->function == 0x80000001) {
 				vm->pages_1g = entry->edx >> 26 & 1;
+				has_svm = entry->ecx >> 2 & 1;
+			} else if (entry->function == 0x8000000a)
+				has_npt = entry->edx & 1;
 			else if (entry->function == 0x80000008)
 				vm->max_phys_addr = (int)(entry->eax & 0xff);
 		}
 	}
+	vm->svm = has_svm && has_npt;
 	free(cpuid);
 }
 

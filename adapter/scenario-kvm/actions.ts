@@ -17,6 +17,7 @@ import {
   vcpuStack,
 } from './layout.ts';
 import type { Stubs } from './stubs.ts';
+import { SVME, type VmcbGuest, vmcbOf } from './vmcb.ts';
 
 /** What the stubs do, by the numbers that they have in native/guests/scenario.S and scenario32.S. */
 const ACTION = {
@@ -29,10 +30,14 @@ const ACTION = {
   invlpg: 12,
   efer: 13,
   pkru: 14,
+  vmrun: 15,
+  vmmcall: 16,
 } as const;
 
 /** AL after an action that no exception has ended. */
 export const DONE = 0xffn;
+/** AL after a guest of the guest's has come out. */
+export const EXITED = 0xfen;
 
 /** The address of an action at a privilege level: an access of so many bytes, or one by name. */
 export function actionAddress(
@@ -51,7 +56,9 @@ const userStack = ({ base }: Stubs): bigint => base + USER_STACK + PAGE - 8n;
 
 /** Registers with which a vCPU begins: those of the machine, and where the stubs' things are. */
 export function firstRegisters(stubs: Stubs, vcpu: number, cr3: bigint): Record<string, bigint> {
-  const { base, paging } = stubs;
+  const { base, paging, nested } = stubs;
+  const { gdt, idt } = descriptorTables(stubs);
+  const { efer, cr4 } = PAGING_REGISTERS[paging];
   return {
     rsp: vcpuStack(stubs, vcpu),
     ...(isNarrow(paging)
@@ -59,16 +66,26 @@ export function firstRegisters(stubs: Stubs, vcpu: number, cr3: bigint): Record<
         { rip: base + LOAD_TSS, rcx: tssSelector(vcpu), ds: USER_DATA, es: USER_DATA }
       : // As after an action.
         { rip: base, rax: DONE, r15: vcpuStack(stubs, vcpu) }),
-    gdt_base: base + DESCRIPTORS,
-    gdt_limit: tssSelector(MOST_VCPUS) - 1n,
-    idt_base: base + DESCRIPTORS + IDT,
-    idt_limit: 32n * gateBytes(paging) - 1n,
+    gdt_base: gdt[0],
+    gdt_limit: gdt[1],
+    idt_base: idt[0],
+    idt_limit: idt[1],
     tr_base: base + vcpuPage(vcpu),
     cr0: LONG_MODE.cr0,
     cr3,
-    ...PAGING_REGISTERS[paging],
+    cr4,
+    efer: nested ? efer | SVME : efer,
   };
 }
+
+const descriptorTables = ({ base, paging }: Stubs) => ({
+  gdt: [base + DESCRIPTORS, tssSelector(MOST_VCPUS) - 1n] as const,
+  idt: [base + DESCRIPTORS + IDT, 32n * gateBytes(paging) - 1n] as const,
+});
+
+/** A VMCB with which a guest of the guest's begins, as its vCPU after an action. */
+export const firstVmcb = (stubs: Stubs, vcpu: number, guest: Pick<VmcbGuest, 'registers' | 'nestedCr3'>): Uint8Array =>
+  vmcbOf({ ...guest, ...descriptorTables(stubs), rip: stubs.base, rsp: vcpuStack(stubs, vcpu), rax: DONE });
 
 /** What an action takes besides its own address. */
 export interface ActionInput {

@@ -56,3 +56,32 @@ test('an access that depends on what an earlier one has found cannot be made', (
     '4 warning: expect error_code == 4 is not checked: KVM does not tell error_code',
   ]);
 });
+
+const NESTED = `nested n { map 0 -> 0x1000000 +4M }
+guest l1 { }
+guest l2 in n { map 0x800000 -> 0x10000 }
+`;
+const npt = 'machine x86-64 { memory 0 +64M second-stage tdp npt 4-level }\n';
+
+test('nested guests fit where L1 has NPT for them, by VMRUN', () => {
+  assert.deepEqual(
+    problems(
+      `${npt}${NESTED}vcpu 0 in l1 { enter l2 { read 0x800000 cr0.wp = 0 }\nunmap 0 +4K in n\nexpect nested.exits == 1 }`,
+    ),
+    [],
+  );
+});
+
+test('of nested guests is refused what VMRUN, or 64-bit code, does not have', () => {
+  assert.deepEqual(problems(`${NESTED}vcpu 0 in l1 {\n  enter l2 { implicit read 0x800000 }\n  invept n\n}`), [
+    '1 error: nested n: the code that makes the accesses on KVM runs its guests by SVM’s VMRUN: “second-stage tdp npt 4-level” is possible',
+    '5 error: an implicit access cannot be made on KVM: the processor makes them by itself',
+    '6 error: invept: the code that makes the accesses on KVM runs its guests by VMRUN, and SVM has no INVEPT',
+  ]);
+  assert.deepEqual(problems(`${npt}guest l1 { }\nguest l2 pae { }\nvcpu 0 in l1 {\n  enter l2 { }\n}`), [
+    '3 error: guest l2 has pae paging: the code that makes the accesses on KVM nests guests of 4-level paging alone',
+  ]);
+  assert.deepEqual(problems(`${npt}guest l1 pae { }\nguest l2 { }\nvcpu 0 in l1 {\n  enter l2 { }\n}`), [
+    '5 error: enter l2: with pae paging the code that makes the accesses on KVM runs no guests of its own',
+  ]);
+});

@@ -22,6 +22,8 @@ export const COUNTED: ReadonlySet<string> = new Set([
   'expects.passed',
   'expects.failed',
   'warnings',
+  'nested.entries',
+  'nested.exits',
 ]);
 const COUNTER_NAMES: ReadonlySet<string> = new Set(COUNTERS);
 /** Functions that ask for KVM's own tables, or for the host's frames. */
@@ -67,10 +69,20 @@ export function unfit(program: Program): Unfit[] {
   const error = (span: Span, message: string): void => void found.push({ severity: 'error', message, span });
   const warning = (span: Span, message: string): void => void found.push({ severity: 'warning', message, span });
   const { machine } = program;
+  const entered = new Set(program.tasks.flatMap(({ body }) => enteredIn(body)));
   for (const guest of program.guests) {
-    if (guest.nested)
-      error(guest.span, `nested ${guest.name}: the code that makes the accesses on KVM is no hypervisor`);
-    if (guest.paging !== undefined && !isStubPaging(guest.paging))
+    const paging = guest.paging ?? '4-level';
+    if (guest.nested && machine.second !== 'npt')
+      error(
+        guest.span,
+        `nested ${guest.name}: the code that makes the accesses on KVM runs its guests by SVM’s VMRUN: “second-stage tdp npt 4-level” is possible`,
+      );
+    else if ((guest.nested || guest.within !== undefined || entered.has(guest.name)) && paging !== '4-level')
+      error(
+        guest.span,
+        `${guest.nested ? 'nested' : 'guest'} ${guest.name} has ${paging} paging: the code that makes the accesses on KVM nests guests of 4-level paging alone`,
+      );
+    else if (guest.paging !== undefined && !isStubPaging(guest.paging))
       error(
         guest.span,
         `guest ${guest.name} has ${guest.paging} paging: the code that makes the accesses on KVM has 32-bit, pae and 4-level`,
@@ -97,6 +109,17 @@ export function unfit(program: Program): Unfit[] {
     if (names.length > 0) warning(span, `expect ${text} is not checked: KVM does not tell ${names.join(', ')}`);
   }
   return found;
+}
+
+/** Guests that statements enter. */
+function enteredIn(body: readonly Statement[]): string[] {
+  return body.flatMap((statement) =>
+    statement.kind === 'enter'
+      ? [statement.guest, ...enteredIn(statement.body)]
+      : statement.kind === 'repeat' || statement.kind === 'smm'
+        ? enteredIn(statement.body)
+        : [],
+  );
 }
 
 function expectations(body: readonly Statement[]): Extract<Statement, { kind: 'expect' }>['expectation'][] {
@@ -157,13 +180,18 @@ function visit(body: readonly Statement[], around: Around): void {
         error(span, 'cpuid: KVM takes no other CPUID once a vCPU has run');
         break;
       case 'enter':
-        error(span, `enter ${statement.guest}: the code that makes the accesses on KVM runs no guests of its own`);
+        if (paging !== '4-level')
+          error(
+            span,
+            `enter ${statement.guest}: with ${paging} paging the code that makes the accesses on KVM runs no guests of its own`,
+          );
+        visit(statement.body, around);
         break;
       case 'smm':
         error(span, 'smm: the code that makes the accesses on KVM has no handler in SMRAM');
         break;
       case 'invept':
-        error(span, 'invept: the code that makes the accesses on KVM is no hypervisor');
+        error(span, 'invept: the code that makes the accesses on KVM runs its guests by VMRUN, and SVM has no INVEPT');
         break;
       case 'invpcid':
         error(span, 'invpcid: the code that makes the accesses on KVM cannot');

@@ -11,6 +11,8 @@ import type { PagingName } from '../../engine/guest/registers.ts';
  *     page 3            GDT and IDT
  *     page 4 …          a page for each vCPU: its TSS, and its stack from the end
  *     TABLES            tables of these from the top down, then one for each chunk of guest memory
+ *     behind them       of a guest that runs guests: nested tables that map the slot where it is, the page in which the processor
+ *                       keeps the guest's state, a VMCB for each vCPU
  */
 export const PAGE = 4096n;
 export const USER_CODE = 0x1000n;
@@ -35,7 +37,7 @@ export const tssSelector = (vcpu: number): bigint => 0x38n + 8n * BigInt(vcpu);
 /** Entries: present, writable, accessed, dirty; the user's besides; large. */
 export const SUPERVISOR = 0x63n;
 export const USERS = 0x67n;
-const PS = 0x80n;
+export const PS = 0x80n;
 /** A PDPTE of PAE: everything but P is reserved, or of no use. */
 const P = 1n;
 

@@ -48,6 +48,9 @@ export async function openScenario(
     client = helper;
     const first = await helper.handshake();
     const info = await helper.info();
+    const { svm = 'this helper does not say whether KVM offers its guests SVM' } = info.has;
+    if (svm !== '' && [...stubs.values()].some(({ nested }) => nested))
+      throw new Error(`this scenario has nested guests: ${svm}`);
     local = LocalRam.open(info);
     const memory = new GuestMemory({
       readNow: (offset, length) => local?.read(offset, length),

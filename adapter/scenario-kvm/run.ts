@@ -1,11 +1,12 @@
 import type { Instruction } from '../../engine/code.ts';
 import { evaluate, evaluateInteger, truthy } from '../../engine/expression.ts';
 import { untranslatable } from '../../engine/guest/access.ts';
+import { guestModeOf, l1Frame, nestedStage } from '../../engine/guest/nested.ts';
 import { type PagingName, pagingName, type RegisterName } from '../../engine/guest/registers.ts';
 import { x86Regime } from '../../engine/guest/x86-regime.ts';
 import { isMemoryKind, type LogEntry } from '../../engine/history/log.ts';
 import type { Machine } from '../../engine/machine.ts';
-import { addressToFrame, frameToAddress, hex, toBigint } from '../../engine/memory/words.ts';
+import { addressToFrame, frameToAddress, hex, pageOffset, toBigint } from '../../engine/memory/words.ts';
 import { type Mirror, type MissingFrames, makeMirror } from '../../engine/mirror.ts';
 import { runTopStep, type Task } from '../../engine/operation.ts';
 import type { Program, Statement } from '../../engine/program.ts';
@@ -22,9 +23,12 @@ import type { KvmInfo } from '../rsp/info.ts';
 import { LostError } from '../rsp/packet.ts';
 import type { KvmStop, StopEvent } from '../rsp/stop.ts';
 import { withFrames } from '../with-frames.ts';
+import { firstVmcb } from './actions.ts';
 import { COUNTED, untold } from './fit.ts';
-import { directAddress, pagingOf, type Stubs } from './stubs.ts';
+import { PAGE } from './layout.ts';
+import { directAddress, nestedMappings, pagingOf, type Stubs } from './stubs.ts';
 import { type Outcome, StubVcpu } from './vcpu.ts';
+import { EXIT_NPF, EXIT_VMMCALL, SVME, VM_EXIT, vmExitOf } from './vmcb.ts';
 
 export interface ScenarioParts {
   readonly client: RspClient;
@@ -99,6 +103,11 @@ export class ScenarioRun {
   async #fillMemory(): Promise<void> {
     const { client, stubs, codes } = this.#parts;
     const { machine } = this;
+    const roots: { name: string; isNested: boolean; gpa: bigint }[] = [];
+    for (const { name, nested } of machine.program.guests) {
+      const gpa = frameToAddress(machine.guestRoots.get(name)!);
+      roots.push({ name, isNested: nested !== undefined, gpa: await this.#l1Address(name, gpa) });
+    }
     for (const frame of [...machine.memory.frames()]) {
       const page = machine.memory.page(frame);
       await client.writePhysical(frameToAddress(frame), new Uint8Array(page.buffer, page.byteOffset, 4096));
@@ -108,8 +117,32 @@ export class ScenarioRun {
       for (const [offset, bytes] of pages) await client.writePhysical(gpa + offset, bytes);
       await client.writePhysical(gpa, codes.get(code)!);
     }
-    for (const [name, root] of machine.guestRoots)
-      await this.#giveStubs(stubs.get(pagingOf(machine.program, name))!, frameToAddress(root));
+    for (const { name, isNested, gpa } of roots) {
+      const own = stubs.get(pagingOf(machine.program, name))!;
+      await (isNested ? this.#giveNested(own, gpa) : this.#giveStubs(own, gpa));
+    }
+  }
+
+  /** Where a guest's own physical address lies: of a nested guest where L1's tables say. */
+  async #l1Address(name: string | undefined, gpa: bigint): Promise<bigint> {
+    const { machine } = this;
+    const within = machine.program.guests.find((guest) => guest.name === name)?.within;
+    if (within === undefined) return gpa;
+    const frame = await this.#withFrames(() =>
+      l1Frame(machine, nestedStage(machine, within).mode, addressToFrame(gpa)),
+    );
+    if (frame < 0) throw new Error(`${within} maps nothing at gpa ${hex(gpa)} of ${name}, where it has tables`);
+    return frameToAddress(frame, pageOffset(gpa));
+  }
+
+  /** The root of L1's nested tables gets the entry by which its guests see the stubs. */
+  async #giveNested({ nested }: Stubs, root: bigint): Promise<void> {
+    // Where no statement enters a guest nobody walks it.
+    if (!nested) return;
+    const { index, entry } = nested;
+    const bytes = new Uint8Array(8);
+    new DataView(bytes.buffer).setBigUint64(0, entry, true);
+    await this.#parts.client.writePhysical(root + BigInt(index * 8), bytes);
   }
 
   /** A root table gets the entries by which the stubs are seen, unless it has them: what is written from outside makes shadow tables anew. */
@@ -225,9 +258,22 @@ export class ScenarioRun {
       await this.#withFrames(() => runInstruction(this.machine, task, instruction));
       return undefined;
     }
-    const { statement } = instruction;
+    const { statement, guest } = instruction;
     try {
+      // L1 resumes its guest, wherever a fault has brought it out.
+      if (guest !== undefined && !this.machine.vcpu(task.vcpu).guestMode) {
+        await this.#enterNested(task, guest);
+        return undefined;
+      }
       switch (statement.kind) {
+        case 'enter':
+          await this.#enterNested(task, statement.guest);
+          task.pc++;
+          return undefined;
+        case 'leave':
+          await this.#leaveNested(task);
+          task.pc++;
+          return undefined;
         case 'access':
           return await this.#access(task, statement);
         case 'register':
@@ -313,7 +359,8 @@ export class ScenarioRun {
       machine.fail(task, outcome.words);
       return undefined;
     }
-    if (outcome.kind === 'exception') {
+    if (outcome.kind === 'exited') await this.#exited(task);
+    else if (outcome.kind === 'exception') {
       const { vector, error, cr2 } = outcome;
       const problem = untranslatable(machine.vcpu(task.vcpu).mode, task.access!.address);
       if (vector === PF) {
@@ -333,8 +380,9 @@ export class ScenarioRun {
     const walk = await this.#withFrames(() =>
       this.#mirror.regimes[vcpu]!.walk(this.#mirror.memory, address, { kind: 'fetch', user }),
     );
-    if (walk.end !== 'done' || walk.gpa === undefined || !this.#mirror.memory.has(addressToFrame(walk.gpa))) return;
-    const gpa = walk.gpa;
+    // Behind L1's tables for a nested guest lies L1's memory.
+    const gpa = walk.hpa ?? walk.gpa;
+    if (walk.end !== 'done' || gpa === undefined || !this.#mirror.memory.has(addressToFrame(gpa))) return;
     const before = await client.readPhysical(gpa, 1);
     if (before[0] === RET) return;
     await client.writePhysical(gpa, Uint8Array.of(RET));
@@ -353,10 +401,48 @@ export class ScenarioRun {
     let outcome = await vcpu.act({ name, size, address, value, user: false, rflags: 2n });
     while (outcome.kind === 'stop') outcome = await vcpu.goOn();
     if (outcome.kind === 'lost') throw new Error(outcome.words);
+    if (outcome.kind === 'exited') await this.#exited(task);
     if (outcome.kind === 'exception')
       throw new Error(
         `${name} ${hex(address)}: the processor raises exception ${outcome.vector}, error code ${hex(outcome.error)}`,
       );
+  }
+
+  /** L1 runs a guest of its own: VMRUN, with registers as the guest had them when it came out. */
+  async #enterNested(task: Task, guest: string): Promise<void> {
+    const { machine } = this;
+    const { client } = this.#parts;
+    const vcpu = machine.vcpu(task.vcpu);
+    const stubs = this.#stubsOf(task.vcpu);
+    const { mode, registers } = await this.#withFrames(() => guestModeOf(machine, vcpu, guest));
+    const vmcb = this.#vmcb(task);
+    await client.writePhysical(vmcb, firstVmcb(stubs, task.vcpu, { registers, nestedCr3: mode.nested?.pgd }));
+    machine.count('nested.entries');
+    machine.setGuestMode(vcpu, mode, registers, vcpu.saved);
+    await this.#control0(task, 'vmrun', vmcb, stubs.gpa + stubs.nested!.hostSave);
+  }
+
+  async #leaveNested(task: Task): Promise<void> {
+    if (this.machine.vcpu(task.vcpu).guestMode) await this.#control0(task, 'vmmcall', 0n);
+  }
+
+  #vmcb(task: Task): bigint {
+    const { gpa, nested } = this.#stubsOf(task.vcpu);
+    return gpa + nested!.vmcbs + PAGE * BigInt(task.vcpu);
+  }
+
+  /** L1 has the processor again. @throws with words when no statement of the scenario's has led to it */
+  async #exited(task: Task): Promise<void> {
+    const { machine } = this;
+    const { client, print } = this.#parts;
+    const vcpu = machine.vcpu(task.vcpu);
+    const { guest, l1 } = vcpu.guestMode!;
+    const { code, info } = vmExitOf(await client.readPhysical(this.#vmcb(task) + VM_EXIT.at, VM_EXIT.size));
+    machine.count('nested.exits');
+    machine.setGuestMode(vcpu, undefined, l1, { ...vcpu.saved, [guest]: vcpu.registers });
+    if (code === EXIT_VMMCALL) return;
+    if (code !== EXIT_NPF) throw new Error(`${guest} cannot go on: VMRUN ends with exit code ${hex(code)}`);
+    print(`${task.name}: ${guest} exits to L1: nested page fault at gpa ${hex(info[1])}, error code ${hex(info[0])}\n`);
   }
 
   async #register(task: Task, instruction: Instruction, register: RegisterName): Promise<void> {
@@ -377,8 +463,12 @@ export class ScenarioRun {
         throw new Error(
           `${register} ${hex(value)} is for ${paging ? `${now} paging` : 'a processor without paging'}: the code that makes the accesses on KVM stays with ${stubs.paging} paging`,
         );
-      if (register === 'cr3') await this.#giveStubs(stubs, frameToAddress(rootGfn, rootEntry * 8));
-      await this.#control0(task, register, value);
+      if (register === 'cr3')
+        await this.#giveStubs(
+          stubs,
+          await this.#l1Address(vcpu.guestMode?.guest, frameToAddress(rootGfn, rootEntry * 8)),
+        );
+      await this.#control0(task, register, register === 'efer' && stubs.nested ? value | SVME : value);
     });
   }
 
@@ -422,11 +512,29 @@ export class ScenarioRun {
     await this.#atStatement(task, pc, async () => {
       const stubs = this.#stubsOf(task.vcpu);
       for (const entry of stores) {
-        const gpa = frameToAddress(Math.floor(entry.address / 512), (entry.address % 512) * 8);
+        const gpa = await this.#ownAddress(
+          task,
+          frameToAddress(Math.floor(entry.address / 512), (entry.address % 512) * 8),
+        );
         for (const { offset, value, size } of storesOf(entry, stubs.entryBytes))
           await this.#control0(task, 'write', directAddress(stubs, gpa + offset), value, size);
       }
     });
+  }
+
+  /** How the guest that runs knows an address of the machine's: a nested one by what L1 maps there. */
+  async #ownAddress(task: Task, gpa: bigint): Promise<bigint> {
+    const { machine } = this;
+    const { program } = machine;
+    const guest = machine.vcpu(task.vcpu).guestMode?.guest;
+    const within = program.guests.find(({ name }) => name === guest)?.within;
+    if (within === undefined) return gpa;
+    for (const mapping of nestedMappings(program)) {
+      const own = mapping.gva + gpa - mapping.gpa;
+      const isIn = gpa >= mapping.gpa && gpa < mapping.gpa + mapping.size;
+      if (isIn && (await this.#l1Address(guest, own)) === gpa) return own;
+    }
+    throw new Error(`${within} maps nothing to gpa ${hex(gpa)}, where ${guest} has tables`);
   }
 
   async #host(task: Task, instruction: Instruction, statement: Statement): Promise<void> {
@@ -480,7 +588,9 @@ export class ScenarioRun {
     memory.renew(info.memory.slots, new Map());
     this.#built.forget();
     const cpu = guestCpu(info);
-    this.#mirror.regimes = this.machine.vcpus.map(({ registers }) => x86Regime(registers, cpu, undefined));
+    this.#mirror.regimes = this.machine.vcpus.map(({ registers, guestMode }) =>
+      x86Regime(registers, cpu, guestMode?.nested && { kind: 'npt', root: guestMode.nested.pgd, levels: 4 }),
+    );
   }
 
   #withFrames<T>(ask: () => T): Promise<T> {

@@ -6,8 +6,10 @@ import {
   isNarrow,
   KERNEL_CODE,
   KERNEL_DATA,
+  LARGE,
   type Layout,
   PAGE,
+  PS,
   SUPERVISOR,
   TABLES,
   tssSelector,
@@ -21,7 +23,7 @@ import type { Stubs } from './stubs.ts';
 
 /** The bytes of stubs by their offset, but for the code. @param chunkEntries entries that lead to the tables of guest memory */
 export function stubPages(
-  { paging, gpa, base, chunks }: Omit<Stubs, 'pages' | 'end'>,
+  { paging, gpa, size, base, chunks, nested }: Omit<Stubs, 'pages' | 'end'>,
   { between, entryBytes, chunk, page: leaf, bits }: Layout,
   vcpus: number,
   chunkEntries: readonly bigint[],
@@ -71,6 +73,11 @@ export function stubPages(
     for (let entry = 0n; entry < chunk / leaf; entry++)
       putEntry(between + 1 + number, Number(entry), (start * chunk + entry * leaf) | bits);
   });
+  if (nested) {
+    // Nested tables are the user's to the processor, whoever runs.
+    put(nested.tables, (gpa + nested.tables + PAGE) | USERS);
+    for (let at = 0n; at < size; at += LARGE) put(nested.tables + PAGE + (at / LARGE) * 8n, (gpa + at) | USERS | PS);
+  }
   return pages;
 }
 

@@ -88,3 +88,23 @@ test('guests of several paging modes have stubs of their own, one above the othe
     ['4-level 32000 0x4000000', 'pae 32001 0x4200000', '32-bit 32002 0x4400000'],
   );
 });
+
+test('nested guests see the stubs where L1 has them, by an entry of its nested tables that the scenario does not use', () => {
+  const plan = (nested: string): Stubs =>
+    planStubs(
+      programOf(
+        `machine x86-64 { memory 0 +64M second-stage tdp npt 4-level }\nnested n { ${nested} }\nguest l1 { }\nguest l2 in n { }\nvcpu 0 in l1 { enter l2 { } }\nvcpu 1 in l1 { }\n`,
+      ),
+      2,
+    ).get('4-level')!;
+  const stubs = plan('map 0 -> 0x1000000 +4M');
+  assert.equal(stubs.gpa, 0x80_0000_0000n);
+  const { index, entry, tables, hostSave, vmcbs } = stubs.nested!;
+  assert.equal(index, 1);
+  assert.equal(entry, (stubs.gpa + tables) | 0x67n);
+  assert.ok(vmcbs > hostSave && vmcbs + 2n * 4096n <= stubs.size);
+  const quad = (offset: bigint): bigint => new DataView(stubs.pages.get(offset)!.buffer).getBigUint64(0, true);
+  assert.equal(quad(tables), (stubs.gpa + tables + 4096n) | 0x67n);
+  assert.equal(quad(tables + 4096n), stubs.gpa | 0xe7n);
+  assert.equal(plan('map 0x8000000000 -> 0x1000000 +4M').gpa, 0x100_0000_0000n, 'above the last that is used');
+});

@@ -1,6 +1,6 @@
 import type { PagingName } from '../../engine/guest/registers.ts';
 import { hex } from '../../engine/memory/words.ts';
-import type { Program, Statement } from '../../engine/program.ts';
+import type { Mapping, Program, Statement } from '../../engine/program.ts';
 import {
   FOUR_GIGA,
   isStubPaging,
@@ -12,6 +12,7 @@ import {
   type StubPaging,
   SUPERVISOR,
   TABLES,
+  USERS,
 } from './layout.ts';
 import { stubPages } from './stub-pages.ts';
 
@@ -35,8 +36,21 @@ export interface Stubs {
   readonly end: bigint;
   /** Numbers of the chunks of guest memory that they see, in the order of their virtual addresses. */
   readonly chunks: readonly bigint[];
+  /** Of guests that run guests. */
+  readonly nested?: StubsNested;
   /** Bytes of the slot by offset, but for the code. */
   readonly pages: ReadonlyMap<bigint, Uint8Array>;
+}
+
+/** How L1's guests get at the stubs: at the same addresses, guest-physical ones too. */
+export interface StubsNested {
+  /** What stands in the root of L1's nested tables. */
+  readonly index: number;
+  readonly entry: bigint;
+  /** Offsets in the slot: of the tables behind that entry, of the page for VM_HSAVE_PA, of vCPU 0's VMCB. */
+  readonly tables: bigint;
+  readonly hostSave: bigint;
+  readonly vmcbs: bigint;
 }
 
 /** Virtual address by which the stubs see a guest-physical one. */
@@ -111,18 +125,29 @@ export function planStubs(program: Program, vcpus: number): ReadonlyMap<PagingNa
     ...literals.map((base) => ({ base, size: 1n })),
   ];
   const ends = [...slots.map(({ base, size }) => base + size), ...mappings.map(({ gpa, size }) => gpa + size)];
-  let gpa = roundUp(ends.reduce((most, each) => (each > most ? each : most), 0n));
+  const nests = all.some(({ kind }) => kind === 'enter');
+  if (nests) ends.push(...nestedMappings(program).map(({ gva, size }) => gva + size));
+  let gpa = 0n;
+  for (const end of ends) if (end > gpa) gpa = end;
+  // Nested tables map the slot where it is, by an entry of their root that the scenario does not use.
+  gpa = roundUp(gpa, nests ? 1n << LAYOUTS['4-level'].rootShift : LARGE);
   const planned = new Map<PagingName, Stubs>();
   for (const paging of new Set(program.guests.map((guest) => guest.paging ?? '4-level'))) {
     if (!isStubPaging(paging)) continue;
-    const stubs = planMode({ paging, gpa, slot: SLOT + planned.size, used, slots, vcpus });
+    const stubs = planMode({ paging, gpa, slot: SLOT + planned.size, used, slots, vcpus, nests });
     planned.set(paging, stubs);
     gpa += stubs.size;
   }
   return planned;
 }
 
-const roundUp = (address: bigint): bigint => (address + LARGE - 1n) & ~(LARGE - 1n);
+/** What the scenario maps in L1's tables for its guests. */
+export const nestedMappings = (program: Program): Mapping[] => [
+  ...program.guests.flatMap(({ nested, mappings }) => (nested ? mappings : [])),
+  ...statementsOf(program).flatMap((each) => (each.kind === 'map' && each.nested !== undefined ? [each.mapping] : [])),
+];
+
+const roundUp = (address: bigint, size = LARGE): bigint => (address + size - 1n) & ~(size - 1n);
 
 interface Range {
   readonly base: bigint;
@@ -137,13 +162,26 @@ interface Place {
   readonly used: readonly Range[];
   readonly slots: readonly Range[];
   readonly vcpus: number;
+  /** The scenario has nested guests. */
+  readonly nests: boolean;
 }
 
-function planMode({ paging, gpa, slot, used, slots, vcpus }: Place): Stubs {
+function planMode({ paging, gpa, slot, used, slots, vcpus, nests }: Place): Stubs {
   const layout: Layout = LAYOUTS[paging];
   const { rootShift, rootEntries, between, chunk } = layout;
   const chunks = chunksOf(slots, chunk);
-  const size = roundUp(TABLES + PAGE * BigInt(between + 1 + chunks.length));
+  const behind = TABLES + PAGE * BigInt(between + 1 + chunks.length);
+  const nested =
+    nests && paging === '4-level'
+      ? {
+          index: Number(gpa >> rootShift),
+          entry: (gpa + behind) | USERS,
+          tables: behind,
+          hostSave: behind + 2n * PAGE,
+          vmcbs: behind + 3n * PAGE,
+        }
+      : undefined;
+  const size = roundUp(nested ? nested.vmcbs + PAGE * BigInt(vcpus) : behind);
   if (layout.entryBytes === 4 && gpa + size > FOUR_GIGA)
     throw new RangeError(
       `there is no place below 4G for the code that makes the accesses of guests with ${paging} paging`,
@@ -175,6 +213,7 @@ function planMode({ paging, gpa, slot, used, slots, vcpus }: Place): Stubs {
     entries,
     base,
     chunks,
+    ...(nested ? { nested } : {}),
   };
   return {
     ...place,

@@ -8,6 +8,7 @@ import {
   actionAddress,
   actionRegisters,
   DONE,
+  EXITED,
   firstRegisters,
   OUTCOME,
   userDone,
@@ -24,6 +25,8 @@ export type Outcome =
       readonly rip: bigint;
       readonly cr2: bigint;
     }
+  /** What ran was a nested guest, and now its hypervisor does. */
+  | { readonly kind: 'exited' }
   /** The vCPU has stopped for another reason, and may go on. */
   | { readonly kind: 'stop'; readonly stop: KvmStop }
   /** It cannot go on. */
@@ -92,6 +95,7 @@ export class StubVcpu {
     const names = OUTCOME[this.#stubs.paging];
     const get = (name: string): bigint => this.#registers.get(name) ?? 0n;
     const [value, rip] = [get(names.value), get(names.rip)];
+    if (stop.data === EXITED) return { kind: 'exited' };
     if (stop.data === DONE) return { kind: 'done', value };
     const vector = Number(stop.data ?? 0n);
     if (vector === UD && rip === userDone(this.#stubs)) return { kind: 'done', value };

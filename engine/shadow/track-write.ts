@@ -2,7 +2,7 @@ import { roleField } from '../kernel/role.ts';
 import type { Machine } from '../machine.ts';
 import { addressToFrame, type Pfn, pageOffset } from '../memory/words.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
-import { pagesOf, type ShadowPage, updateShadow } from './pages.ts';
+import { isObsolete, pagesOf, type ShadowPage, updateShadow } from './pages.ts';
 import type { SpteAddress } from './state.ts';
 import { commitZap, prepareZap, zapPte } from './zap.ts';
 
@@ -42,7 +42,8 @@ export function trackWrite(machine: Machine, gpa: bigint, bytes: number): void {
   let flush = false;
   for (const { pfn } of pagesOf(machine, gfn)) {
     const page = machine.pages.get(pfn) as ShadowPage | undefined;
-    if (!page) continue;
+    // One that was nested may have gone with a page above it.
+    if (!page || isObsolete(machine, page)) continue;
     if (isMisaligned(page, offset, bytes) || isFlooded(machine, page)) {
       prepareZap(machine, pfn, invalid);
       machine.count('tables.flooded');

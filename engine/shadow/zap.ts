@@ -21,18 +21,32 @@ import { dropSpte } from './rmap.ts';
 import type { SpteAddress } from './state.ts';
 import { unlinkUnsync, unsyncPagesBelow } from './sync.ts';
 
-/** mmu_page_zap_pte: a leaf, a link or a marker goes. @returns whether it was present */
-export function zapPte(machine: Machine, spte: SpteAddress): boolean {
+/**
+ * mmu_page_zap_pte: a leaf, a link or a marker goes. Of nested tables a page goes with its last parent: nobody is likely to use it again.
+ * @param invalid where pages are zapped, those that wait to be freed
+ * @returns whether it was present
+ */
+export function zapPte(machine: Machine, spte: SpteAddress, invalid?: Pfn[]): boolean {
   const [table, index] = [tableOf(spte), indexOf(spte)];
   const [lo, hi] = machine.entryWords(table, index);
   if (isPresent(lo)) {
     const child = childOf(machine, spte);
     if (child < 0) dropSpte(machine, spte);
-    else dropParentPte(machine, child, spte);
+    else {
+      dropParentPte(machine, child, spte);
+      if (invalid && isForlorn(machine, child)) prepareZap(machine, child, invalid);
+    }
     return true;
   }
   if (isMmio(spteFormat(machine.tableFormat(table)), lo, hi)) machine.clearSpte(table, index);
   return false;
+}
+
+/** A page of guest_mmu's to which nothing leads any more. */
+function isForlorn(machine: Machine, pfn: Pfn): boolean {
+  if (machine.config.second === 'shadow') return false;
+  const { role, rootCount, shadow } = shadowPage(machine, pfn);
+  return roleField(role, 'guest_mode') === 1 && rootCount === 0 && shadow.parents.length === 0;
 }
 
 /**
@@ -44,7 +58,9 @@ export function prepareZap(machine: Machine, pfn: Pfn, invalid: Pfn[]): boolean 
   tracePage(machine, 'kvm_mmu_prepare_zap_page', shadowPage(machine, pfn));
   machine.count('tables.zapped');
   const unsync = zapUnsyncChildren(machine, pfn, invalid);
-  for (let index = 0; index < 512; index++) zapPte(machine, pfn * 512 + index);
+  const before = invalid.length;
+  for (let index = 0; index < 512; index++) zapPte(machine, pfn * 512 + index, invalid);
+  const hasZapped = unsync || invalid.length > before;
   for (const parent of shadowPage(machine, pfn).shadow.parents) dropParentPte(machine, pfn, parent);
   let page = shadowPage(machine, pfn);
   if (roleField(page.role, 'invalid') === 0 && hasGptes(page)) unaccountShadowed(machine, page);
@@ -55,7 +71,7 @@ export function prepareZap(machine: Machine, pfn: Pfn, invalid: Pfn[]): boolean 
   if (page.rootCount === 0) invalid.push(pfn);
   else if (!wasObsolete)
     for (const vcpu of machine.vcpus) machine.setRequests(vcpu, vcpu.requests | REQ_MMU_FREE_OBSOLETE_ROOTS);
-  return unsync;
+  return hasZapped;
 }
 
 /** mmu_zap_unsync_children */

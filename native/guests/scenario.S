@@ -4,7 +4,7 @@
  * supervisor's, the second the user's. The host has set the GDT, the IDT, TR and R15.
  *
  * In: RSI the action, RBX its address, RDX its value, R12 RFLAGS, R13 whether at CPL3, R11 the user's stack, R15 this
- * vCPU's own stack. Out: AL 0xff, or the vector of an exception with its error code in R9 and RIP in R10; R8 what was read.
+ * vCPU's own stack. Out: AL 0xff, 0xfe when a guest of this one has exited, or the vector of an exception with its error code in R9 and RIP in R10; R8 what was read.
  */
 	.code64
 	.text
@@ -89,6 +89,11 @@ settle:
 	.balign	16
 	jmp	write_pkru
 	.balign	16
+	jmp	run_guest
+	.balign	16
+	vmmcall
+	jmp	done
+	.balign	16
 write_efer:
 	movl	$0xc0000080, %ecx
 	movl	%ebx, %eax
@@ -102,6 +107,21 @@ write_pkru:
 	movl	%ebx, %eax
 	.byte	0x0f, 0x01, 0xef	/* wrpkru */
 	jmp	done
+
+/*
+ * A guest of the guest's runs the same code, and tells the host of its actions by itself. What brings it out leads to 0xfe.
+ * RBX and RDX are physical addresses of its VMCB, and of the page in which the processor may keep this state.
+ */
+run_guest:
+	movl	$0xc0010117, %ecx	/* VM_HSAVE_PA */
+	movl	%edx, %eax
+	shrq	$32, %rdx
+	wrmsr
+	movq	%rbx, %rax
+	vmrun
+	stgi
+	movb	$0xfe, %al
+	jmp	settle
 
 /* The user's page: the same accesses, and back by `ud2`, an exception that arrives on every KVM. */
 	.org	0x1000

@@ -177,6 +177,17 @@ expect u64(0x1010000) == 7
   );
 });
 
+test('a page of guest_mmu goes with the last page that leads to it', () => {
+  const made = holds(`${machine('tdp npt 4-level')}${nested()}${GUESTS}
+vcpu 0 in l1 {
+  enter l2 { write 0x800000 = 7 }
+  repeat 3 { write 0x501000 + 8 * 100 = 0 }
+}
+expect tables.flooded == 1
+`);
+  assert.deepEqual(shadowPages(made), ['level 4, 8-byte, wux, nx !wp, guest_mode of gfn 0x1800']);
+});
+
 test('L2 without a second stage of L1’s has a root of the TDP MMU’s of its own, which L1’s next entry finds again', () => {
   const made = holds(`${machine('tdp ept 4-level')}guest l1 { map 0x400000 -> 0x200000 +64K }
 guest l2 {

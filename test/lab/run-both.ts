@@ -3,10 +3,12 @@ import type { HelperPlace } from '../../adapter/kvm/place.ts';
 import type { TableSource } from '../../adapter/kvm/wanted.ts';
 import { parseTables } from '../../adapter/rsp/tables.ts';
 import { type OpenedScenario, openScenario } from '../../adapter/scenario-kvm/open.ts';
+import { evaluateInteger } from '../../engine/expression.ts';
 import type { KvmTables } from '../../engine/kernel/tables.ts';
 import type { Machine } from '../../engine/machine.ts';
+import { programScope } from '../../engine/queries/scope.ts';
 import { Run } from '../../engine/run.ts';
-import { parseScenario } from '../../scenario/index.ts';
+import { parseExpression, parseScenario } from '../../scenario/index.ts';
 
 /** A leaf entry of KVM's tables. */
 export interface Leaf {
@@ -33,6 +35,17 @@ export function emulate(text: string): Machine {
   const run = new Run(program);
   assert.ok(run.runToEnd(1_000_000), 'the emulator does not come to an end');
   return run.machine;
+}
+
+/** The program with what it comes to in the emulator, as expectations of these cells. */
+export function withEnd(text: string, cells: readonly string[]): string {
+  const machine = emulate(text);
+  const scope = programScope(machine, machine.tasks[0]!);
+  const lines = cells.map((cell) => {
+    const { expression } = parseExpression(cell);
+    return `expect ${cell} == ${evaluateInteger(expression!, scope, cell)}`;
+  });
+  return `${text}\n${lines.join('\n')}\n`;
 }
 
 /** A program run to its end on KVM, and what is asked there. `tables`: who is to tell of KVM's own. */

@@ -1,12 +1,9 @@
 import assert from 'node:assert/strict';
 import { Lab } from '../../adapter/lab/boot.ts';
-import { evaluateInteger } from '../../engine/expression.ts';
-import { programScope } from '../../engine/queries/scope.ts';
-import { parseExpression } from '../../scenario/index.ts';
 import { SILENT } from '../kvm/kvm.ts';
 import { KERNELS, labTest } from './lab.ts';
 import { FIRST_GPA, FIRST_GVA, PAGES, type ProgramShape, randomProgram } from './programs.ts';
-import { emulate, onKvm } from './run-both.ts';
+import { emulate, onKvm, withEnd } from './run-both.ts';
 
 // Scenarios of protected mode, which KVMs that are guests themselves do not run: they end as in the emulator.
 
@@ -26,17 +23,6 @@ const CELLS = [
   'accesses',
 ];
 
-/** The program with what it comes to in the emulator, as expectations. */
-function withEnd(text: string, cells = CELLS): string {
-  const machine = emulate(text);
-  const scope = programScope(machine, machine.tasks[0]!);
-  const lines = cells.map((cell) => {
-    const { expression } = parseExpression(cell);
-    return `expect ${cell} == ${evaluateInteger(expression!, scope, cell)}`;
-  });
-  return `${text}\n${lines.join('\n')}\n`;
-}
-
 for (const kernel of KERNELS)
   for (const npt of ['0', '1'])
     labTest(`${kernel}, npt=${npt}: programs of 32-bit and PAE guests end as in the emulator`, async () => {
@@ -51,6 +37,7 @@ for (const kernel of KERNELS)
               const program = randomProgram(seed, { ...shape, second, paging });
               const text = withEnd(
                 npt === '1' && paging === 'pae' ? program.replaceAll('cr4.smep', 'cr4.smap') : program,
+                CELLS,
               );
               const failures = await onKvm(text, lab, async ({ run }) => {
                 await run.finish();
