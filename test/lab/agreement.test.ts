@@ -19,7 +19,7 @@ import { builtLeaves, builtTables, emulate, emulatedLeaves, type Leaf, onKvm, ST
 
 const FIRST = Number(process.env.KVM_MMU_SEED ?? 1);
 /** Programs of each comparison. */
-const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 18);
+const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 9);
 
 const labs: Lab[] = [];
 after(() => {

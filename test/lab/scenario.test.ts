@@ -8,7 +8,7 @@ import { emulate, onKvm, withEnd } from './run-both.ts';
 // Scenarios of protected mode, which KVMs that are guests themselves do not run: they end as in the emulator.
 
 const FIRST = Number(process.env.KVM_MMU_SEED ?? 1);
-const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 8);
+const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 4);
 
 const SHAPES: readonly ProgramShape[] = [
   { statements: 60, host: false, guest: true },
