@@ -1,5 +1,5 @@
 import { project } from '../../engine/history/project.ts';
-import type { Machine } from '../../engine/machine.ts';
+import { type Machine, MachineError } from '../../engine/machine.ts';
 import { hex } from '../../engine/memory/words.ts';
 import { hashTables } from '../../engine/pgtable/hash.ts';
 import { PgtableError } from '../../engine/pgtable/tables.ts';
@@ -35,7 +35,14 @@ export function run(args: string[]): number | Promise<number> {
   if (!program) return 2;
   if (target === 'kvm')
     return runAndTell({ path, program, limit, json: values.json === true }, thisMachine(values.helper));
-  const session = new Run(program);
+  let session: Run;
+  try {
+    session = new Run(program);
+  } catch (error) {
+    if (!(error instanceof MachineError)) throw error;
+    console.error(`${path}: ${error.message}`);
+    return 2;
+  }
   if (!session.runToEnd(limit)) {
     console.error(`${path}: still running after ${limit} steps: give --max-steps, or end its loops`);
     return 3;

@@ -62,6 +62,15 @@ function loadCr3(machine: Machine, vcpu: Vcpu): void {
   if (!vcpu.guestMode?.nested) newPgd(machine, vcpu, vcpu.registers.cr3);
 }
 
+const loadCr3Step = (text: string): Step<object> => ({
+  name: 'load-cr3',
+  text,
+  run(machine, task) {
+    loadCr3(machine, machine.vcpu(task.vcpu));
+    return NEXT;
+  },
+});
+
 const flush: Step<object> = {
   name: 'flush',
   text: 'nested_*_transition_tlb_flush: L2 shares L1’s TLB tag, so that what is cached must go; of shadowed tables SVM also synchronizes',
@@ -108,14 +117,9 @@ function runFunction(name: string, where: string, instruction: string) {
           return NEXT;
         },
       },
-      {
-        name: 'load-cr3',
-        text: 'nested_*_load_cr3: nested_mmu takes L2’s role; without L1’s own second stage root_mmu does, with guest_mode in its role',
-        run(machine, task) {
-          loadCr3(machine, machine.vcpu(task.vcpu));
-          return NEXT;
-        },
-      },
+      loadCr3Step(
+        'nested_*_load_cr3: nested_mmu takes L2’s role; without L1’s own second stage root_mmu does, with guest_mode in its role',
+      ),
       flush,
       enter,
     ],
@@ -163,14 +167,7 @@ function exitFunction(name: string, where: string) {
           return NEXT;
         },
       },
-      {
-        name: 'load-cr3',
-        text: 'nested_*_load_cr3: L1’s role, and its root, which is mostly still there',
-        run(machine, task) {
-          loadCr3(machine, machine.vcpu(task.vcpu));
-          return NEXT;
-        },
-      },
+      loadCr3Step('nested_*_load_cr3: L1’s role, and its root, which is mostly still there'),
       flush,
       enter,
     ],

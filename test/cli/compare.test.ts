@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { cli } from './cli.ts';
+import { cli, file } from './cli.ts';
 
 // `kvm-mmu compare`: what policies cost on one scenario, and what they leave.
 
@@ -66,4 +66,18 @@ test('what compare cannot take is named', () => {
     assert.equal(status, 2);
     assert.match(err, words);
   }
+});
+
+test('a machine that cannot be made is told in words, by run and by compare', () => {
+  const path = file(
+    'overlap.mmu',
+    'nested n { map 0 -> 0 +64M 4K }\nguest l1 { map 0x400000 -> 0 4K }\nguest l2 in n { map 0x400000 -> 0 4K }\nvcpu 0 in l1 { enter l2 { read 0x400000 } }\n',
+  );
+  const words = /tables of l2 at gpa 0x3fff000 are at L1’s gpa 0x3fff000, among those of n: say tables at/;
+  const ran = cli('run', path);
+  assert.equal(ran.status, 2);
+  assert.match(ran.err, words);
+  const compared = cli('compare', path, '--policy', 'roots=today,before');
+  assert.equal(compared.status, 3);
+  assert.match(compared.err, words);
 });
