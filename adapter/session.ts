@@ -655,6 +655,7 @@ export class KvmMmuSession extends DebugSession {
               misconfiguration: 'EPT misconfiguration',
               mmio: 'MMIO',
               nested: 'Nested VM exit',
+              rmp: 'RMP fault',
             }[fault.kind]
           : stop.reason,
         description: stop.sentence,

@@ -22,3 +22,8 @@ export function unlockStep(lock: LockName) {
     },
   };
 }
+
+/** The lock that a task spins others out with, and so must not sleep in: mmu_lock, where it holds it. */
+export function heldSpinlock(task: Task): LockName | undefined {
+  return task.holds.find(({ lock }) => lock === 'mmu_lock')?.lock;
+}

@@ -1,3 +1,6 @@
+import type { Hazard } from './attributes/hazards.ts';
+import { type Conversion, MemoryAttributes, type VmType } from './attributes/state.ts';
+import type { AttributeRun } from './attributes/store.ts';
 import { flatten, type Instruction } from './code.ts';
 import { Format, TABLE } from './formats/compile.ts';
 import { EPT, EPT_5, nestedEpt } from './formats/ept.ts';
@@ -173,6 +176,12 @@ export const COUNTERS = [
   'nested.entries',
   'nested.exits',
   'sptes.changed',
+  'faults.rmp',
+  'faults.vc',
+  'exits.memory_fault',
+  'conversions',
+  'rmp.updates',
+  'hazards',
   'expects.passed',
   'expects.failed',
   'warnings',
@@ -203,6 +212,10 @@ export interface SmallState {
   injected: Injection[];
   /** Shadow pages that are to become unsync at the next fault, by such a mistake. */
   lateUnsync: Pfn[];
+  /** KVM_SET_MEMORY_ATTRIBUTES ioctls that have not returned. */
+  conversions: Conversion[];
+  /** What has happened that must not, each once. */
+  hazards: { readonly hazard: Hazard; readonly text: string }[];
 }
 
 export class MachineError extends Error {}
@@ -229,6 +242,8 @@ export class Machine {
   readonly pages = new Map<Pfn, MmuPage>();
   /** What KVM keeps beside its shadow pages. */
   readonly shadow = new ShadowMmu();
+  /** Private and shared memory. */
+  readonly attributes = new MemoryAttributes();
   /** By the level of their root. */
   readonly #shadowFormats: Readonly<Record<number, Format>>;
   readonly #withoutAccessedDirty: Readonly<Record<number, Format>>;
@@ -293,6 +308,8 @@ export class Machine {
       nextAge: 0,
       injected: [],
       lateUnsync: [],
+      conversions: [],
+      hazards: [],
     };
     for (const slot of this.config.slots) this.slots = this.slots.with(this.makeSlot(slot));
     let vcpus = 0;
@@ -397,7 +414,8 @@ export class Machine {
   makeSlot(config: SlotConfig): Memslot {
     const slot = this.describeSlot(config);
     const gigabyte = 512 * 512;
-    this.small.nextBacking = Math.ceil((slot.backing.pfn + slot.pages) / gigabyte) * gigabyte;
+    const last = slot.gmem ?? slot.backing;
+    this.small.nextBacking = Math.ceil((last.pfn + slot.pages) / gigabyte) * gigabyte;
     return slot;
   }
 
@@ -411,7 +429,12 @@ export class Machine {
       );
     const gigabyte = 512 * 512;
     const pfn = this.small.nextBacking + (base % gigabyte);
-    const end = Math.ceil((pfn + pages) / gigabyte) * gigabyte;
+    const first = Math.ceil((pfn + pages) / gigabyte) * gigabyte;
+    const isInPlace = this.policies['guest-memfd'] === 'in-place';
+    const { gmemLevel } = config;
+    const gmemPfn = isInPlace ? pfn : first + (base % gigabyte);
+    const gmem = gmemLevel === undefined ? {} : { gmem: newBacking(gmemPfn, pages, gmemLevel) };
+    const end = gmemLevel === undefined ? first : Math.ceil((gmemPfn + pages) / gigabyte) * gigabyte;
     if (end > 2 ** (this.config.maxPhyAddr - 12))
       throw new MachineError(
         `slot ${config.id} does not fit into the host's memory (MAXPHYADDR ${this.config.maxPhyAddr})`,
@@ -424,14 +447,23 @@ export class Machine {
       logDirty: false,
       invalid: false,
       backing: newBacking(pfn, pages, config.pageLevel),
+      ...gmem,
     };
   }
 
-  /** The host frame behind a guest frame; −1 when no slot holds it. */
+  /** The host frame behind a guest frame, by whether it is private now; −1 when no slot holds it. */
   resolve(gfn: Gfn): Pfn {
     if (this.mirror) return this.mirror.resolve(gfn);
     const slot = this.slots.find(gfn);
-    return slot ? backingPfn(slot, gfn) : -1;
+    if (!slot) return -1;
+    return slot.gmem && this.attributes.store.isPrivate(gfn)
+      ? backingPfn(slot, gfn, slot.gmem)
+      : backingPfn(slot, gfn);
+  }
+
+  /** What protects the guests' memory from the host. */
+  get vm(): VmType {
+    return this.config.vm ?? 'ordinary';
   }
 
   /** The guest frame that a host frame backs; −1 when it backs none. */
@@ -441,6 +473,8 @@ export class Machine {
         if (moved === pfn) return slot.base + Number(index);
       const index = pfn - slot.backing.pfn;
       if (index >= 0 && index < slot.pages && slot.backing.moved[index] === undefined) return slot.base + index;
+      const inGmem = slot.gmem ? pfn - slot.gmem.pfn : -1;
+      if (inGmem >= 0 && inGmem < slot.pages) return slot.base + inGmem;
     }
     return -1;
   }
@@ -515,6 +549,21 @@ export class Machine {
   setSlots(slots: Memslots): void {
     this.append(Kind.SLOTS, 0, 0, 0, 0, 0, { before: this.slots, after: slots });
     this.slots = slots;
+  }
+
+  // ---- private and shared memory
+
+  setAttributes(start: Gfn, end: Gfn, isPrivate: boolean): void {
+    const before = [...this.attributes.store.runs(start, end)];
+    this.append(Kind.ATTRIBUTES, start, 0, 0, 0, 0, { start, end, isPrivate, before });
+    this.attributes.store.set(start, end, isPrivate);
+  }
+
+  /** What must not happen has: told as the kernel or the processor would, and kept for whoever looks for it. */
+  hazard(hazard: Hazard, text: string, gfn: Gfn): void {
+    this.count('hazards');
+    if (!this.small.hazards.some((known) => known.hazard === hazard)) this.small.hazards.push({ hazard, text });
+    this.append(Kind.HAZARD, this.acting, 0, 0, 0, 0, { hazard, text, gfn });
   }
 
   // ---- vCPUs
@@ -1050,6 +1099,11 @@ export class Machine {
       case Kind.REQUESTS:
         this.vcpu(entry.address).requests = entry.oldLo;
         break;
+      case Kind.ATTRIBUTES: {
+        const { before } = entry.object as { before: AttributeRun[] };
+        for (const run of before) this.attributes.store.set(run.start, run.end, run.isPrivate);
+        break;
+      }
       default:
         break;
     }

@@ -45,6 +45,10 @@ export interface PendingAccess {
   readonly value: bigint;
   readonly cpl: number;
   readonly implicit: boolean;
+  /** Of a VM whose guests tell private from shared memory: whether this access is to private memory. */
+  readonly isPrivate?: boolean;
+  /** PVALIDATE, of a page of this level: it needs the translation of a page that is not accepted yet. */
+  readonly validate?: 1 | 2;
 }
 
 export const LOCKS = ['slots_lock', 'mmu_lock'] as const;
@@ -69,6 +73,8 @@ export interface Step<L> {
   readonly name: string;
   /** One line of the listing, in our own words. */
   readonly text: string;
+  /** It reads and changes nothing that another task could change or see: no place to ask who runs next. */
+  readonly local?: true;
   run(machine: Machine, task: Task, locals: L): Flow;
 }
 

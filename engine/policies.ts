@@ -20,15 +20,51 @@ export interface Policies {
    * there is one, and splitting leaves such tables alone.
    */
   readonly quadrant: 'parity' | 'address' | 'copied' | 'skip';
+  /**
+   * In which order the ioctl that makes memory private or shared does what it has to (`attributes/orderings.ts`): `today` is Linux 7.1, the
+   * others were proposed, or tried in thought, in March 2023.
+   */
+  readonly conversion: Ordering;
+  /** What a conversion does to second-stage entries of the range, where its ordering zaps them at all. */
+  readonly 'attribute-zap': 'zap' | 'flush' | 'none';
+  /** What becomes of an error of the architecture's callback, once the attribute is stored. */
+  readonly 'attribute-errors': 'logged' | 'returned';
+  /** Whether a private page has frames of its own, or is the shared page's frame, converted in place. */
+  readonly 'guest-memfd': 'separate' | 'in-place';
 }
 
-export const DEFAULT_POLICIES: Policies = { 'page-split': 'eager', roots: 'today', quadrant: 'parity' };
+/** O8, and O1 to O7. */
+export const ORDERINGS = [
+  'today',
+  'rfc-v8',
+  'in-lock',
+  'split-direct-map',
+  'reversed-direct-map',
+  'deferred',
+  'no-zap',
+  'flush-only',
+] as const;
+export type Ordering = (typeof ORDERINGS)[number];
+
+export const DEFAULT_POLICIES: Policies = {
+  'page-split': 'eager',
+  roots: 'today',
+  quadrant: 'parity',
+  conversion: 'today',
+  'attribute-zap': 'zap',
+  'attribute-errors': 'logged',
+  'guest-memfd': 'separate',
+};
 
 /** What each policy can be, its default first. */
 export const POLICY_VALUES: { readonly [K in keyof Policies]: readonly Policies[K][] } = {
   'page-split': ['eager', 'lazy', 'all'],
   roots: ['today', 'before', 'posted'],
   quadrant: ['parity', 'address', 'copied', 'skip'],
+  conversion: ORDERINGS,
+  'attribute-zap': ['zap', 'flush', 'none'],
+  'attribute-errors': ['logged', 'returned'],
+  'guest-memfd': ['separate', 'in-place'],
 };
 
 function isPolicy(name: string): name is keyof Policies {

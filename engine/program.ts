@@ -1,3 +1,5 @@
+import type { Hazard } from './attributes/hazards.ts';
+import type { VmType } from './attributes/state.ts';
 import type { Expression } from './expression.ts';
 import type { Feature } from './formats/format.ts';
 import type { PagingName, RegisterName } from './guest/registers.ts';
@@ -19,6 +21,13 @@ export interface Program {
   readonly tasks: readonly TaskProgram[];
   /** Checked in order when every task has ended. */
   readonly expects: readonly Expectation[];
+  /** What must not happen, in this run or, where all are explored, in any. */
+  readonly never?: readonly NeverExpectation[];
+}
+
+export interface NeverExpectation {
+  readonly hazard: Hazard;
+  readonly span: Span;
 }
 
 export interface MachineConfig {
@@ -31,6 +40,15 @@ export interface MachineConfig {
   readonly maxPhyAddr: number;
   /** What the processor offers, beside NX, which EFER.NXE rules. */
   readonly features: readonly Feature[];
+  /** Absent: ordinary. */
+  readonly vm?: VmType;
+  /**
+   * Memory that is private before anything runs; where it was `launched` its pages are there, and of SNP assigned and accepted, as the commands
+   * leave it that measure a guest's first memory.
+   */
+  readonly privateRanges?: readonly { readonly base: bigint; readonly size: bigint; readonly launched: boolean }[];
+  /** What the VMM does about KVM_EXIT_MEMORY_FAULT: converts the page, as absent, or stops the vCPU. */
+  readonly memoryFault?: 'convert' | 'stop';
   /** Whether invariants are checked after every step. */
   readonly sanitize?: boolean;
   /** What was chosen where KVM could do otherwise; absent: today's kernel. */
@@ -45,6 +63,8 @@ export interface SlotConfig {
   readonly readonly: boolean;
   /** Largest page of the host's mapping: 1 = 4K, 2 = 2M, 3 = 1G. */
   readonly pageLevel: number;
+  /** Largest page of the guest_memfd for its private pages; absent: it has none. */
+  readonly gmemLevel?: number;
 }
 
 /** An address space that exists before the vCPUs start. */
@@ -110,6 +130,8 @@ export interface AccessStatement extends Located {
   /** Privilege level of this access alone; absent: the vCPU's. */
   readonly cpl?: 0 | 3;
   readonly implicit: boolean;
+  /** Whether it is made as private memory, whatever the guest's tables say; of a host's, which of a page's frames it touches. */
+  readonly isPrivate?: boolean;
 }
 
 export interface RegisterStatement extends Located {
@@ -170,6 +192,12 @@ export type Statement =
   | (Located & { readonly kind: 'zap'; readonly range?: { readonly base: bigint; readonly size: bigint } })
   /** The host unmaps the memory behind a range (MMU notifier); `migrate` moves its pages to other frames meanwhile. */
   | (Located & { readonly kind: 'notifier'; readonly base: bigint; readonly size: bigint; readonly migrate: boolean })
+  /** A host's KVM_SET_MEMORY_ATTRIBUTES, or the guest's request for it (page state change, MapGPA). */
+  | (Located & { readonly kind: 'convert'; readonly base: bigint; readonly size: bigint; readonly isPrivate: boolean })
+  /** The guest accepts a page (PVALIDATE), or gives up that. */
+  | (Located & { readonly kind: 'pvalidate'; readonly address: Expression; readonly level: 1 | 2 })
+  /** fallocate(FALLOC_FL_PUNCH_HOLE) on guest_memfd: its pages of the range are freed. */
+  | (Located & { readonly kind: 'punch'; readonly base: bigint; readonly size: bigint })
   /** KVM_SET_CPUID2: another width of the guests' physical addresses. */
   | (Located & { readonly kind: 'cpuid'; readonly maxPhyAddr: number })
   /** From here on KVM makes a mistake. */
@@ -177,9 +205,10 @@ export type Statement =
   /** Overwrites an entry of KVM's tables, as a bug would. */
   | (Located & { readonly kind: 'poke'; readonly gpa: bigint; readonly level: number; readonly value: Expression });
 
-/** Who may execute a statement; both when absent. */
+/** Who may execute a statement; both when absent. A host's accesses go through the kernel's direct map. */
 export const STATEMENT_OWNER: Readonly<Partial<Record<Statement['kind'], 'vcpu' | 'host'>>> = {
-  access: 'vcpu',
+  pvalidate: 'vcpu',
+  punch: 'host',
   register: 'vcpu',
   invlpg: 'vcpu',
   invpcid: 'vcpu',

@@ -1,3 +1,4 @@
+import { launch } from './attributes/launch.ts';
 import { evaluate, truthy } from './expression.ts';
 import { guestNamed, l1Frame, nestedStage, tableFormatOf } from './guest/nested.ts';
 import { RegisterError, type RegisterName } from './guest/registers.ts';
@@ -17,6 +18,7 @@ import { checkExpectation, runInstruction } from './statements.ts';
  */
 export function createMachine(program: Program, logLimit?: number, mirror?: Mirror): Machine {
   const machine = new Machine(program, logLimit, mirror);
+  launch(machine);
   program.guests.forEach((guest, pool) => {
     const end = tablesEnd(machine, guest);
     if (end === undefined && guest.tablesAt === undefined)
@@ -211,6 +213,13 @@ export class Run {
   finish(): void {
     if (this.#finished) return;
     this.#finished = true;
+    const { hazards, failures } = this.machine.small;
+    for (const { hazard, span } of this.machine.program.never ?? []) {
+      const found = hazards.find((known) => known.hazard === hazard);
+      if (!found) continue;
+      this.machine.count('expects.failed');
+      failures.push({ text: `expect never ${hazard}`, line: span.line, actual: found.text });
+    }
     for (const expectation of this.machine.program.expects) {
       try {
         checkExpectation(this.machine, expectation);

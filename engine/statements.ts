@@ -1,3 +1,9 @@
+import { callConvert } from './attributes/convert.ts';
+import { directMapAccess } from './attributes/direct-map.ts';
+import { kvmGmemPunchHole } from './attributes/gmem.ts';
+import { pvalidate } from './attributes/rmp.ts';
+import { checkFresh } from './attributes/stale.ts';
+import { pageStateChange } from './attributes/vmm.ts';
 import type { Instruction } from './code.ts';
 import { ExpressionError, evaluate, evaluateInteger, truthy } from './expression.ts';
 import { accessPages, EMULATED, FAILED, FAULTED, lookUp, pageWalk, untranslatable } from './guest/access.ts';
@@ -8,9 +14,9 @@ import { Kind } from './history/log.ts';
 import { kvmSetMemoryRegion } from './host/memory-region.ts';
 import { kvmZapGfnRange, unmapHostMemory } from './host/notifier.ts';
 import type { Machine } from './machine.ts';
-import { frameRange, MemslotError } from './memory/memslots.ts';
+import { backingPfn, frameRange, MemslotError } from './memory/memslots.ts';
 import { addressToFrame, hex, highWord, lowWord, pageOffset } from './memory/words.ts';
-import { call, type Task } from './operation.ts';
+import { call, type PendingAccess, type Task } from './operation.ts';
 import { PgtableError } from './pgtable/tables.ts';
 import type { AccessStatement, Expectation, RegisterStatement, Statement } from './program.ts';
 import { programScope } from './queries/scope.ts';
@@ -70,8 +76,27 @@ export function runInstruction(machine: Machine, task: Task, instruction: Instru
 function runStatement(machine: Machine, task: Task, statement: Exclude<Statement, { kind: 'repeat' }>): void {
   switch (statement.kind) {
     case 'access':
-      runAccess(machine, task, statement);
+      if (task.vcpu >= 0) {
+        runAccess(machine, task, statement);
+        return;
+      }
+      accessDirectMap(machine, task, statement);
+      break;
+    case 'pvalidate':
+      runPvalidate(machine, task, statement);
       return;
+    case 'convert': {
+      const { base, pages } = frameRange('convert', statement.base, statement.size);
+      const { isPrivate } = statement;
+      if (task.vcpu < 0) callConvert(machine, task, base, base + pages, isPrivate);
+      else call(task, pageStateChange, { start: base, end: base + pages, isPrivate });
+      break;
+    }
+    case 'punch': {
+      const { base, pages } = frameRange('punch', statement.base, statement.size);
+      call(task, kvmGmemPunchHole, { start: base, end: base + pages, next: base });
+      break;
+    }
     case 'register':
       setRegister(machine, task, statement);
       break;
@@ -226,21 +251,50 @@ function actualValues({ condition }: Expectation, scope: ReturnType<typeof progr
   return `left is ${words(evaluate(condition.left, scope))}, right is ${words(evaluate(condition.right, scope))}`;
 }
 
+function accessOf(machine: Machine, task: Task, statement: AccessStatement, cpl: number): PendingAccess {
+  const scope = programScope(machine, task);
+  // A guest of SNP or TDX says of every access which memory it means.
+  const isPrivate = statement.isPrivate ?? (isToldByGuest(machine) ? true : undefined);
+  return {
+    kind: statement.access,
+    address: evaluateInteger(statement.address, scope, statement.access),
+    size: statement.size,
+    value: statement.value
+      ? BigInt.asUintN(8 * statement.size, evaluateInteger(statement.value, scope, 'write'))
+      : BigInt(machine.steps),
+    cpl,
+    implicit: statement.implicit,
+    ...(isPrivate === undefined ? {} : { isPrivate }),
+  };
+}
+
+const isToldByGuest = ({ vm }: Machine): boolean => vm === 'snp' || vm === 'tdx';
+
+/** A kernel thread's access, to the page that userspace has mapped unless the statement says the private one. */
+function accessDirectMap(machine: Machine, task: Task, statement: AccessStatement): void {
+  const access = accessOf(machine, task, { ...statement, isPrivate: statement.isPrivate ?? false }, 0);
+  const gfn = addressToFrame(access.address);
+  const slot = machine.slots.find(gfn);
+  if (!slot) throw new RangeError(`no memory slot holds gpa ${hex(access.address)}`);
+  if (pageOffset(access.address) + access.size > 4096)
+    throw new RangeError(`gpa ${hex(access.address)} +${access.size} crosses a page`);
+  if (access.isPrivate && !slot.gmem) throw new RangeError(`slot ${slot.id} has no guest_memfd`);
+  call(task, directMapAccess, { access, gfn, pfn: backingPfn(slot, gfn, access.isPrivate ? slot.gmem : slot.backing) });
+}
+
+/** PVALIDATE: translated as a private read, whatever the page has been accepted as so far. */
+function runPvalidate(machine: Machine, task: Task, statement: Extract<Statement, { kind: 'pvalidate' }>): void {
+  const { address, level, span } = statement;
+  const read: AccessStatement = { kind: 'access', access: 'read', address, size: 1, implicit: false, isPrivate: true, span };
+  if (task.access === null) task.access = { ...accessOf(machine, task, read, 0), validate: level };
+  runAccess(machine, task, read);
+}
+
 /** One attempt at an access: through the TLB, or by starting the walk that will fill it. */
 function runAccess(machine: Machine, task: Task, statement: AccessStatement): void {
   const vcpu = machine.vcpu(task.vcpu);
   if (task.access === null) {
-    const scope = programScope(machine, task);
-    task.access = {
-      kind: statement.access,
-      address: evaluateInteger(statement.address, scope, statement.access),
-      size: statement.size,
-      value: statement.value
-        ? BigInt.asUintN(8 * statement.size, evaluateInteger(statement.value, scope, 'write'))
-        : BigInt(machine.steps),
-      cpl: statement.cpl ?? vcpu.mode.cpl,
-      implicit: statement.implicit,
-    };
+    task.access = accessOf(machine, task, statement, statement.cpl ?? vcpu.mode.cpl);
     task.result = 0;
     machine.count('accesses');
   } else if (task.result === FAULTED || task.result === EMULATED) {
@@ -272,7 +326,11 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
     frames.push(pfn);
   }
   machine.count('tlb.hits', pages.length);
-  if (access.kind === 'write') store(machine, frames, access);
+  if (machine.vm !== 'ordinary') for (const vfn of pages) checkFresh(machine, vcpu, vfn, access);
+  if (access.validate) {
+    if (!pvalidate(machine, frames[0]!, access.validate))
+      machine.warn(`${task.name}: PVALIDATE of ${hex(access.address)} fails: the RMP has the page in another size`);
+  } else if (access.kind === 'write') store(machine, frames, access);
   else if (access.kind === 'read') task.loaded = load(machine, frames, access);
   finishAccess(task);
 }

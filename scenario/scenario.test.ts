@@ -140,6 +140,7 @@ test('every kind of statement of the contract can be written', () => {
     },
     ...{ expect: true, wait: true, 'slot-add': true, 'slot-delete': true, 'slot-move': true, 'slot-log': true },
     ...{ zap: true, notifier: true, poke: true, inject: true, cpuid: true, enter: true, invept: true, smm: true },
+    ...{ convert: true, pvalidate: true, punch: true },
   };
   assert.deepEqual([...kinds].sort(), Object.keys(all).sort());
 });

@@ -1,5 +1,8 @@
 import { ACC_EXEC, ACC_USER, ACC_WRITE } from '../formats/compile.ts';
 import { Kind } from '../history/log.ts';
+import { rmpFault } from '../attributes/explain.ts';
+import { checkRmp } from '../attributes/rmp.ts';
+import { vmmMemoryFault } from '../attributes/vmm.ts';
 import type { Machine, Vcpu } from '../machine.ts';
 import { addressToFrame, pageOffset, type Vfn } from '../memory/words.ts';
 import { AGAIN, call, defineFunction, NEXT, type PendingAccess, returns, type Task } from '../operation.ts';
@@ -7,7 +10,7 @@ import { vcpuEnterGuest } from '../roots/enter.ts';
 import { describeShadowFault } from '../shadow/explain-fault.ts';
 import { handleExit } from '../tdp/exit.ts';
 import { describeWalkFault } from '../tdp/explain-fault.ts';
-import type { FaultInfo } from '../tdp/fault.ts';
+import { EFAULT, type FaultInfo } from '../tdp/fault.ts';
 import { EXIT_EMULATED, EXIT_INJECTED } from '../tdp/results.ts';
 import { PFERR_FETCH, PFERR_USER, PFERR_WRITE, permissionFault } from './permission.ts';
 import type { PagingMode } from './registers.ts';
@@ -78,9 +81,24 @@ export const pageWalk = defineFunction<WalkLocals>({
     },
     {
       name: 'fill',
-      text: 'keep the translation in the TLB, with the rights of both stages',
+      text: 'of SNP, ask the RMP; then keep the translation in the TLB, with the rights of both stages',
       run(machine, task, locals) {
-        fillFromWalk(machine, machine.vcpu(task.vcpu), locals.walk!);
+        const vcpu = machine.vcpu(task.vcpu);
+        const { walk, access } = locals;
+        if (machine.vm === 'snp') {
+          const { gfn, pfn, secondLeafLevel } = walk!;
+          const problem = checkRmp(machine, access, gfn, pfn, secondLeafLevel, access.validate !== undefined);
+          if (problem?.kind === 'not-validated') {
+            machine.count('faults.vc');
+            machine.warn(`${task.name}: #VC at 0x${access.address.toString(16)}: ${problem.reason}`);
+            return returns(task, FAULTED);
+          }
+          if (problem) {
+            locals.fault = rmpFault(vcpu.id, walk!, access, problem);
+            return 'exit';
+          }
+        }
+        fillFromWalk(machine, vcpu, walk!, access);
         return returns(task, TRANSLATED);
       },
     },
@@ -97,7 +115,7 @@ export const pageWalk = defineFunction<WalkLocals>({
       text: 'exit to the hypervisor with the faulting gpa',
       run(machine, task, locals) {
         machine.count('exits');
-        machine.count('faults.second');
+        machine.count(locals.fault!.kind === 'rmp' ? 'faults.rmp' : 'faults.second');
         machine.append(Kind.EXIT, task.vcpu, 0, 0, 0, 0, locals.fault);
         return handleExit(task, locals.fault!, machine.config.second);
       },
@@ -106,7 +124,8 @@ export const pageWalk = defineFunction<WalkLocals>({
       name: 'resume',
       text: 'look at what the handler returned: an error ends KVM_RUN, an emulated instruction is over',
       run(_machine, task, locals) {
-        locals.fault = null;
+        if (task.result !== EFAULT) locals.fault = null;
+        if (task.result === EFAULT) return 'memory-fault';
         if (task.result < 0) return returns(task, FAILED);
         if (task.result === EXIT_EMULATED) return returns(task, EMULATED);
         if (task.result === EXIT_INJECTED) return returns(task, FAULTED);
@@ -119,6 +138,16 @@ export const pageWalk = defineFunction<WalkLocals>({
       run: (_machine, task) => call(task, vcpuEnterGuest, {}),
     },
     { name: 'again', text: 'the instruction starts anew: walk again', run: () => 'begin' },
+    {
+      name: 'memory-fault',
+      text: 'KVM_EXIT_MEMORY_FAULT: userspace decides',
+      run(_machine, task, locals) {
+        const info = locals.fault!;
+        locals.fault = null;
+        return call(task, vmmMemoryFault, { info });
+      },
+    },
+    { name: 'resolved', text: 'the VMM has done something about it', local: true, run: () => 'enter' },
   ],
 });
 
@@ -129,7 +158,7 @@ export function deliverPageFault(machine: Machine, task: Task, fault: FaultInfo,
   machine.append(Kind.GUEST_FAULT, task.vcpu, injected ? 1 : 0, 0, task.errorCode, 0, fault);
 }
 
-function fillFromWalk(machine: Machine, vcpu: Vcpu, walk: Walk): void {
+function fillFromWalk(machine: Machine, vcpu: Vcpu, walk: Walk, { isPrivate }: PendingAccess): void {
   const level = Math.min(walk.leafLevel, vcpu.shadowed ? 3 : walk.secondLeafLevel, 3);
   machine.fillTlb(vcpu, {
     vfn: walk.vfn,
@@ -142,6 +171,7 @@ function fillFromWalk(machine: Machine, vcpu: Vcpu, walk: Walk): void {
     pcid: vcpu.mode.pcid,
     secondAccess: walk.secondAccess,
     dirty: walk.leafDirty && (vcpu.shadowed !== undefined || walk.secondDirty),
+    ...(isPrivate === undefined ? {} : { isPrivate }),
   });
 }
 
@@ -165,7 +195,7 @@ export function untranslatable({ paging, addressBits }: PagingMode, address: big
 export function lookUp(vcpu: Vcpu, vfn: Vfn, access: PendingAccess): number {
   const mode = vcpu.hardware;
   const entry = vcpu.tlb.find(vfn, mode.pcid);
-  if (entry === undefined) return -1;
+  if (entry === undefined || entry.isPrivate !== access.isPrivate) return -1;
   const bits = accessBits(access);
   if (access.kind === 'write' && !entry.dirty) return -1;
   const need = access.kind === 'fetch' ? ACC_EXEC : access.kind === 'write' ? ACC_WRITE : ACC_USER;

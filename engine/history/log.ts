@@ -67,6 +67,12 @@ export const Kind = {
   NESTED_EXIT: 31,
   /** A vCPU goes into system-management mode, or comes out. address: vCPU; object: before and after. */
   SMM: 32,
+  /** Guest frames become private or shared. object: the range, what it is now, and the runs that it was. */
+  ATTRIBUTES: 36,
+  /** Something that must not happen did. address: task; object: {hazard, text, gfn}. */
+  HAZARD: 37,
+  /** KVM_EXIT_MEMORY_FAULT. address: vCPU; object: the fault. */
+  MEMORY_FAULT: 38,
 } as const;
 export type Kind = (typeof Kind)[keyof typeof Kind];
 /** Whether an entry of this kind changes eight bytes of memory at `address`. */

@@ -1,7 +1,10 @@
 import type { Machine } from '../machine.ts';
 import type { Gfn } from '../memory/words.ts';
 
-/** kvm_mmu_invalidate_begin with its range: faults on these gfns retry from now on. Needs mmu_lock for writing. */
+/**
+ * kvm_mmu_invalidate_begin with its range: faults on these gfns retry from now on. Needs mmu_lock for writing.
+ * @param start −1 for a caller that adds no range, which is a mistake: every fault retries then
+ */
 export function invalidateBegin(machine: Machine, start: Gfn, end: Gfn): void {
   const { seq, inProgress, start: oldStart, end: oldEnd } = machine.invalidation;
   const first = inProgress === 0;
@@ -14,8 +17,20 @@ export function invalidateBegin(machine: Machine, start: Gfn, end: Gfn): void {
   });
 }
 
+/** kvm_mmu_invalidate_range_add: of an invalidation that has begun. */
+export function invalidateAdd(machine: Machine, start: Gfn, end: Gfn): void {
+  const { invalidation } = machine;
+  if (start >= invalidation.start && end <= invalidation.end) return;
+  machine.setInvalidation({
+    ...invalidation,
+    start: Math.min(start, invalidation.start),
+    end: Math.max(end, invalidation.end),
+  });
+}
+
 /** kvm_mmu_invalidate_end: the sequence moves before the count drops, so that a fault sees one or the other. */
 export function invalidateEnd(machine: Machine): void {
   const { seq, inProgress, start, end } = machine.invalidation;
+  if (start < 0) machine.warn('kvm_mmu_invalidate_end: the invalidation was begun without a range');
   machine.setInvalidation({ seq: seq + 1, inProgress: inProgress - 1, start, end });
 }

@@ -41,6 +41,8 @@ export interface Memslot {
   /** KVM_MEMSLOT_INVALID: being deleted or moved; a fault in it retries. */
   readonly invalid: boolean;
   readonly backing: Backing;
+  /** Frames of the guest_memfd bound to it (KVM_MEM_GUEST_MEMFD), where its private pages lie. */
+  readonly gmem?: Backing;
 }
 
 /** KVM's limit: an id is 16 bits, of which the kernel keeps a few to itself (KVM_USER_MEM_SLOTS). */
@@ -146,18 +148,18 @@ export function frameRange(what: string, start: bigint, size: bigint): { base: G
 }
 
 /** The frame that backs `gfn`, as `hva_to_pfn` would find it. */
-export function backingPfn(slot: Memslot, gfn: Gfn): Pfn {
+export function backingPfn(slot: Memslot, gfn: Gfn, backing = slot.backing): Pfn {
   const index = gfn - slot.base;
-  return slot.backing.moved[index] ?? slot.backing.pfn + index;
+  return backing.moved[index] ?? backing.pfn + index;
 }
 
 /**
  * The largest level at which the host maps the page behind `gfn`, as `host_pfn_mapping_level`: the backing's page size,
  * unless the host migrated a part of that page.
  */
-export function hostMappingLevel(slot: Memslot, gfn: Gfn): number {
+export function hostMappingLevel(slot: Memslot, gfn: Gfn, backing = slot.backing): number {
   const index = gfn - slot.base;
-  const { broken, pageLevel, pages } = slot.backing;
+  const { broken, pageLevel, pages } = backing;
   for (const level of [3, 2] as const) {
     const span = 512 ** (level - 1);
     const block = Math.floor(index / span);

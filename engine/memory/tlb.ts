@@ -17,6 +17,8 @@ export interface TlbEntry {
   readonly secondAccess: number;
   /** Both stages' dirty bits were set when the entry was filled: a write needs no walk. */
   readonly dirty: boolean;
+  /** Whether it was made by an access to private memory, where guests tell the two apart. */
+  readonly isPrivate?: boolean;
 }
 
 const SETS = 1024;

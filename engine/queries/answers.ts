@@ -414,7 +414,7 @@ export interface StopAnswer {
 }
 
 export interface FaultAnswer {
-  readonly kind: 'guest' | 'violation' | 'misconfiguration' | 'mmio' | 'nested';
+  readonly kind: 'guest' | 'violation' | 'misconfiguration' | 'mmio' | 'nested' | 'rmp';
   readonly vcpu: number;
   readonly access: 'read' | 'write' | 'fetch';
   readonly gva: string;

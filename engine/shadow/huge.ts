@@ -9,7 +9,7 @@ import { maxMappingLevel } from '../tdp/map.ts';
 export function hugepageAdjust(machine: Machine, fault: PageFault): void {
   const slot = machine.slots.find(fault.gfn);
   if (!slot || fault.slot < 0 || slot.logDirty || fault.maxLevel <= 1) return;
-  const level = maxMappingLevel(machine, slot, fault.gfn, fault.maxLevel);
+  const level = maxMappingLevel(machine, slot, fault.gfn, fault.maxLevel, fault.isPrivate);
   fault.reqLevel = level;
   fault.goalLevel = level;
   fault.pfn -= fault.pfn % 512 ** (level - 1);

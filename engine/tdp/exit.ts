@@ -1,3 +1,5 @@
+import { sevHandleRmpFault } from '../attributes/rmp-fault.ts';
+import type { Machine } from '../machine.ts';
 import { call, defineFunction, returns, type Task } from '../operation.ts';
 import type { FaultInfo } from './fault.ts';
 import { kvmMmuPageFault } from './page-fault.ts';
@@ -59,7 +61,16 @@ export const npfInterception = defineFunction<ExitLocals>({
       text: 'hand error code and gpa to the MMU',
       run: (_machine, task, locals) => call(task, kvmMmuPageFault, { info: locals.info }),
     },
-    finish,
+    {
+      ...finish,
+      text: 'a fault with the RMP bit goes to SNP as well; then back to the run loop: resume the guest, or give the error',
+      run(machine: Machine, task: Task, { info }: ExitLocals) {
+        const resumes = outcome(task.result) === EXIT_RESUME;
+        if (info.kind !== 'rmp' || !resumes) return finish.run(machine, task);
+        task.result = EXIT_RESUME;
+        return call(task, sevHandleRmpFault, { info });
+      },
+    },
   ],
 });
 

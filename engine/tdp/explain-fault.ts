@@ -5,7 +5,7 @@ import type { PagingMode } from '../guest/registers.ts';
 import { entryOffset, type SecondStage, type Walk } from '../guest/walk.ts';
 import { frameToAddress, hex } from '../memory/words.ts';
 import type { PendingAccess } from '../operation.ts';
-import { type FaultInfo, PFERR_GUEST_FINAL, PFERR_GUEST_PAGE } from './fault.ts';
+import { type FaultInfo, PFERR_GUEST_ENC, PFERR_GUEST_FINAL, PFERR_GUEST_PAGE } from './fault.ts';
 
 /** Exit qualification of an EPT violation (SDM vol. 3, table 28-7). */
 const QUAL_READ = 1;
@@ -68,7 +68,7 @@ export function describeWalkFault(
     ? misconfigured
       ? 0
       : accessBits | (allowed << 3) | QUAL_GVA_VALID | (table ? 0 : QUAL_FINAL)
-    : (walk.error & 0x1f) + (rsvd ? PFERR_PRESENT : 0) + 4 * ((walk.error & 4) === 0 ? 1 : 0) + where;
+    : (walk.error & 0x1f) + (rsvd ? PFERR_PRESENT : 0) + 4 * ((walk.error & 4) === 0 ? 1 : 0) + where + (access.isPrivate ? PFERR_GUEST_ENC : 0);
   // What KVM makes of it: R, W and X of the access, PRESENT when any right was granted (vmx.c, __vmx_handle_ept_violation).
   const eptCode =
     ((accessBits & QUAL_READ) !== 0 ? 4 : 0) |
@@ -93,6 +93,7 @@ export function describeWalkFault(
     table: walk.secondTable,
     errorCode: misconfigured ? PFERR_RSVD : ept ? eptCode + where : exitInfo,
     exitInfo,
+    ...(access.isPrivate === undefined ? {} : { isPrivate: access.isPrivate }),
     reason: secondReason(walk, second!, bits),
   };
 }

@@ -26,9 +26,12 @@ export const fastPageFault = defineFunction<FastLocals>({
   steps: [
     {
       name: 'eligible',
-      text: 'only a write to a present entry can be fixed this way, and no reserved-bit fault',
-      run: (_machine, task, { fault }) =>
-        !fault.rsvd && fault.present && fault.write ? NEXT : returns(task, RET_PF.INVALID),
+      text: 'only a write to a present entry can be fixed this way, no reserved-bit fault, and no page of the other kind',
+      run(machine, task, { fault }) {
+        const isPrivate = machine.vm !== 'ordinary' && machine.attributes.store.isPrivate(fault.gfn);
+        if (fault.isPrivate !== isPrivate) return returns(task, RET_PF.INVALID);
+        return !fault.rsvd && fault.present && fault.write ? NEXT : returns(task, RET_PF.INVALID);
+      },
     },
     {
       name: 'read',

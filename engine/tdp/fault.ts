@@ -12,6 +12,8 @@ export const RET_PF = {
 } as const;
 /** KVM_RUN fails with an errno instead. */
 export const EINVAL = -22;
+/** With KVM_EXIT_MEMORY_FAULT: the page is not of the kind that the access took it for. */
+export const EFAULT = -14;
 
 /** No frame behind the gfn: no slot (KVM_PFN_NOSLOT), or a write to a read-only slot (KVM_PFN_ERR_RO_FAULT). */
 export const PFN_NOSLOT = -1;
@@ -20,12 +22,17 @@ export const PFN_RO_FAULT = -2;
 /** Bits of KVM's error code above the 32 of `PFERR_*`: whether the final address or a guest table was being accessed. */
 export const PFERR_GUEST_FINAL = 2 ** 32;
 export const PFERR_GUEST_PAGE = 2 ** 33;
+/** Of SNP: the RMP refuses; the access was private (C-bit); page sizes differ. */
+export const PFERR_GUEST_RMP = 2 ** 31;
+export const PFERR_GUEST_ENC = 2 ** 34;
+export const PFERR_GUEST_SIZEM = 2 ** 35;
 
 /** What made a walk fail, as it is told: to the log, to breakpoints and to people. Immutable. */
 export interface FaultInfo {
   readonly vcpu: number;
   /** `nested`: L1's second-stage tables refuse an access of its guest's. */
-  readonly kind: 'guest' | 'violation' | 'misconfiguration' | 'mmio' | 'nested';
+  /** `rmp`: the tables allow the access, and the RMP does not. */
+  readonly kind: 'guest' | 'violation' | 'misconfiguration' | 'mmio' | 'nested' | 'rmp';
   /** The nested guest (L2) whose access it was. */
   readonly guest?: string | undefined;
   readonly access: 'read' | 'write' | 'fetch';
@@ -49,6 +56,8 @@ export interface FaultInfo {
   readonly errorCode: number;
   /** Exit qualification (EPT) or EXITINFO1 (NPT). */
   readonly exitInfo: number;
+  /** Whether the access was to private memory, where the guest tells the two apart. */
+  readonly isPrivate?: boolean;
   /** Why, in words that continue "…: ". */
   readonly reason: string;
 }
@@ -65,6 +74,8 @@ export interface PageFault {
   readonly exec: boolean;
   readonly present: boolean;
   readonly rsvd: boolean;
+  /** Whether private memory is to be mapped. */
+  readonly isPrivate: boolean;
   /** What the faulting access needs, in ACC_* bits. */
   readonly needs: number;
   maxLevel: number;

@@ -1,3 +1,6 @@
+import { isConverting, reportMixed } from '../attributes/check.ts';
+import { gmemLevel } from '../attributes/gmem.ts';
+import { isMixed } from '../attributes/mixed.ts';
 import { LEAF, TABLE } from '../formats/compile.ts';
 import type { Machine } from '../machine.ts';
 import { disallowsHugePage, hostMappingLevel, type Memslot } from '../memory/memslots.ts';
@@ -34,11 +37,12 @@ interface MapLocals {
 }
 
 /** kvm_mmu_max_mapping_level: the largest page that slot, host mapping, processor and shadowed tables allow at a gfn. */
-export function maxMappingLevel(machine: Machine, slot: Memslot, gfn: Gfn, maxLevel: number): number {
+export function maxMappingLevel(machine: Machine, slot: Memslot, gfn: Gfn, maxLevel: number, isPrivate = false): number {
   const { disallowLpage } = machine.shadow;
-  for (let level = Math.min(maxLevel, hostMappingLevel(slot, gfn)); level > 1; level--) {
+  const backed = isPrivate ? gmemLevel(machine, gfn) : hostMappingLevel(slot, gfn);
+  for (let level = Math.min(maxLevel, backed); level > 1; level--) {
     const shadowed = disallowLpage.get(rmapKey(level, gfn - (gfn % 512 ** (level - 1)))) ?? 0;
-    if (shadowed === 0 && !disallowsHugePage(slot, gfn, level)) return level;
+    if (shadowed === 0 && !disallowsHugePage(slot, gfn, level) && !isMixed(machine, gfn, level)) return level;
   }
   return 1;
 }
@@ -137,6 +141,7 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
         const same = entry.lo === locals.lo && entry.hi === locals.hi;
         if (same && fault.slot >= 0) return returns(task, RET_PF.SPURIOUS);
         if (!same) machine.setSpte(locals.table, locals.index, entry.lo, entry.hi);
+        if (locals.level > 1) checkMixed(machine, locals.level, fault.gfn);
         const wasTable = isPresent(locals.lo) && machine.secondFormat.classify(locals.level, locals.lo) === TABLE;
         if (wasTable) {
           freeRemovedTable(machine, machine.secondFormat.frame(locals.level, locals.lo, locals.hi));
@@ -164,6 +169,13 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
     },
   ],
 });
+
+/** A large page that was made over both kinds is found here, unless a conversion there will still find it. */
+function checkMixed(machine: Machine, level: number, gfn: Gfn): void {
+  const first = gfn - (gfn % 512 ** (level - 1));
+  if (machine.attributes.store.mix(gfn, level as 2 | 3) !== 'mixed') return;
+  if (!isConverting(machine, first, first + 512 ** (level - 1))) reportMixed(machine, first, level);
+}
 
 /** What make_spte lets be written: what the host does, unless a table that L1 keeps for a guest of its own lies there. */
 function writability(machine: Machine, { fault, level, lo }: MapLocals): Writability {

@@ -1,3 +1,4 @@
+import { kvmGmemGetPfn, needsPreparation, sevGmemPrepare } from '../attributes/gmem.ts';
 import { Kind } from '../history/log.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
 import type { Machine, Vcpu } from '../machine.ts';
@@ -7,7 +8,7 @@ import { call, defineFunction, NEXT, returns, type Task } from '../operation.ts'
 import { shadowPageFault } from '../shadow/page-fault.ts';
 import { emulateInstruction } from './emulate.ts';
 import { fastPageFault } from './fast-page-fault.ts';
-import { EINVAL, type FaultInfo, type PageFault, PFN_NOSLOT, PFN_RO_FAULT, RET_PF } from './fault.ts';
+import { EFAULT, EINVAL, type FaultInfo, type PageFault, PFN_NOSLOT, PFN_RO_FAULT, RET_PF } from './fault.ts';
 import { findEntry, type SpteRef } from './iterate.ts';
 import { kvmTdpMmuMap } from './map.ts';
 import { EMULATION_DONE, EMULATION_INJECTED } from './results.ts';
@@ -112,6 +113,7 @@ function newPageFault(machine: Machine, info: FaultInfo): PageFault {
     exec,
     present: (info.errorCode & PRESENT) !== 0,
     rsvd: (info.errorCode & RSVD) !== 0,
+    isPrivate: isPrivateFault(machine, info),
     needs: needed(write, exec),
     maxLevel: Math.max(1, ...large),
     reqLevel: 1,
@@ -121,6 +123,13 @@ function newPageFault(machine: Machine, info: FaultInfo): PageFault {
     pfn: PFN_NOSLOT,
     mapWritable: false,
   };
+}
+
+/** PFERR_PRIVATE_ACCESS: of SNP and TDX the guest says so, of a software-protected VM the attribute does. */
+function isPrivateFault(machine: Machine, { isPrivate, gpa, errorCode }: FaultInfo): boolean {
+  if (machine.vm === 'software-protected')
+    return (errorCode & RSVD) === 0 && machine.attributes.store.isPrivate(Number((gpa ?? 0n) >> 12n));
+  return isPrivate === true;
 }
 
 /** The entry of the shadow tables at which a walk for an address ends. */
@@ -257,6 +266,8 @@ export function isWriteTracked(machine: Machine, fault: PageFault): boolean {
 /** mmu_invalidate_retry_gfn: whether what was read about a gfn may be out of date. */
 export function mustRetry(machine: Machine, seq: number, gfn: Gfn): boolean {
   const { invalidation } = machine;
+  // One that was begun without a range: the kernel warns, and takes everything for its range.
+  if (invalidation.inProgress > 0 && invalidation.start < 0) return true;
   if (invalidation.inProgress > 0 && gfn >= invalidation.start && gfn < invalidation.end) return true;
   return invalidation.seq !== seq;
 }
@@ -269,6 +280,24 @@ export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
     {
       name: 'snapshot',
       text: 'remember mmu_invalidate_seq, before anything else is read',
+      run(machine, _task, { fault }) {
+        if (machine.vm !== 'ordinary' && machine.injects('seq-after-attributes')) return NEXT;
+        fault.mmuSeq = machine.invalidation.seq;
+        return machine.vm === 'ordinary' ? 'slot' : NEXT;
+      },
+    },
+    {
+      name: 'attributes',
+      text: 'kvm_mem_is_private: an access of the other kind is userspace’s to resolve: KVM_EXIT_MEMORY_FAULT',
+      run(machine, task, { fault }) {
+        const isPrivate = machine.attributes.store.isPrivate(fault.gfn);
+        if (fault.isPrivate !== isPrivate) return returns(task, EFAULT);
+        return machine.injects('seq-after-attributes') ? NEXT : 'slot';
+      },
+    },
+    {
+      name: 'late-snapshot',
+      text: 'the mistake: mmu_invalidate_seq is remembered only now',
       run(machine, _task, { fault }) {
         fault.mmuSeq = machine.invalidation.seq;
         return NEXT;
@@ -293,12 +322,14 @@ export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
     {
       name: 'pfn',
       text: 'ask the host for the frame behind the slot’s memory; a write to a read-only slot has none',
-      run(machine, _task, { fault }) {
+      run(machine, task, { fault }) {
         const slot = machine.slots.find(fault.gfn);
         if (!slot) return 'no-slot';
+        if (fault.isPrivate) return slot.gmem ? call(task, kvmGmemGetPfn, { fault }) : returns(task, EFAULT);
         fault.mapWritable = !slot.readonly;
         if (machine.shadow.unmapped.get(fault.gfn)) machine.shadow.unmapped.set(machine, fault.gfn, undefined);
         fault.pfn = fault.write && slot.readonly ? PFN_RO_FAULT : backingPfn(slot, fault.gfn);
+        if (slot.gmem && needsPreparation(machine, fault)) return call(task, sevGmemPrepare, { fault });
         return NEXT;
       },
     },

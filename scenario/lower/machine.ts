@@ -1,4 +1,6 @@
+import { VM_TYPES, type VmType } from '../../engine/attributes/state.ts';
 import type { Feature } from '../../engine/formats/format.ts';
+import { launch } from '../../engine/attributes/launch.ts';
 import { Machine, MachineError } from '../../engine/machine.ts';
 import { MAX_SLOT_ID, MemslotError } from '../../engine/memory/memslots.ts';
 import { choosePolicy, DEFAULT_POLICIES } from '../../engine/policies.ts';
@@ -8,6 +10,7 @@ import type * as Ast from '../generated/ast.ts';
 import { FEATURES } from '../names.ts';
 import { sizeWords } from '../number.ts';
 import { constant } from './expression.ts';
+import { lowerRange } from './ranges.ts';
 
 /** What a scenario without a `machine` block runs on, and what one that leaves something out has instead. */
 export const DEFAULT_MACHINE: MachineConfig = {
@@ -53,9 +56,17 @@ export function lowerMachine(machines: readonly Ast.Machine[], problems: Problem
   let features: readonly Feature[] | undefined;
   let policies = DEFAULT_POLICIES;
   let sanitize = false;
+  let vm: VmType | undefined;
+  let memoryFault: 'convert' | 'stop' | undefined;
+  const ranges: (NonNullable<MachineConfig['privateRanges']>[number] & { readonly item: Ast.PrivateMemory })[] = [];
   for (const item of machine.items) {
     if (item.$type === 'Memory') {
       memory.push(item);
+      continue;
+    }
+    if (item.$type === 'PrivateMemory') {
+      const range = lowerRange(item.base, item.size, 'gpa', problems);
+      if (range) ranges.push({ item, ...range, launched: item.launched });
       continue;
     }
     if (item.$type === 'Sanitize') {
@@ -71,17 +82,52 @@ export function lowerMachine(machines: readonly Ast.Machine[], problems: Problem
     const before = seen.get(item.$type);
     if (before) problems.error(item, `given twice: it is on line ${spanOf(before).line} already`);
     seen.set(item.$type, item);
-    if (item.$type === 'SecondStage') stage = lowerSecondStage(item, problems) ?? stage;
+    if (item.$type === 'VmKind') vm = lowerVm(item, problems);
+    else if (item.$type === 'MemoryFault') memoryFault = lowerMemoryFault(item, problems);
+    else if (item.$type === 'SecondStage') stage = lowerSecondStage(item, problems) ?? stage;
     else if (item.$type === 'MaxPhyAddr') maxPhyAddr = lowerMaxPhyAddr(item, problems) ?? maxPhyAddr;
     else features = lowerFeatures(item, problems);
   }
   features ??= DEFAULT_MACHINE.features;
   // A processor with NPT is AMD's, and so are its guests' reserved bits.
   if (stage.second === 'npt') features = [...features, 'amd'];
-  const config = { slots: [], ...stage, maxPhyAddr, features, policies, ...(sanitize ? { sanitize } : {}) };
+  const config: MachineConfig = {
+    slots: [],
+    ...stage,
+    maxPhyAddr,
+    features,
+    policies,
+    ...(vm === undefined ? {} : { vm }),
+    ...(memoryFault === undefined ? {} : { memoryFault }),
+    ...(sanitize ? { sanitize } : {}),
+  };
+  checkVm(machine, config, problems);
   if (memory.length === 0)
     problems.warning(machine, 'a machine without memory: every access will be MMIO; add a line like memory 0 +64M');
-  return { ...config, slots: lowerMemory(memory, config, problems) };
+  const slots = lowerMemory(memory, config, problems);
+  if (ranges.length === 0) return { ...config, slots };
+  const launched = ranges.filter(({ item, ...range }) => checked(item, problems, () => {
+    launch(new Machine({ machine: { ...config, slots, privateRanges: [range] }, guests: [], tasks: [], expects: [] }, 1));
+  }));
+  return { ...config, slots, privateRanges: launched.map(({ item: _, ...range }) => range) };
+}
+
+function lowerVm(item: Ast.VmKind, problems: Problems): VmType | undefined {
+  const found = VM_TYPES.find((type) => type === item.type);
+  return found ?? problems.error(item, `unknown VM ${item.type}${didYouMean(item.type, VM_TYPES)}: ${VM_TYPES.join(', ')}`);
+}
+
+function lowerMemoryFault(item: Ast.MemoryFault, problems: Problems): 'convert' | 'stop' | undefined {
+  if (item.answer === 'convert' || item.answer === 'stop') return item.answer;
+  return problems.error(item, `memory-fault ${item.answer}: the VMM can convert the page, or stop the vCPU`);
+}
+
+/** What protects memory wants tables of its maker. */
+function checkVm(place: Placed, { vm, second }: MachineConfig, problems: Problems): void {
+  if (vm === 'snp' && second !== 'npt') problems.error(place, 'vm snp needs second-stage tdp npt 4-level');
+  if (vm === 'tdx' && second !== 'ept') problems.error(place, 'vm tdx needs second-stage tdp ept 4-level');
+  if (vm === 'software-protected' && second === 'shadow')
+    problems.error(place, 'vm software-protected needs the TDP MMU: second-stage tdp ept 4-level, for example');
 }
 
 function lowerSecondStage(item: Ast.SecondStage, problems: Problems): SecondStage | undefined {
@@ -156,6 +202,7 @@ export function lowerSlot(item: Ast.Memory | Ast.AddSlot, next: number, problems
   let id: number | undefined = item.$type === 'AddSlot' ? slotId(item.id, problems) : next;
   let pageLevel: number | undefined = 1;
   let readonly = false;
+  let gmemLevel: number | undefined;
   const seen = new Set<string>();
   for (const option of item.options) {
     if (seen.has(option.$type)) problems.error(option, 'given twice for one slot');
@@ -171,13 +218,20 @@ export function lowerSlot(item: Ast.Memory | Ast.AddSlot, next: number, problems
           problems.error(option, `the host has no pages of ${sizeWords(page)}: huge 2M or huge 1G`);
         break;
       }
+      case 'GmemOption': {
+        const page = option.size ? constant(option.size, 'a page size', problems) : 0x1000n;
+        gmemLevel = page === undefined ? undefined : PAGE_LEVELS.get(page);
+        if (page !== undefined && (gmemLevel === undefined || gmemLevel > 2))
+          problems.error(option, `guest_memfd has no pages of ${sizeWords(page)}: guest-memfd, or guest-memfd 2M`);
+        break;
+      }
       case 'IdOption':
         if (item.$type === 'AddSlot') problems.error(option, 'the slot has its number already, behind add slot');
         else id = slotId(option.id, problems);
     }
   }
   if (base === undefined || size === undefined || id === undefined || pageLevel === undefined) return undefined;
-  return { id, base, size, readonly, pageLevel };
+  return { id, base, size, readonly, pageLevel, ...(gmemLevel === undefined ? {} : { gmemLevel }) };
 }
 
 export function slotId(node: Ast.Expression, problems: Problems): number | undefined {

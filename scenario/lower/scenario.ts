@@ -1,7 +1,8 @@
+import { HAZARD_NAMES } from '../../engine/attributes/hazards.ts';
 import { PAGING, type PagingName } from '../../engine/guest/registers.ts';
 import { hex } from '../../engine/memory/words.ts';
-import type { Expectation, GuestTables, Mapping, Program, SlotConfig, TaskProgram } from '../../engine/program.ts';
-import { headerSpan, Problems, spanOf } from '../diagnostics.ts';
+import type { Expectation, GuestTables, Mapping, NeverExpectation, Program, SlotConfig, TaskProgram } from '../../engine/program.ts';
+import { didYouMean, headerSpan, Problems, spanOf } from '../diagnostics.ts';
 import type * as Ast from '../generated/ast.ts';
 import { FAMILIES, isRegister, VALUES } from '../names.ts';
 import { sizeWords } from '../number.ts';
@@ -25,12 +26,23 @@ export function lowerScenario(scenario: Ast.Scenario, problems: Problems): Progr
   };
   const context = { ...around, spaces, names, slots: new Set(slots.map(({ id }) => id)) };
   const tasks = lowerTasks(scenario.tasks, guests, context, problems);
+  const never = scenario.expects.flatMap((node) => lowerNever(node, problems));
   const expects = scenario.expects.flatMap((node): Expectation[] => {
+    if (!node.condition) return [];
     const condition = lowerExpression(node.condition, problems, names);
     return condition ? [{ condition, text: expressionText(node.condition), span: spanOf(node) }] : [];
   });
   if (scenario.tasks.length === 0) problems.warning(undefined, 'nothing to run: add a vcpu or a host block');
-  return { machine, guests, tasks, expects };
+  return { machine, guests, tasks, expects, ...(never.length === 0 ? {} : { never }) };
+}
+
+function lowerNever(node: Ast.Expect, problems: Problems): NeverExpectation[] {
+  if (!node.never) return [];
+  const found = HAZARD_NAMES.find((name) => name === node.hazard);
+  if (found) return [{ hazard: found, span: spanOf(node) }];
+  const suggestion = didYouMean(node.hazard ?? '', HAZARD_NAMES);
+  problems.error(node, `unknown hazard ${node.hazard}${suggestion}; there are: ${HAZARD_NAMES.join(', ')}`);
+  return [];
 }
 
 /** Slots as host tasks add or move them; the tasks' own lowering tells what is wrong with them. */

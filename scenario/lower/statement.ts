@@ -44,6 +44,9 @@ export const STATEMENT_WORDS: Readonly<Record<Ast.Statement['$type'], string>> =
   Poke: 'poke',
   Cpuid: 'cpuid',
   Inject: 'inject',
+  Convert: 'convert',
+  Pvalidate: 'pvalidate',
+  Punch: 'punch',
   Invpcid: 'invpcid',
   Enter: 'enter',
   Smm: 'smm',
@@ -138,7 +141,26 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
       const nested = nestedName(node.nested, context, problems);
       return nested === undefined ? undefined : { kind: 'invept', nested, span };
     }
+    case 'Convert': {
+      const range = lowerRange(node.base, node.size, 'gpa', problems);
+      if (!range || !hasVm(node, context, problems)) return undefined;
+      return { kind: 'convert', ...range, isPrivate: node.kind === 'private', span };
+    }
+    case 'Punch': {
+      const range = lowerRange(node.base, node.size, 'gpa', problems);
+      return range && hasVm(node, context, problems) ? { kind: 'punch', ...range, span } : undefined;
+    }
+    case 'Pvalidate': {
+      const address = lowerExpression(node.address, problems, names);
+      const size = node.size && constant(node.size, 'a page size', problems);
+      const level = size === undefined || size === 0x1000n ? 1 : size === 0x20_0000n ? 2 : undefined;
+      if (context.machine.vm !== 'snp') return problems.error(node, 'pvalidate: only guests of SNP have it; say vm snp');
+      if (level === undefined) return problems.error(node.size, 'pvalidate takes pages of 4K or 2M');
+      return address && { kind: 'pvalidate', address, level, span };
+    }
     case 'Expect': {
+      if (!node.condition)
+        return problems.error(node, 'expect never: it holds for the whole scenario; it belongs outside of every block');
       const condition = lowerExpression(node.condition, problems, names);
       const text = expressionText(node.condition);
       return condition && { kind: 'expect', expectation: { condition, text, span }, span };
@@ -279,7 +301,24 @@ const SIZES: ReadonlyMap<string, 1 | 2 | 4 | 8> = new Map([
 /** Bytes of a register, and of an access that tells no size: as wide as the code that the guest's paging is for. */
 const WORD: Readonly<Record<PagingName, 4 | 8>> = { '32-bit': 4, pae: 4, '4-level': 8, '5-level': 8 };
 
-function lowerAccess(node: Ast.Access, { names, paging }: StatementContext, problems: Problems): Statement | undefined {
+/** Memory is private in VMs that protect it. */
+function hasVm(node: Ast.Statement, { machine }: StatementContext, problems: Problems): boolean {
+  if ((machine.vm ?? 'ordinary') !== 'ordinary') return true;
+  problems.error(
+    node,
+    `${STATEMENT_WORDS[node.$type]}: an ordinary VM has no private memory; say vm snp, tdx or software-protected`,
+  );
+  return false;
+}
+
+function lowerAccess(node: Ast.Access, context: StatementContext, problems: Problems): Statement | undefined {
+  const { names, paging, owner } = context;
+  const kind = node.modifier === 'private' || node.modifier === 'shared' ? node.modifier : undefined;
+  if (kind !== undefined && !hasVm(node, context, problems)) return undefined;
+  if (kind !== undefined && owner === 'vcpu' && context.machine.vm === 'software-protected')
+    return problems.error(node, `${kind} ${node.access}: a software-protected guest’s accesses are of no kind; the attribute alone tells`);
+  if (owner === 'host' && (node.access === 'fetch' || (node.modifier !== undefined && kind === undefined)))
+    return problems.error(node, `${node.modifier ?? ''} ${node.access}: the host reads and writes memory, private or shared, and no more`.trim());
   const size = node.size === undefined ? WORD[paging] : SIZES.get(node.size);
   if (size === undefined) problems.error(node, `${node.access}.${node.size}: an access has 1, 2, 4 or 8 bytes`);
   const address = lowerExpression(node.address, problems, names);
@@ -294,7 +333,8 @@ function lowerAccess(node: Ast.Access, { names, paging }: StatementContext, prob
     size,
     ...(value ? { value } : {}),
     // An implicit access, as to a descriptor table, is the supervisor's at any CPL.
-    ...(node.modifier === undefined || node.modifier === 'implicit' ? {} : { cpl: node.modifier === 'user' ? 3 : 0 }),
+    ...(node.modifier === 'user' ? { cpl: 3 } : node.modifier === 'supervisor' ? { cpl: 0 } : {}),
+    ...(kind === undefined ? {} : { isPrivate: kind === 'private' }),
     implicit: node.modifier === 'implicit',
     span: spanOf(node),
   };

@@ -1,0 +1,44 @@
+import type { Walk } from '../guest/walk.ts';
+import { frameToAddress, pageOffset } from '../memory/words.ts';
+import type { PendingAccess } from '../operation.ts';
+import {
+  type FaultInfo,
+  PFERR_GUEST_ENC,
+  PFERR_GUEST_FINAL,
+  PFERR_GUEST_RMP,
+  PFERR_GUEST_SIZEM,
+} from '../tdp/fault.ts';
+import type { RmpProblem } from './rmp.ts';
+
+/** The #NPF of an access that the tables allow and the RMP refuses. P is set: the entries are there. */
+export function rmpFault(vcpu: number, walk: Walk, access: PendingAccess, problem: RmpProblem): FaultInfo {
+  const errorCode =
+    1 +
+    (access.kind === 'write' ? 2 : 0) +
+    4 +
+    (access.kind === 'fetch' ? 16 : 0) +
+    PFERR_GUEST_RMP +
+    PFERR_GUEST_FINAL +
+    (access.isPrivate ? PFERR_GUEST_ENC : 0) +
+    (problem.kind === 'size' ? PFERR_GUEST_SIZEM : 0);
+  return {
+    vcpu,
+    kind: 'rmp',
+    access: access.kind,
+    cpl: access.cpl,
+    implicit: access.implicit,
+    gva: access.address,
+    gpa: frameToAddress(walk.gfn, pageOffset(access.address)),
+    target: 'page',
+    guestLevel: walk.level,
+    level: walk.secondLeafLevel,
+    index: walk.secondIndex,
+    lo: walk.lo,
+    hi: walk.hi,
+    table: walk.secondTable,
+    errorCode,
+    exitInfo: errorCode,
+    isPrivate: access.isPrivate === true,
+    reason: problem.reason,
+  };
+}

@@ -1,0 +1,41 @@
+import { type Machine, MachineError } from '../machine.ts';
+import { backingPfn, frameRange, type Memslot } from '../memory/memslots.ts';
+import type { Gfn } from '../memory/words.ts';
+import { splitDirectMap } from './direct-map.ts';
+import { updateMixed } from './mixed.ts';
+
+/** Pages that a launch puts into memory one by one: 1G. */
+const LAUNCHED_PAGES = 512 * 512;
+
+/** Private memory as it is before anything runs. @throws MachineError naming the range that cannot be. */
+export function launch(machine: Machine): void {
+  for (const range of machine.config.privateRanges ?? []) {
+    const { base, pages } = frameRange('private memory', range.base, range.size);
+    const end = base + pages;
+    const where = `private memory at 0x${range.base.toString(16)}`;
+    if (machine.vm === 'ordinary') throw new MachineError(`${where}: an ordinary VM has none; say vm snp, for example`);
+    machine.attributes.store.set(base, end, true);
+    if (!range.launched) continue;
+    if (pages > LAUNCHED_PAGES) throw new MachineError(`${where}: more than 1G cannot be launched; say private`);
+    for (let gfn = base; gfn < end; ) gfn += launchPage(machine, gfn, end, where);
+  }
+  for (const slot of machine.slots.list) if (slot.gmem) updateMixed(machine, slot.base, slot.base + slot.pages);
+}
+
+/** @returns how many pages that was */
+function launchPage(machine: Machine, gfn: Gfn, end: Gfn, where: string): number {
+  const slot = machine.slots.find(gfn);
+  if (!slot?.gmem)
+    throw new MachineError(`${where}: no slot with guest-memfd holds gpa 0x${(gfn * 4096).toString(16)}`);
+  const pfn = backingPfn(slot, gfn, slot.gmem);
+  const pages = isLarge(slot, gfn, end) ? 512 : 1;
+  for (let page = 0; page < pages; page++) machine.attributes.folios.set(machine, pfn + page, gfn + page);
+  if (machine.vm !== 'snp') return pages;
+  if (pages === 1) splitDirectMap(machine, pfn);
+  machine.attributes.rmp.set(machine, pfn, { gfn, level: pages === 1 ? 1 : 2, validated: true });
+  return pages;
+}
+
+function isLarge({ gmem, base, pages }: Memslot, gfn: Gfn, end: Gfn): boolean {
+  return gmem!.pageLevel > 1 && gfn % 512 === 0 && gfn + 512 <= Math.min(end, base + pages);
+}

@@ -1,0 +1,32 @@
+import type { Machine } from '../machine.ts';
+import type { Gfn } from '../memory/words.ts';
+import { rmapKey } from '../shadow/state.ts';
+
+/**
+ * kvm_arch_post_set_memory_attributes: notes of the 2M and 1G blocks that [start, end) touches whether their pages differ, 2M first,
+ * because 1G is judged by them. A block that sticks out of its slot is never mapped large, and not noted.
+ */
+export function updateMixed(machine: Machine, start: Gfn, end: Gfn): void {
+  for (const level of [2, 3] as const) {
+    const span = 512 ** (level - 1);
+    const limit = machine.injects('mixed-tail') ? end - (end % span) : end;
+    for (const slot of machine.slots.overlapping(start, end)) {
+      const from = Math.max(start, slot.base);
+      for (let gfn = from - (from % span); gfn < Math.min(limit, slot.base + slot.pages); gfn += span) {
+        if (gfn < slot.base || gfn + span > slot.base + slot.pages) continue;
+        setMixed(machine, level, gfn, machine.attributes.store.mix(gfn, level) === 'mixed');
+      }
+    }
+  }
+}
+
+function setMixed(machine: Machine, level: 2 | 3, gfn: Gfn, isMixed: boolean): void {
+  const { mixed } = machine.attributes;
+  const key = rmapKey(level, gfn);
+  if ((mixed.get(key) ?? false) !== isMixed) mixed.set(machine, key, isMixed ? true : undefined);
+}
+
+/** hugepage_test_mixed */
+export function isMixed(machine: Machine, gfn: Gfn, level: number): boolean {
+  return machine.attributes.mixed.get(rmapKey(level, gfn - (gfn % 512 ** (level - 1)))) === true;
+}

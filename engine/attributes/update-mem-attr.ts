@@ -1,0 +1,93 @@
+import type { Machine } from '../machine.ts';
+import { backingPfn, hostMappingLevel } from '../memory/memslots.ts';
+import type { Gfn, Pfn } from '../memory/words.ts';
+import { defineFunction, NEXT, returns, type Task } from '../operation.ts';
+import { mightSleep, removeFromDirectMap, restoreToDirectMap } from './direct-map.ts';
+import { psmash, rmpEntry, rmpUpdate } from './rmp.ts';
+
+const EFAULT = -14;
+const PAGES_2M = 512;
+
+/** What is done for each page: its part of the kernel's direct map goes or comes back, and the RMP is updated. */
+export type Part = 'unmap' | 'rmp' | 'map';
+
+export interface UpdateLocals {
+  readonly start: Gfn;
+  readonly end: Gfn;
+  readonly isPrivate: boolean;
+  /** In this order. */
+  readonly parts: readonly Part[];
+  /** The page that is being done, and how much of it is. */
+  next: Gfn;
+  part: number;
+  error: number;
+}
+
+/** The page that comes next: clipped to the slots that have a guest_memfd; undefined behind the last. */
+function nextPage(machine: Machine, { next, end }: UpdateLocals): { gfn: Gfn; pfn: Pfn; level: 1 | 2 } | undefined {
+  for (const slot of machine.slots.overlapping(next, end)) {
+    if (!slot.gmem) continue;
+    const gfn = Math.max(next, slot.base);
+    const isLarge =
+      gfn % PAGES_2M === 0 && gfn + PAGES_2M <= Math.min(end, slot.base + slot.pages) && hostMappingLevel(slot, gfn, slot.gmem) > 1;
+    return { gfn, pfn: backingPfn(slot, gfn, slot.gmem), level: isLarge ? 2 : 1 };
+  }
+  return undefined;
+}
+
+function run(machine: Machine, task: Task, part: Part, locals: UpdateLocals, page: { gfn: Gfn; pfn: Pfn; level: 1 | 2 }): void {
+  const { gfn, pfn, level } = page;
+  if (part === 'rmp') {
+    locals.error ||= updatePage(machine, pfn, gfn, level, locals.isPrivate);
+    return;
+  }
+  mightSleep(machine, task, part === 'unmap' ? 'set_direct_map_invalid' : 'set_direct_map_default', gfn);
+  for (let frame = pfn; frame < pfn + PAGES_2M ** (level - 1); frame++)
+    if (part === 'unmap') removeFromDirectMap(machine, frame);
+    else restoreToDirectMap(machine, frame);
+}
+
+/** rmp_make_private and rmp_make_shared. @returns 0, or an errno */
+function updatePage(machine: Machine, pfn: Pfn, gfn: Gfn, level: 1 | 2, isPrivate: boolean): number {
+  const { folios } = machine.attributes;
+  if (machine.injects('rmpupdate-fails')) return EFAULT;
+  const entry = rmpEntry(machine, pfn);
+  if (isPrivate) for (let page = 0; page < PAGES_2M ** (level - 1); page++)
+    if (folios.get(pfn + page) === undefined) folios.set(machine, pfn + page, gfn + page);
+  if ((entry !== undefined) === isPrivate) return 0;
+  if (entry?.level === 2 && level === 1) psmash(machine, pfn);
+  return rmpUpdate(machine, pfn, isPrivate ? gfn : -1, level) === 0 ? 0 : EFAULT;
+}
+
+/** `update_mem_attr` of the series for SNP: what a conversion does for each page beyond KVM's own tables. */
+export const sevUpdateMemAttr = defineFunction<UpdateLocals>({
+  name: 'sev_update_mem_attr',
+  where: 'arch/x86/kvm/svm/sev.c, as was posted for SNP',
+  about: 'For every page of every slot in the range: the RMP and the kernel’s direct map follow the attribute.',
+  steps: [
+    {
+      name: 'page',
+      text: 'find the next page, clipped to its slot',
+      run(machine, task, locals) {
+        const page = nextPage(machine, locals);
+        if (!page) return returns(task, locals.error);
+        locals.next = page.gfn;
+        locals.part = 0;
+        return NEXT;
+      },
+    },
+    {
+      name: 'part',
+      text: 'RMPUPDATE; or take the page out of the direct map, or put it back, for which a mutex is taken',
+      run(machine, task, locals) {
+        const page = nextPage(machine, locals);
+        if (!page) return 'page';
+        run(machine, task, locals.parts[locals.part]!, locals, page);
+        locals.part++;
+        if (locals.part < locals.parts.length) return 'part';
+        locals.next = page.gfn + PAGES_2M ** (page.level - 1);
+        return 'page';
+      },
+    },
+  ],
+});
