@@ -7,13 +7,18 @@ import { walk } from './commands/walk.ts';
 import { ImageError } from './image/errors.ts';
 
 const USAGE = `usage:
-  kvm-mmu run FILE [--target emulator|kvm] [--json] [--trace] [--max-steps N] [--helper PATH]
+  kvm-mmu run FILE [--target emulator|kvm] [--schedule SCHEDULE] [--json] [--trace] [--max-steps N] [--helper PATH]
       runs a scenario, in the emulator or on this machine’s KVM; exits 1 when an expectation fails, 3 where it
-      cannot run; --trace prints what KVM’s tracepoints would have recorded, of the emulator
+      cannot run; --trace prints what KVM’s tracepoints would have recorded, of the emulator; --schedule: who makes
+      the first steps there, as explore tells it (“vcpu0:56 vmm:14”)
   kvm-mmu compare FILE --policy NAME=VALUE,VALUE… [--json] [--max-steps N]
   kvm-mmu compare FILE [--target emulator,kvm] [--kernel KERNEL]... [LAB] [--helper PATH] [--json] [--max-steps N]
       runs a scenario in the emulator under each policy, or on several targets (kernels in labs among them), and tells
       what each cost and in what the tables differ at the end; of targets what KVM's tracepoints tell is counted
+  kvm-mmu explore FILE [--policy NAME=VALUE,VALUE…|NAME=all] [--max-states N] [--unreduced] [--json]
+      runs a scenario's tasks in every order in which they can be interleaved, in the emulator; tells what can go
+      wrong, as a table of policies and hazards, and the schedule of fewest switches that leads there; exits 1 when
+      something can happen that an “expect never” rules out, 3 when there are more than N states (1000000)
   kvm-mmu decode 0x… [--format NAME] [--level N] [--maxphyaddr N] [--json]
       says what a table entry means; without --level at every level;
       --format help lists the formats
@@ -54,6 +59,7 @@ const USAGE = `usage:
 const COMMANDS: Readonly<Record<string, (args: string[]) => number | Promise<number>>> = {
   // The scenario language is large: whoever does not run one need not load it.
   run: async (args) => (await import('./commands/run.ts')).run(args),
+  explore: async (args) => (await import('./commands/explore.ts')).explore(args),
   compare: async (args) => (await import('./commands/compare.ts')).compare(args),
   // And what talks to KVM.
   lab: async (args) => (await import('./commands/lab.ts')).lab(args),

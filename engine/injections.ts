@@ -1,3 +1,16 @@
+/** Mistakes in converting memory. */
+export const CONVERSION_INJECTIONS = {
+  'attributes-without-zap': 'memory becomes private or shared, and what maps it as the other stays',
+  'mixed-tail': 'the last 2M block of a conversion is not noted as mixed',
+  'edges-not-invalidated': 'large pages at the ends of a conversion are no part of its invalidation',
+  'seq-after-attributes': 'a fault asks for the attribute first, and remembers mmu_invalidate_seq then',
+  'begin-without-range': 'an invalidation of a conversion is begun without its range',
+  'end-before-store': 'the invalidation ends before the attributes are stored',
+  'store-fails': 'there is no memory for the second half of the attributes',
+  'rmpupdate-fails': 'RMPUPDATE fails',
+  'tdx-shared-bit': 'the shared bit of a TDX guest’s address is left in the gfn',
+} as const;
+
 /**
  * Mistakes that a hypervisor could make, or has made, and that a scenario can have KVM make from then on: for each, what happens
  * instead of what should.
@@ -18,16 +31,8 @@ export const INJECTIONS = {
   'mmio-generation': 'an MMIO marker counts whatever generation of the memslots it is of',
   'ad-bits-lost': 'walks set neither A nor D in the guest’s entries',
   'error-without-present': 'the error code of a #PF lacks P',
-  'attributes-without-zap': 'memory becomes private or shared, and what maps it as the other stays',
-  'mixed-tail': 'the last 2M block of a conversion is not noted as mixed',
-  'edges-not-invalidated': 'large pages at the ends of a conversion are no part of its invalidation',
-  'seq-after-attributes': 'a fault asks for the attribute first, and remembers mmu_invalidate_seq then',
-  'begin-without-range': 'an invalidation of a conversion is begun without its range',
-  'end-before-store': 'the invalidation ends before the attributes are stored',
-  'store-fails': 'there is no memory for the second half of the attributes',
-  'rmpupdate-fails': 'RMPUPDATE fails',
-  'shared-bit-left': 'the shared bit of a TDX guest’s address is left in the gfn',
   'smap-ac-implicit': 'RFLAGS.AC excuses implicit accesses from SMAP too',
+  ...CONVERSION_INJECTIONS,
 } as const;
 export type Injection = keyof typeof INJECTIONS;
 

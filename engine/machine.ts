@@ -456,9 +456,7 @@ export class Machine {
     if (this.mirror) return this.mirror.resolve(gfn);
     const slot = this.slots.find(gfn);
     if (!slot) return -1;
-    return slot.gmem && this.attributes.store.isPrivate(gfn)
-      ? backingPfn(slot, gfn, slot.gmem)
-      : backingPfn(slot, gfn);
+    return slot.gmem && this.attributes.store.isPrivate(gfn) ? backingPfn(slot, gfn, slot.gmem) : backingPfn(slot, gfn);
   }
 
   /** What protects the guests' memory from the host. */
@@ -641,13 +639,14 @@ export class Machine {
     this.count('tlb.flushes');
     if (vcpu.tlb.count === 0) return;
     const before = vcpu.tlb.entries;
-    this.append(Kind.TLB_FLUSH, vcpu.id, 0, 0, 0, 0, before);
     const stays = ({ global, pcid: own }: TlbEntry): boolean =>
       (keepGlobal && global) || (pcid !== undefined && own !== pcid);
-    vcpu.tlb.entries =
+    const after =
       keepGlobal || pcid !== undefined
         ? before.map((entry) => (entry && stays(entry) ? entry : undefined))
         : new Array(before.length);
+    this.append(Kind.TLB_FLUSH, vcpu.id, 0, 0, 0, 0, { before, after });
+    vcpu.tlb.entries = after;
     vcpu.tlb.count = vcpu.tlb.list().length;
   }
 
@@ -1036,7 +1035,7 @@ export class Machine {
         break;
       case Kind.TLB_FLUSH: {
         const { tlb } = this.vcpu(entry.address);
-        tlb.entries = entry.object as (TlbEntry | undefined)[];
+        tlb.entries = (entry.object as { before: (TlbEntry | undefined)[] }).before;
         tlb.count = tlb.list().length;
         break;
       }

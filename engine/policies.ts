@@ -37,7 +37,7 @@ export interface Policies {
 export const ORDERINGS = [
   'today',
   'rfc-v8',
-  'in-lock',
+  'under-lock',
   'split-direct-map',
   'reversed-direct-map',
   'deferred',

@@ -1,17 +1,14 @@
 import { launch } from './attributes/launch.ts';
-import { evaluate, truthy } from './expression.ts';
 import { guestNamed, l1Frame, nestedStage, tableFormatOf } from './guest/nested.ts';
-import { RegisterError, type RegisterName } from './guest/registers.ts';
+import type { RegisterName } from './guest/registers.ts';
 import { applyMapping, guestTableStore, guestTables } from './guest/tables.ts';
-import { type CounterName, Machine, MachineError, type SmallState, USER_TASK } from './machine.ts';
+import { type CounterName, Machine, MachineError, type SmallState } from './machine.ts';
 import { type Mirror, MissingFrames } from './mirror.ts';
-import { runTopStep, type Task } from './operation.ts';
-import { PgtableError } from './pgtable/tables.ts';
+import type { Task } from './operation.ts';
 import type { GuestTables, Program } from './program.ts';
-import { programScope } from './queries/scope.ts';
 import { writeRegister } from './roots/registers.ts';
-import { sanitize } from './shadow/sanitizer.ts';
-import { checkExpectation, runInstruction } from './statements.ts';
+import { checkExpectation } from './statements.ts';
+import { canRun, runStep } from './step.ts';
 
 /**
  * Makes a machine from a program, in the memory of a mirror if one is given: its memory, its guests' tables, its vCPUs at their first statement.
@@ -109,9 +106,14 @@ export class Run {
   #scheduleStart: number[] = [];
   #edits: { step: number; edit: Edit }[] = [];
   #finished = false;
+  /** The task of each of the first steps, as far as they are planned. */
+  readonly #plan: readonly number[];
+  /** The first step that was not made as planned. */
+  #leftPlanAt = Number.POSITIVE_INFINITY;
 
-  constructor(program: Program, logLimit?: number) {
+  constructor(program: Program, logLimit?: number, plan: readonly number[] = []) {
     this.machine = createMachine(program, logLimit);
+    this.#plan = plan;
     this.#checkpoint();
   }
 
@@ -120,26 +122,28 @@ export class Run {
     return this.#checkpoints[0]!.step;
   }
 
-  /** The task that runs next by default: the one in the middle of something, else the next in turn. */
+  /** The task that the plan has next; undefined where it has none, that task cannot run, or the plan was not followed so far. */
+  planned(): Task | undefined {
+    const { machine } = this;
+    const next = this.#plan[machine.steps];
+    if (next === undefined || machine.steps > this.#leftPlanAt) return undefined;
+    const task = machine.task(next);
+    return canRun(machine, task) ? task : undefined;
+  }
+
+  /** The task that runs next by default: the one that is planned, the one in the middle of something, else the next in turn. */
   pick(): Task | undefined {
     const { machine } = this;
     const { tasks } = machine;
+    const planned = this.planned();
+    if (planned) return planned;
     const current = tasks[machine.small.current];
     if (current && current.state === 'ready' && (current.stack.length > 0 || current.access)) return current;
     for (let offset = 1; offset <= tasks.length; offset++) {
       const task = tasks[(machine.small.current + offset) % tasks.length]!;
-      if (this.canRun(task)) return task;
+      if (canRun(machine, task)) return task;
     }
     return undefined;
-  }
-
-  /** Whether a task can make a step: one that waits for a condition can as soon as it holds. */
-  canRun(task: Task): boolean {
-    if (task.state === 'ready') return true;
-    if (task.state !== 'waiting') return false;
-    const instruction = this.machine.code[task.id]![task.pc];
-    if (instruction?.kind !== 'statement' || instruction.statement.kind !== 'wait') return false;
-    return truthy(evaluate(instruction.statement.condition, programScope(this.machine, task)));
   }
 
   /** Runs one step of a task. */
@@ -147,48 +151,12 @@ export class Run {
     const { machine } = this;
     const { steps } = machine;
     if (steps - this.#checkpoints.at(-1)!.step >= CHECKPOINT_STEPS) this.#checkpoint();
+    if (this.#plan[steps] !== task.id) this.#leftPlanAt = Math.min(this.#leftPlanAt, steps);
     if (this.#scheduleTask.at(-1) !== task.id) {
       this.#scheduleTask.push(task.id);
       this.#scheduleStart.push(steps);
     }
-    this.#runStep(task);
-  }
-
-  #runStep(task: Task): void {
-    const { machine } = this;
-    machine.acting = task.id;
-    machine.small.current = task.id;
-    machine.steps++;
-    if (task.state === 'waiting') task.state = 'ready';
-    if (task.stack.length > 0) this.#runFunctionStep(task);
-    else runInstruction(machine, task, machine.code[task.id]![task.pc]!);
-    if (machine.config.sanitize) this.#sanitize(task);
-    if (task.stack.length === 0 && task.state === 'ready' && task.pc >= machine.code[task.id]!.length)
-      task.state = 'done';
-    machine.acting = USER_TASK;
-  }
-
-  /** Ends the task after whose step something does not hold. What has been said once is not said again. */
-  #sanitize(task: Task): void {
-    const { machine } = this;
-    for (const breach of sanitize(machine)) {
-      const text = `sanitizer: ${breach}`;
-      if (machine.small.failures.some((failure) => failure.text === text)) continue;
-      machine.fail(task, text);
-      return;
-    }
-  }
-
-  /** Damaged tables (a poke, a person's edit) end the task that runs into them, not the machine. */
-  #runFunctionStep(task: Task): void {
-    try {
-      runTopStep(this.machine, task);
-    } catch (error) {
-      if (error instanceof RegisterError) this.machine.fail(task, error.message);
-      else if (error instanceof PgtableError || error instanceof MachineError)
-        this.machine.fail(task, `KVM’s tables are damaged: ${error.message}`);
-      else throw error;
-    }
+    runStep(machine, task);
   }
 
   /** Every task has ended. */
@@ -296,7 +264,7 @@ export class Run {
       this.#replayEdits(machine.steps);
       const task = machine.task(this.taskAt(machine.steps));
       onStep?.(machine, task);
-      this.#runStep(task);
+      runStep(machine, task);
     }
   }
 
@@ -317,6 +285,7 @@ export class Run {
   /** Forgets the schedule after now: what comes next is a new future. */
   cutFuture(): void {
     const { steps } = this.machine;
+    if (this.#leftPlanAt >= steps) this.#leftPlanAt = Number.POSITIVE_INFINITY;
     while (this.#scheduleStart.length > 0 && this.#scheduleStart.at(-1)! >= steps) {
       this.#scheduleStart.pop();
       this.#scheduleTask.pop();

@@ -285,7 +285,15 @@ function accessDirectMap(machine: Machine, task: Task, statement: AccessStatemen
 /** PVALIDATE: translated as a private read, whatever the page has been accepted as so far. */
 function runPvalidate(machine: Machine, task: Task, statement: Extract<Statement, { kind: 'pvalidate' }>): void {
   const { address, level, span } = statement;
-  const read: AccessStatement = { kind: 'access', access: 'read', address, size: 1, implicit: false, isPrivate: true, span };
+  const read: AccessStatement = {
+    kind: 'access',
+    access: 'read',
+    address,
+    size: 1,
+    implicit: false,
+    isPrivate: true,
+    span,
+  };
   if (task.access === null) task.access = { ...accessOf(machine, task, read, 0), validate: level };
   runAccess(machine, task, read);
 }
@@ -326,7 +334,7 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
     frames.push(pfn);
   }
   machine.count('tlb.hits', pages.length);
-  if (machine.vm !== 'ordinary') for (const vfn of pages) checkFresh(machine, vcpu, vfn, access);
+  if (machine.vm !== 'ordinary') for (const vfn of pages) checkFresh(machine, vcpu, vfn);
   if (access.validate) {
     if (!pvalidate(machine, frames[0]!, access.validate))
       machine.warn(`${task.name}: PVALIDATE of ${hex(access.address)} fails: the RMP has the page in another size`);

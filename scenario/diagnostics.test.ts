@@ -83,7 +83,7 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   ],
   [
     machine('memory 0 +4K\npolicy root = today'),
-    '3:1 error: unknown policy root; there are page-split, roots, quadrant',
+    '3:1 error: unknown policy root; there are page-split, roots, quadrant, conversion, attribute-zap, attribute-errors, guest-memfd',
   ],
   // guest
   [`machine { memory 0 +4K slot 0 }\nguest k { }\nguest k { }${run}`, '3:1 error: guest k is on line 2 already'],
@@ -164,7 +164,7 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   // names in expressions
   [
     `${vcpu('')}\nexpect faults.secnd == 3`,
-    '4:8 warning: unknown counter faults.secnd (did you mean faults.second?); there are: faults.guest, faults.second, faults.misconfig, faults.mmio, faults.fixed, faults.spurious, faults.fast, faults.retried, faults.read_only',
+    '4:8 warning: unknown counter faults.secnd (did you mean faults.second?); there are: faults.guest, faults.second, faults.misconfig, faults.mmio, faults.fixed, faults.spurious, faults.fast, faults.retried, faults.read_only, faults.rmp, faults.vc',
   ],
   [
     `${vcpu('')}\nexpect acceses == 3`,
@@ -178,7 +178,7 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   [`${vcpu('')}\nexpect cr0.wq`, '4:8 warning: cr0 has no bit wq (did you mean wp?): pe, wp, pg'],
   [
     `${vcpu('')}\nexpect lvl(0) == 1`,
-    '4:8 warning: unknown function lvl(); functions: u8, u16, u32, u64, pte, gpa, hpa, spte, level',
+    '4:8 warning: unknown function lvl(); functions: u8, u16, u32, u64, pte, gpa, hpa, spte, is_private, level',
   ],
   [`${vcpu('')}\nexpect level(0, 1) == 1`, '4:8 warning: level() takes 1 argument, not 2'],
   [

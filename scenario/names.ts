@@ -34,6 +34,7 @@ export const FUNCTIONS: Readonly<Record<string, string>> = {
   gpa: 'the guest-physical address that a guest-virtual address translates to',
   hpa: 'the host-physical address behind a guest-physical address',
   spte: 'the entry of KVM’s tables at which the walk of a guest-physical address ends',
+  is_private: 'whether the page of a guest-physical address is private (KVM_MEMORY_ATTRIBUTE_PRIVATE)',
   level: 'the level at which KVM’s tables map a guest-physical address; 0 when they do not',
 };
 

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { DEFAULT_POLICIES } from '../engine/policies.ts';
 import type { Program, Statement } from '../engine/program.ts';
 import { parseScenario } from './index.ts';
 
@@ -23,11 +24,14 @@ function plain(value: unknown): unknown {
 }
 
 const HOST_SLOTS = 'machine { memory 0 +64M memory 0x1_0000_0000 +1G }\n';
+/** A machine whose memory can be private. */
+const SNP = 'machine { memory 0 +64M guest-memfd second-stage tdp npt 4-level vm snp }\n';
 
 /** What one statement of a vCPU, or of the host, is lowered to. */
 function statement(text: string, owner: 'vcpu' | 'host' = 'vcpu'): unknown {
   const block = owner === 'vcpu' ? 'vcpu 0 in k' : 'host h';
-  const program = programOf(`${HOST_SLOTS}guest k {}\nnested n {}\n${block} { ${text} }`);
+  const machine = /private|shared|pvalidate|punch/.test(text) ? SNP : HOST_SLOTS;
+  const program = programOf(`${machine}guest k {}\nnested n {}\n${block} { ${text} }`);
   assert.equal(program.tasks[0]!.body.length, 1, text);
   return plain(program.tasks[0]!.body[0]);
 }
@@ -42,6 +46,8 @@ const VCPU: readonly (readonly [string, object])[] = [
   ['read 0x400000', { ...access, address: '0x400000' }],
   ['write.4 4K = 0x1234', { ...access, access: 'write', size: 4, address: '0x1000', value: '0x1234' }],
   ['fetch.1 0', { ...access, access: 'fetch', size: 1, address: '0x0' }],
+  ['private read 0', { ...access, address: '0x0', isPrivate: true }],
+  ['pvalidate 0x200000 2M', { kind: 'pvalidate', address: '0x200000', level: 2 }],
   ['user write 0', { ...access, access: 'write', address: '0x0', cpl: 3 }],
   ['supervisor read 0', { ...access, address: '0x0', cpl: 0 }],
   ['implicit read 0', { ...access, address: '0x0', implicit: true }],
@@ -119,7 +125,10 @@ const HOST: readonly (readonly [string, object])[] = [
   ['migrate 8K +4K', { kind: 'notifier', base: '0x2000', size: '0x1000', migrate: true }],
   ['poke 0x1000 level 1 = 0x6', { kind: 'poke', gpa: '0x1000', level: 1, value: '0x6' }],
   ['cpuid maxphyaddr 40', { kind: 'cpuid', maxPhyAddr: 40 }],
+  ['shared write 0 = 1', { ...access, access: 'write', address: '0x0', value: '0x1', isPrivate: false }],
   ['inject root-leak', { kind: 'inject', name: 'root-leak' }],
+  ['convert 0x1000 +8K private', { kind: 'convert', base: '0x1000', size: '0x2000', isPrivate: true }],
+  ['punch 0x1000 +4K', { kind: 'punch', base: '0x1000', size: '0x1000' }],
 ];
 
 for (const [text, expected] of VCPU) test(`vcpu: ${text}`, () => assert.deepEqual(statement(text), expected));
@@ -168,7 +177,7 @@ test('a machine says all that it has', () => {
     second: 'npt',
     maxPhyAddr: 40,
     features: ['1g-pages', 'amd'],
-    policies: { 'page-split': 'lazy', roots: 'today', quadrant: 'parity' },
+    policies: { ...DEFAULT_POLICIES, 'page-split': 'lazy' },
   });
 });
 

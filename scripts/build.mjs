@@ -26,7 +26,7 @@ const common = { bundle: true, sourcemap: 'linked', logLevel: 'warning', target:
 const readLater = {
   name: 'read-later',
   setup(build) {
-    build.onResolve({ filter: /^\.\/commands\/(run|compare|conform|lab|record)\.ts$/ }, ({ path }) => ({
+    build.onResolve({ filter: /^\.\/commands\/(run|compare|explore|conform|lab|record)\.ts$/ }, ({ path }) => ({
       path: `./cli-${path.slice('./commands/'.length, -'.ts'.length)}.cjs`,
       external: true,
     }));
@@ -48,6 +48,7 @@ export async function buildAll() {
         cli: 'adapter/cli.ts',
         'cli-run': 'adapter/commands/run.ts',
         'cli-compare': 'adapter/commands/compare.ts',
+        'cli-explore': 'adapter/commands/explore.ts',
         'cli-conform': 'adapter/commands/conform.ts',
         'cli-lab': 'adapter/commands/lab.ts',
         'cli-record': 'adapter/commands/record.ts',

@@ -1,3 +1,5 @@
+import { withValues } from '../../engine/explore/explore.ts';
+import { parseSchedule, ScheduleError } from '../../engine/explore/schedule-text.ts';
 import { project } from '../../engine/history/project.ts';
 import { type Machine, MachineError } from '../../engine/machine.ts';
 import { hex } from '../../engine/memory/words.ts';
@@ -20,6 +22,7 @@ export function run(args: string[]): number | Promise<number> {
       'max-steps': { type: 'string' },
       target: { type: 'string' },
       helper: { type: 'string' },
+      schedule: { type: 'string' },
     },
   });
   const [path] = positionals;
@@ -33,12 +36,16 @@ export function run(args: string[]): number | Promise<number> {
   if (target === 'kvm' && values.trace)
     throw new UsageError('--trace is the emulator’s: KVM’s own tracepoints are the host’s');
   if (!program) return 2;
+  if (target === 'kvm' && values.schedule !== undefined)
+    throw new UsageError('--schedule is for the emulator: who runs on KVM the host’s scheduler decides');
   if (target === 'kvm')
     return runAndTell({ path, program, limit, json: values.json === true }, thisMachine(values.helper));
   let session: Run;
   try {
-    session = new Run(program);
+    const plan = values.schedule === undefined ? [] : parseSchedule(program, values.schedule);
+    session = new Run(plan.length === 0 ? program : withValues(program), undefined, plan);
   } catch (error) {
+    if (error instanceof ScheduleError) throw new UsageError(error.message);
     if (!(error instanceof MachineError)) throw error;
     console.error(`${path}: ${error.message}`);
     return 2;

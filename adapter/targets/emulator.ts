@@ -2,6 +2,7 @@ import type { Task } from '../../engine/operation.ts';
 import { LOCKS } from '../../engine/operation.ts';
 import type { Program } from '../../engine/program.ts';
 import { type Edit, Run } from '../../engine/run.ts';
+import { canRun } from '../../engine/step.ts';
 import type { Halt, Match, Motion, Target, TargetCapabilities, Watcher } from './target.ts';
 
 /** How long a slice runs before the event loop gets its turn: a tenth of what a person notices. */
@@ -98,7 +99,7 @@ export class EmulatorTarget implements Target {
         const lock = task.wants!;
         return { kind: 'blocked', task: task.id, lock, owners: machine.owners(lock).map((owner) => owner.id) };
       }
-      if (!run.canRun(task))
+      if (!canRun(machine, task))
         return { kind: 'stuck', words: `${task.name} waits for a condition; continue lets the others run` };
     }
     run.step(task);

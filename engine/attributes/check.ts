@@ -36,7 +36,11 @@ function checkHugePages(machine: Machine, start: Gfn, end: Gfn): void {
 
 export function reportMixed(machine: Machine, gfn: Gfn, level: number): void {
   const size = level === 2 ? '2M' : '1G';
-  machine.hazard('mixed-huge-page', `a ${size} page maps gfn ${hex(gfn)} on, of which some are private and some shared`, gfn);
+  machine.hazard(
+    'mixed-huge-page',
+    `a ${size} page maps gfn ${hex(gfn)} on, of which some are private and some shared`,
+    gfn,
+  );
 }
 
 function checkRmpAgrees(machine: Machine, start: Gfn, end: Gfn): void {

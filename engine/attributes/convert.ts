@@ -172,6 +172,7 @@ function updated(name: string): ConvertStep {
   return {
     name,
     text: 'an error is only logged; or returned, though the attribute stays as it was stored',
+    local: true,
     run(machine, task, locals) {
       if (task.result >= 0) return NEXT;
       if (machine.policies['attribute-errors'] === 'returned') locals.result = task.result;
@@ -257,15 +258,17 @@ interface OrderingSpec {
 export const ORDERING_SPECS: Readonly<Record<Ordering, OrderingSpec>> = {
   today: {
     id: 'O8',
-    about: 'Linux 7.1: zapped before the attributes are stored, all under slots_lock; the RMP follows at the next fault.',
+    about:
+      'Linux 7.1: zapped before the attributes are stored, all under slots_lock; the RMP follows at the next fault.',
     steps: today,
   },
   'rfc-v8': {
     id: 'O1',
-    about: 'As posted: zapped after the attributes are stored; RMP and direct map follow when mmu_lock has been dropped.',
+    about:
+      'As posted: zapped after the attributes are stored; RMP and direct map follow when mmu_lock has been dropped.',
     steps: [...mmuBegin, storeStep, ...mmuEnd(mixedStep, zapStep, flushStep), callback, updated('updated')],
   },
-  'in-lock': {
+  'under-lock': {
     id: 'O2',
     about: 'As first proposed: RMP and direct map within the invalidation, and so under mmu_lock.',
     steps: [

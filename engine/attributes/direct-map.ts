@@ -41,7 +41,10 @@ interface HostAccess {
 }
 
 /** What a host thread's access to a frame ends in: undefined, or why it is fatal. */
-function fatal(machine: Machine, { access, pfn }: HostAccess): { hazard: 'direct-map-hole' | 'fatal-rmp-fault'; why: string } | undefined {
+function fatal(
+  machine: Machine,
+  { access, pfn }: HostAccess,
+): { hazard: 'direct-map-hole' | 'fatal-rmp-fault'; why: string } | undefined {
   const { holes, split } = machine.attributes;
   if (holes.get(pfn)) return { hazard: 'direct-map-hole', why: 'the direct map leaves it out' };
   // The processor checks writes alone, and of a large page all that it covers.

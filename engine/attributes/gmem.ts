@@ -66,7 +66,8 @@ export const kvmGmemGetPfn = defineFunction<{ readonly fault: PageFault }>({
 export const sevGmemPrepare = defineFunction<{ readonly fault: PageFault }>({
   name: 'sev_gmem_prepare',
   where: 'arch/x86/kvm/svm/sev.c',
-  about: 'Makes a page the guest’s in the RMP as it is about to be mapped; a shared one the hypervisor’s, where pages are converted in place.',
+  about:
+    'Makes a page the guest’s in the RMP as it is about to be mapped; a shared one the hypervisor’s, where pages are converted in place.',
   steps: [
     {
       name: 'direct-map',

@@ -17,7 +17,7 @@ function gmemFrame(machine: Machine, info: FaultInfo): number | undefined {
 }
 
 /** sev_handle_rmp_fault: it mends sizes that differ, and nothing else. */
-export const sevHandleRmpFault = defineFunction<{ readonly info: FaultInfo }>({
+export const sevHandleRmpFault = defineFunction<{ readonly info: FaultInfo; readonly isSpurious: boolean }>({
   name: 'sev_handle_rmp_fault',
   where: 'arch/x86/kvm/svm/sev.c',
   about: 'An #NPF with the RMP bit that the usual handling has not ended: it can be mended where page sizes differ.',
@@ -25,16 +25,15 @@ export const sevHandleRmpFault = defineFunction<{ readonly info: FaultInfo }>({
     {
       name: 'lookup',
       text: 'snp_lookup_rmpentry: a page that is private now and assigned as a part of 2M is split; all else is taken for a fault that is over',
-      run(machine, task, { info }) {
+      run(machine, task, { info, isSpurious }) {
         const pfn = gmemFrame(machine, info);
         const entry = pfn === undefined ? undefined : rmpEntry(machine, pfn);
         if (entry?.level === 2) return NEXT;
         trace(machine, info, pfn ?? -1, 1, 0);
-        machine.hazard(
-          'rmp-fault-loop',
-          `vCPU ${info.vcpu}'s RMP fault at gpa 0x${info.gpa!.toString(16)} is left as it is: ${info.reason}`,
-          frameOf(info),
-        );
+        if (isSpurious) {
+          const where = `vCPU ${info.vcpu}'s RMP fault at gpa 0x${info.gpa!.toString(16)}`;
+          machine.hazard('rmp-fault-loop', `${where} is left as it is: ${info.reason}`, frameOf(info));
+        }
         return returns(task, task.result);
       },
     },

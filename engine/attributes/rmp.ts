@@ -108,4 +108,3 @@ export function pvalidate(machine: Machine, pfn: Pfn, level: 1 | 2): boolean {
 export function rmpLevel(machine: Machine, pfn: Pfn): number {
   return rmpEntry(machine, pfn)?.level ?? 1;
 }
-

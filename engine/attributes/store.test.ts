@@ -20,7 +20,8 @@ test('random ranges leave what an array of pages would hold', () => {
     for (let change = 0; change < 40; change++) {
       const from = next(pages.length);
       // Ends on block boundaries are as common as any other.
-      const to = next(2) === 0 ? Math.min(pages.length, (Math.floor(from / 512) + 1) * 512 + 188) : from + 1 + next(900);
+      const to =
+        next(2) === 0 ? Math.min(pages.length, (Math.floor(from / 512) + 1) * 512 + 188) : from + 1 + next(900);
       const isPrivate = next(2) === 1;
       store.set(first + from, first + Math.min(to, pages.length), isPrivate);
       pages.fill(isPrivate, from, Math.min(to, pages.length));

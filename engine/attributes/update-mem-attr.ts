@@ -25,17 +25,26 @@ export interface UpdateLocals {
 
 /** The page that comes next: clipped to the slots that have a guest_memfd; undefined behind the last. */
 function nextPage(machine: Machine, { next, end }: UpdateLocals): { gfn: Gfn; pfn: Pfn; level: 1 | 2 } | undefined {
+  if (next >= end) return undefined;
   for (const slot of machine.slots.overlapping(next, end)) {
     if (!slot.gmem) continue;
     const gfn = Math.max(next, slot.base);
     const isLarge =
-      gfn % PAGES_2M === 0 && gfn + PAGES_2M <= Math.min(end, slot.base + slot.pages) && hostMappingLevel(slot, gfn, slot.gmem) > 1;
+      gfn % PAGES_2M === 0 &&
+      gfn + PAGES_2M <= Math.min(end, slot.base + slot.pages) &&
+      hostMappingLevel(slot, gfn, slot.gmem) > 1;
     return { gfn, pfn: backingPfn(slot, gfn, slot.gmem), level: isLarge ? 2 : 1 };
   }
   return undefined;
 }
 
-function run(machine: Machine, task: Task, part: Part, locals: UpdateLocals, page: { gfn: Gfn; pfn: Pfn; level: 1 | 2 }): void {
+function run(
+  machine: Machine,
+  task: Task,
+  part: Part,
+  locals: UpdateLocals,
+  page: { gfn: Gfn; pfn: Pfn; level: 1 | 2 },
+): void {
   const { gfn, pfn, level } = page;
   if (part === 'rmp') {
     locals.error ||= updatePage(machine, pfn, gfn, level, locals.isPrivate);
@@ -52,8 +61,9 @@ function updatePage(machine: Machine, pfn: Pfn, gfn: Gfn, level: 1 | 2, isPrivat
   const { folios } = machine.attributes;
   if (machine.injects('rmpupdate-fails')) return EFAULT;
   const entry = rmpEntry(machine, pfn);
-  if (isPrivate) for (let page = 0; page < PAGES_2M ** (level - 1); page++)
-    if (folios.get(pfn + page) === undefined) folios.set(machine, pfn + page, gfn + page);
+  if (isPrivate)
+    for (let page = 0; page < PAGES_2M ** (level - 1); page++)
+      if (folios.get(pfn + page) === undefined) folios.set(machine, pfn + page, gfn + page);
   if ((entry !== undefined) === isPrivate) return 0;
   if (entry?.level === 2 && level === 1) psmash(machine, pfn);
   return rmpUpdate(machine, pfn, isPrivate ? gfn : -1, level) === 0 ? 0 : EFAULT;

@@ -14,12 +14,16 @@ export const vmmMemoryFault = defineFunction<{ readonly info: FaultInfo }>({
     {
       name: 'exit',
       text: 'KVM_RUN returns -EFAULT with KVM_EXIT_MEMORY_FAULT: gpa, size, and whether the access was private',
+      local: true,
       run(machine, task, { info }) {
         machine.count('exits.memory_fault');
         machine.append(Kind.MEMORY_FAULT, task.vcpu, 0, 0, 0, 0, info);
         if (machine.config.memoryFault !== 'stop') return NEXT;
         const kind = info.isPrivate ? 'private' : 'shared';
-        machine.fail(task, `KVM_EXIT_MEMORY_FAULT: gpa 0x${info.gpa!.toString(16)} is not ${kind} memory, as the access was`);
+        machine.fail(
+          task,
+          `KVM_EXIT_MEMORY_FAULT: gpa 0x${info.gpa!.toString(16)} is not ${kind} memory, as the access was`,
+        );
         return RETURNED;
       },
     },
@@ -44,6 +48,7 @@ export const pageStateChange = defineFunction<{ readonly start: Gfn; readonly en
     {
       name: 'exit',
       text: 'VMGEXIT or TDVMCALL: KVM_RUN returns with KVM_EXIT_HYPERCALL',
+      local: true,
       run(machine) {
         machine.count('exits');
         return NEXT;
@@ -57,6 +62,7 @@ export const pageStateChange = defineFunction<{ readonly start: Gfn; readonly en
     {
       name: 'run',
       text: 'KVM_RUN again: back in the guest, behind the instruction',
+      local: true,
       run: (_machine, task) => call(task, vcpuEnterGuest, {}),
     },
   ],

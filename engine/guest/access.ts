@@ -1,8 +1,8 @@
-import { ACC_EXEC, ACC_USER, ACC_WRITE } from '../formats/compile.ts';
-import { Kind } from '../history/log.ts';
 import { rmpFault } from '../attributes/explain.ts';
 import { checkRmp } from '../attributes/rmp.ts';
 import { vmmMemoryFault } from '../attributes/vmm.ts';
+import { ACC_EXEC, ACC_USER, ACC_WRITE } from '../formats/compile.ts';
+import { Kind } from '../history/log.ts';
 import type { Machine, Vcpu } from '../machine.ts';
 import { addressToFrame, pageOffset, type Vfn } from '../memory/words.ts';
 import { AGAIN, call, defineFunction, NEXT, type PendingAccess, returns, type Task } from '../operation.ts';
@@ -50,6 +50,7 @@ export const pageWalk = defineFunction<WalkLocals>({
     {
       name: 'begin',
       text: 'start at the guest’s root (CR3), or at the page itself while paging is off',
+      local: true,
       run(machine, task, locals) {
         const vcpu = machine.vcpu(task.vcpu);
         machine.count('tlb.misses');
@@ -62,15 +63,17 @@ export const pageWalk = defineFunction<WalkLocals>({
     },
     {
       name: 'reference',
-      text: 'make one memory reference: a second-stage entry, or a guest entry in a frame located by now',
+      text: 'make one memory reference: a second-stage entry, or a guest entry in a frame located by now; who is kicked out of the guest meanwhile starts anew',
       run(machine, task, locals) {
         const vcpu = machine.vcpu(task.vcpu);
+        if (vcpu.requests !== 0) return 'enter';
         const walk = locals.walk!;
         const memory = vcpu.shadowed ? machine.hostMemory : machine.walkMemory;
         stepWalk(walk, vcpu.hardware, vcpu.second, memory);
         if (walk.status === 'running') return AGAIN;
         machine.count('walks.references', walk.references);
         if (walk.status === 'done') return NEXT;
+        locals.walk = null;
         if (vcpu.shadowed) {
           locals.fault = describeShadowFault(machine, vcpu, walk, locals.access);
           return 'exit';
@@ -84,6 +87,7 @@ export const pageWalk = defineFunction<WalkLocals>({
       text: 'of SNP, ask the RMP; then keep the translation in the TLB, with the rights of both stages',
       run(machine, task, locals) {
         const vcpu = machine.vcpu(task.vcpu);
+        if (vcpu.requests !== 0) return 'enter';
         const { walk, access } = locals;
         if (machine.vm === 'snp') {
           const { gfn, pfn, secondLeafLevel } = walk!;
@@ -113,6 +117,7 @@ export const pageWalk = defineFunction<WalkLocals>({
     {
       name: 'exit',
       text: 'exit to the hypervisor with the faulting gpa',
+      local: true,
       run(machine, task, locals) {
         machine.count('exits');
         machine.count(locals.fault!.kind === 'rmp' ? 'faults.rmp' : 'faults.second');
@@ -123,6 +128,7 @@ export const pageWalk = defineFunction<WalkLocals>({
     {
       name: 'resume',
       text: 'look at what the handler returned: an error ends KVM_RUN, an emulated instruction is over',
+      local: true,
       run(_machine, task, locals) {
         if (task.result !== EFAULT) locals.fault = null;
         if (task.result === EFAULT) return 'memory-fault';
@@ -135,12 +141,14 @@ export const pageWalk = defineFunction<WalkLocals>({
     {
       name: 'enter',
       text: 'enter the guest again, at the same instruction',
+      local: true,
       run: (_machine, task) => call(task, vcpuEnterGuest, {}),
     },
-    { name: 'again', text: 'the instruction starts anew: walk again', run: () => 'begin' },
+    { name: 'again', text: 'the instruction starts anew: walk again', local: true, run: () => 'begin' },
     {
       name: 'memory-fault',
       text: 'KVM_EXIT_MEMORY_FAULT: userspace decides',
+      local: true,
       run(_machine, task, locals) {
         const info = locals.fault!;
         locals.fault = null;

@@ -19,7 +19,7 @@ export const Kind = {
   TLB_FILL: 6,
   /** address: vCPU; object: {set, index, old}. */
   TLB_DROP: 7,
-  /** address: vCPU; object: all entries before. */
+  /** address: vCPU; object: all entries, before and after. */
   TLB_FLUSH: 8,
   /** address: lock number; old and new: owner words. */
   LOCK: 9,

@@ -62,7 +62,7 @@ export function programScope(machine: Machine, task?: Task): Scope {
     },
     call: (name, values) => callFunction(machine, own, name, values),
     known: 'registers (cr0.wp), vcpu[N].…, counters (faults.second), guests, loop variables and step',
-    knownFunctions: 'u8, u16, u32 and u64(gpa), pte and gpa(gva), hpa, spte and level(gpa)',
+    knownFunctions: 'u8, u16, u32 and u64(gpa), pte and gpa(gva), hpa, spte, level and is_private(gpa)',
   };
 }
 
@@ -90,6 +90,8 @@ function callFunction(machine: Machine, vcpu: number, name: string, values: read
       if (!slot) throw new ExpressionError(`hpa(${hex(address)}): no memory slot holds this gpa`);
       return frameToAddress(backingPfn(slot, gfn), pageOffset(address));
     }
+    case 'is_private':
+      return machine.attributes.store.isPrivate(gfn);
     case 'gpa':
     case 'pte': {
       const walk = softTranslate(machine, vcpu, address);

@@ -120,11 +120,13 @@ export const vcpuEnterGuest = defineFunction<object>({
     {
       name: 'reload',
       text: 'kvm_mmu_reload: without a root, load one',
+      local: true,
       run: (machine, task) => (machine.vcpu(task.vcpu).root < 0 ? call(task, kvmMmuLoad, {}) : NEXT),
     },
     {
       name: 'enter',
       text: 'run the guest',
+      local: true,
       run(machine, task) {
         machine.append(Kind.ENTRY, task.vcpu, 0, 0, 0, 0);
         machine.count('entries');

@@ -6,6 +6,7 @@ export interface IndexChange {
   readonly map: LoggedMap<unknown>;
   readonly key: number;
   readonly before: unknown;
+  readonly after: unknown;
 }
 
 /** An index of KVM's beside its tables, such as its reverse maps: every change is logged, and undone with the log. */
@@ -26,7 +27,7 @@ export class LoggedMap<V> {
 
   /** Without a value the key is not there any more. */
   set(machine: Machine, key: number, value: V | undefined): void {
-    machine.append(Kind.INDEX, key, 0, 0, 0, 0, { map: this, key, before: this.#entries.get(key) });
+    machine.append(Kind.INDEX, key, 0, 0, 0, 0, { map: this, key, before: this.#entries.get(key), after: value });
     this.restore(key, value);
   }
 

@@ -1,7 +1,7 @@
 import { sevHandleRmpFault } from '../attributes/rmp-fault.ts';
 import type { Machine } from '../machine.ts';
 import { call, defineFunction, returns, type Task } from '../operation.ts';
-import type { FaultInfo } from './fault.ts';
+import { type FaultInfo, RET_PF } from './fault.ts';
 import { kvmMmuPageFault } from './page-fault.ts';
 import { EMULATION_DONE, EMULATION_INJECTED, EXIT_EMULATED, EXIT_INJECTED, EXIT_RESUME } from './results.ts';
 
@@ -20,6 +20,7 @@ function outcome(result: number): number {
 const finish = {
   name: 'finish',
   text: 'back to the run loop: resume the guest, or give KVM_RUN’s caller the error',
+  local: true as const,
   run: (_machine: unknown, task: Task) => returns(task, outcome(task.result)),
 };
 
@@ -31,6 +32,7 @@ export const handleEptViolation = defineFunction<ExitLocals>({
     {
       name: 'translate',
       text: 'turn the exit qualification into an error code: R→U, W→W, X→F, any right granted→P; final address or guest table',
+      local: true,
       run: (_machine, task, locals) => call(task, kvmMmuPageFault, { info: locals.info }),
     },
     finish,
@@ -45,6 +47,7 @@ export const handleEptMisconfig = defineFunction<ExitLocals>({
     {
       name: 'fast-mmio',
       text: 'no in-kernel device claims the gpa: handle it as a reserved-bit fault',
+      local: true,
       run: (_machine, task, locals) => call(task, kvmMmuPageFault, { info: locals.info }),
     },
     finish,
@@ -59,6 +62,7 @@ export const npfInterception = defineFunction<ExitLocals>({
     {
       name: 'handle',
       text: 'hand error code and gpa to the MMU',
+      local: true,
       run: (_machine, task, locals) => call(task, kvmMmuPageFault, { info: locals.info }),
     },
     {
@@ -67,8 +71,9 @@ export const npfInterception = defineFunction<ExitLocals>({
       run(machine: Machine, task: Task, { info }: ExitLocals) {
         const resumes = outcome(task.result) === EXIT_RESUME;
         if (info.kind !== 'rmp' || !resumes) return finish.run(machine, task);
+        const isSpurious = task.result === RET_PF.SPURIOUS;
         task.result = EXIT_RESUME;
-        return call(task, sevHandleRmpFault, { info });
+        return call(task, sevHandleRmpFault, { info, isSpurious });
       },
     },
   ],
@@ -82,6 +87,7 @@ export const pfInterception = defineFunction<ExitLocals>({
     {
       name: 'handle',
       text: 'kvm_handle_page_fault: hand error code and gva to the MMU',
+      local: true,
       run: (_machine, task, locals) => call(task, kvmMmuPageFault, { info: locals.info }),
     },
     finish,

@@ -68,7 +68,11 @@ export function describeWalkFault(
     ? misconfigured
       ? 0
       : accessBits | (allowed << 3) | QUAL_GVA_VALID | (table ? 0 : QUAL_FINAL)
-    : (walk.error & 0x1f) + (rsvd ? PFERR_PRESENT : 0) + 4 * ((walk.error & 4) === 0 ? 1 : 0) + where + (access.isPrivate ? PFERR_GUEST_ENC : 0);
+    : (walk.error & 0x1f) +
+      (rsvd ? PFERR_PRESENT : 0) +
+      4 * ((walk.error & 4) === 0 ? 1 : 0) +
+      where +
+      (access.isPrivate ? PFERR_GUEST_ENC : 0);
   // What KVM makes of it: R, W and X of the access, PRESENT when any right was granted (vmx.c, __vmx_handle_ept_violation).
   const eptCode =
     ((accessBits & QUAL_READ) !== 0 ? 4 : 0) |

@@ -37,7 +37,13 @@ interface MapLocals {
 }
 
 /** kvm_mmu_max_mapping_level: the largest page that slot, host mapping, processor and shadowed tables allow at a gfn. */
-export function maxMappingLevel(machine: Machine, slot: Memslot, gfn: Gfn, maxLevel: number, isPrivate = false): number {
+export function maxMappingLevel(
+  machine: Machine,
+  slot: Memslot,
+  gfn: Gfn,
+  maxLevel: number,
+  isPrivate = false,
+): number {
   const { disallowLpage } = machine.shadow;
   const backed = isPrivate ? gmemLevel(machine, gfn) : hostMappingLevel(slot, gfn);
   for (let level = Math.min(maxLevel, backed); level > 1; level--) {
@@ -66,6 +72,7 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
     {
       name: 'root',
       text: 'start at the root',
+      local: true,
       run(machine, task, locals) {
         locals.level = machine.secondFormat.rootLevel;
         locals.table = machine.vcpu(task.vcpu).root;
@@ -119,6 +126,7 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
     {
       name: 'target',
       text: 'the entry allows the access by now: another vCPU was faster, and the fault is spurious',
+      local: true,
       run(machine, task, locals) {
         const spte = spteFormat(machine.secondFormat);
         const leaf = machine.secondFormat.classify(locals.level, locals.lo) === LEAF;

@@ -27,12 +27,14 @@ export const kvmMmuPageFault = defineFunction<{ readonly info: FaultInfo }>({
     {
       name: 'reserved',
       text: 'a reserved bit faulted: it may be KVM’s own MMIO marker',
+      local: true,
       run: (_machine, task, { info }) =>
         (info.errorCode & RSVD) !== 0 ? call(task, handleMmioPageFault, { info }) : 'fault',
     },
     {
       name: 'mmio-result',
       text: 'a valid marker is emulated, a changed table is retried; a stale marker is a plain fault',
+      local: true,
       run(_machine, task) {
         if (task.result === RET_PF.EMULATE) return 'emulate';
         return task.result === RET_PF.INVALID ? NEXT : RETURN(task);
@@ -50,6 +52,7 @@ export const kvmMmuPageFault = defineFunction<{ readonly info: FaultInfo }>({
     {
       name: 'result',
       text: 'RET_PF_RETRY, FIXED and SPURIOUS resume the guest; EMULATE and WRITE_PROTECTED go on',
+      local: true,
       run(machine, task, { info }) {
         if (task.result === EMULATION_INJECTED) return RETURN(task);
         countResult(machine, task.result, info);
@@ -59,11 +62,13 @@ export const kvmMmuPageFault = defineFunction<{ readonly info: FaultInfo }>({
     {
       name: 'emulate',
       text: 'emulate the instruction that faulted',
+      local: true,
       run: (_machine, task, { info }) => call(task, emulateInstruction, { info, gpa: 0n }),
     },
     {
       name: 'emulated',
       text: 'the instruction is over, or an exception waits for the guest',
+      local: true,
       run: (_machine, task) =>
         returns(
           task,
@@ -218,22 +223,26 @@ export const kvmTdpPageFault = defineFunction<FaultLocals>({
     {
       name: 'fast',
       text: 'fast_page_fault: perhaps setting a bit without any lock is enough',
+      local: true,
       run: (_machine, task, { fault }) =>
         call(task, fastPageFault, { fault, tries: 0, lo: 0, hi: 0, newLo: 0, newHi: 0, table: 0, index: 0, level: 0 }),
     },
     {
       name: 'fast-result',
       text: 'fixed or spurious: done; else the slow way',
+      local: true,
       run: (_machine, task) => (task.result === RET_PF.INVALID ? NEXT : RETURN(task)),
     },
     {
       name: 'faultin',
       text: 'kvm_mmu_faultin_pfn: find the host frame, remembering mmu_invalidate_seq first',
+      local: true,
       run: (_machine, task, { fault }) => call(task, kvmMmuFaultinPfn, { fault }),
     },
     {
       name: 'faultin-result',
       text: 'no frame: retry or emulate',
+      local: true,
       run: (_machine, task) => (task.result === RET_PF.CONTINUE ? NEXT : RETURN(task)),
     },
     lockStep('mmu_lock', 'read'),
@@ -251,6 +260,7 @@ export const kvmTdpPageFault = defineFunction<FaultLocals>({
     {
       name: 'map',
       text: 'kvm_tdp_mmu_map: install the translation',
+      local: true,
       run: (_machine, task, { fault }) =>
         call(task, kvmTdpMmuMap, { fault, level: 0, table: 0, index: 0, lo: 0, hi: 0 }),
     },
@@ -336,6 +346,7 @@ export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
     {
       name: 'read-only',
       text: 'kvm_handle_error_pfn: a write to a read-only slot is emulated, for userspace to see',
+      local: true,
       run(machine, task, { fault }) {
         if (fault.pfn !== PFN_RO_FAULT) return NEXT;
         machine.count('faults.read_only');

@@ -1,6 +1,6 @@
+import { launch } from '../../engine/attributes/launch.ts';
 import { VM_TYPES, type VmType } from '../../engine/attributes/state.ts';
 import type { Feature } from '../../engine/formats/format.ts';
-import { launch } from '../../engine/attributes/launch.ts';
 import { Machine, MachineError } from '../../engine/machine.ts';
 import { MAX_SLOT_ID, MemslotError } from '../../engine/memory/memslots.ts';
 import { choosePolicy, DEFAULT_POLICIES } from '../../engine/policies.ts';
@@ -106,15 +106,21 @@ export function lowerMachine(machines: readonly Ast.Machine[], problems: Problem
     problems.warning(machine, 'a machine without memory: every access will be MMIO; add a line like memory 0 +64M');
   const slots = lowerMemory(memory, config, problems);
   if (ranges.length === 0) return { ...config, slots };
-  const launched = ranges.filter(({ item, ...range }) => checked(item, problems, () => {
-    launch(new Machine({ machine: { ...config, slots, privateRanges: [range] }, guests: [], tasks: [], expects: [] }, 1));
-  }));
+  const launched = ranges.filter(({ item, ...range }) =>
+    checked(item, problems, () => {
+      launch(
+        new Machine({ machine: { ...config, slots, privateRanges: [range] }, guests: [], tasks: [], expects: [] }, 1),
+      );
+    }),
+  );
   return { ...config, slots, privateRanges: launched.map(({ item: _, ...range }) => range) };
 }
 
 function lowerVm(item: Ast.VmKind, problems: Problems): VmType | undefined {
   const found = VM_TYPES.find((type) => type === item.type);
-  return found ?? problems.error(item, `unknown VM ${item.type}${didYouMean(item.type, VM_TYPES)}: ${VM_TYPES.join(', ')}`);
+  return (
+    found ?? problems.error(item, `unknown VM ${item.type}${didYouMean(item.type, VM_TYPES)}: ${VM_TYPES.join(', ')}`)
+  );
 }
 
 function lowerMemoryFault(item: Ast.MemoryFault, problems: Problems): 'convert' | 'stop' | undefined {

@@ -1,7 +1,15 @@
 import { HAZARD_NAMES } from '../../engine/attributes/hazards.ts';
 import { PAGING, type PagingName } from '../../engine/guest/registers.ts';
 import { hex } from '../../engine/memory/words.ts';
-import type { Expectation, GuestTables, Mapping, NeverExpectation, Program, SlotConfig, TaskProgram } from '../../engine/program.ts';
+import type {
+  Expectation,
+  GuestTables,
+  Mapping,
+  NeverExpectation,
+  Program,
+  SlotConfig,
+  TaskProgram,
+} from '../../engine/program.ts';
 import { didYouMean, headerSpan, Problems, spanOf } from '../diagnostics.ts';
 import type * as Ast from '../generated/ast.ts';
 import { FAMILIES, isRegister, VALUES } from '../names.ts';

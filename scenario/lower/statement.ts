@@ -154,7 +154,8 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
       const address = lowerExpression(node.address, problems, names);
       const size = node.size && constant(node.size, 'a page size', problems);
       const level = size === undefined || size === 0x1000n ? 1 : size === 0x20_0000n ? 2 : undefined;
-      if (context.machine.vm !== 'snp') return problems.error(node, 'pvalidate: only guests of SNP have it; say vm snp');
+      if (context.machine.vm !== 'snp')
+        return problems.error(node, 'pvalidate: only guests of SNP have it; say vm snp');
       if (level === undefined) return problems.error(node.size, 'pvalidate takes pages of 4K or 2M');
       return address && { kind: 'pvalidate', address, level, span };
     }
@@ -316,9 +317,17 @@ function lowerAccess(node: Ast.Access, context: StatementContext, problems: Prob
   const kind = node.modifier === 'private' || node.modifier === 'shared' ? node.modifier : undefined;
   if (kind !== undefined && !hasVm(node, context, problems)) return undefined;
   if (kind !== undefined && owner === 'vcpu' && context.machine.vm === 'software-protected')
-    return problems.error(node, `${kind} ${node.access}: a software-protected guest’s accesses are of no kind; the attribute alone tells`);
+    return problems.error(
+      node,
+      `${kind} ${node.access}: a software-protected guest’s accesses are of no kind; the attribute alone tells`,
+    );
+  if (owner === 'host' && (context.machine.vm ?? 'ordinary') === 'ordinary')
+    return problems.error(node, 'read, write and fetch: only a vCPU can do this; it belongs in a vcpu block');
   if (owner === 'host' && (node.access === 'fetch' || (node.modifier !== undefined && kind === undefined)))
-    return problems.error(node, `${node.modifier ?? ''} ${node.access}: the host reads and writes memory, private or shared, and no more`.trim());
+    return problems.error(
+      node,
+      `${node.modifier ?? ''} ${node.access}: the host reads and writes memory, private or shared, and no more`.trim(),
+    );
   const size = node.size === undefined ? WORD[paging] : SIZES.get(node.size);
   if (size === undefined) problems.error(node, `${node.access}.${node.size}: an access has 1, 2, 4 or 8 bytes`);
   const address = lowerExpression(node.address, problems, names);

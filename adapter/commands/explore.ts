@@ -1,0 +1,164 @@
+import { ORDERING_SPECS } from '../../engine/attributes/convert.ts';
+import {
+  EVENTS,
+  type Event,
+  type Exploration,
+  explore as exploreAll,
+  isHazard,
+  type Outcome,
+} from '../../engine/explore/explore.ts';
+import { scheduleText } from '../../engine/explore/schedule-text.ts';
+import { MachineError } from '../../engine/machine.ts';
+import { choosePolicy, DEFAULT_POLICIES, type Ordering, POLICY_VALUES } from '../../engine/policies.ts';
+import type { Program } from '../../engine/program.ts';
+import { readScenario } from './scenario-file.ts';
+import { readOptions, UsageError } from './usage.ts';
+
+interface Row {
+  /** What was chosen, as it is shown: `O1 rfc-v8`; empty where nothing was. */
+  readonly name: string;
+  readonly program: Program;
+  readonly found: Exploration;
+}
+
+/** `kvm-mmu explore`: every interleaving of a scenario’s tasks. The exit status: 1 when what must never happen can. */
+export function explore(args: string[]): number {
+  const { values, positionals } = readOptions({
+    args,
+    allowPositionals: true,
+    options: {
+      policy: { type: 'string' },
+      'max-states': { type: 'string' },
+      unreduced: { type: 'boolean' },
+      json: { type: 'boolean' },
+    },
+  });
+  const [path] = positionals;
+  if (path === undefined || positionals.length > 1) throw new UsageError('explore takes one file');
+  const maxStates = Number(values['max-states'] ?? 1_000_000);
+  if (!Number.isInteger(maxStates) || maxStates < 1)
+    throw new UsageError(`--max-states must be a whole number above 0, not ${values['max-states']}`);
+  const program = readScenario(path);
+  if (!program) return 2;
+  const rows: Row[] = [];
+  for (const { name, program: chosen } of programs(program, values.policy)) {
+    try {
+      rows.push({ name, program: chosen, found: exploreAll(chosen, { maxStates, reduce: !values.unreduced }) });
+    } catch (error) {
+      if (!(error instanceof MachineError)) throw error;
+      console.error(`${path}: ${error.message}`);
+      return 2;
+    }
+  }
+  if (values.json) console.log(JSON.stringify(rows.map(asJson)));
+  else tell(rows, maxStates);
+  const broken = rows.flatMap((row) => brokenExpectations(path, row));
+  for (const line of broken) console.error(line);
+  if (broken.length > 0) return 1;
+  return rows.every(({ found }) => found.complete) ? 0 : 3;
+}
+
+/** The program under each value of a policy, or as it is. */
+function programs(
+  program: Program,
+  written: string | undefined,
+): { readonly name: string; readonly program: Program }[] {
+  if (written === undefined) return [{ name: '', program }];
+  const found = /^([\w-]+)=([\w-]+(?:,[\w-]+)*)$/.exec(written);
+  if (!found) throw new UsageError('--policy takes NAME=VALUE,VALUE… or NAME=all, such as --policy conversion=all');
+  const [, policy, list] = found;
+  const all: Readonly<Record<string, readonly string[]>> = POLICY_VALUES;
+  const chosen = list === 'all' ? (all[policy!] ?? []) : list!.split(',');
+  const policies = program.machine.policies ?? DEFAULT_POLICIES;
+  const first = choosePolicy(policies, policy!, chosen[0] ?? '');
+  if ('error' in first) throw new UsageError(first.error);
+  return chosen.map((value) => {
+    const next = choosePolicy(policies, policy!, value);
+    if ('error' in next) throw new UsageError(next.error);
+    const id = policy === 'conversion' ? `${ORDERING_SPECS[value as Ordering].id} ` : '';
+    return { name: `${id}${value}`, program: { ...program, machine: { ...program.machine, policies: next } } };
+  });
+}
+
+/** Of what happens more than once, the one that takes least. */
+function firstOf({ outcomes }: Exploration, event: Event): Outcome | undefined {
+  let best: Outcome | undefined;
+  for (const outcome of outcomes) {
+    if (outcome.event !== event) continue;
+    const { switches, steps } = outcome.schedule;
+    const isBetter =
+      !best ||
+      switches < best.schedule.switches ||
+      (switches === best.schedule.switches && steps < best.schedule.steps);
+    if (isBetter) best = outcome;
+  }
+  return best;
+}
+
+function brokenExpectations(path: string, { name, program, found }: Row): string[] {
+  return (program.never ?? []).flatMap(({ hazard, span }) => {
+    const outcome = firstOf(found, hazard);
+    if (!outcome) return [];
+    const where = name === '' ? '' : ` (${name})`;
+    return [`${path}:${span.line}: expect never ${hazard}${where}: ${outcome.text}`];
+  });
+}
+
+function tell(rows: readonly Row[], maxStates: number): void {
+  const events = (Object.keys(EVENTS) as Event[]).filter((event) => rows.some(({ found }) => firstOf(found, event)));
+  const header = ['', 'states', 'transitions', ...events];
+  const lines = rows.map(({ name, found }) => [
+    name,
+    `${found.states}${found.complete ? '' : '+'}`,
+    `${found.transitions}`,
+    ...events.map((event) => {
+      const outcome = firstOf(found, event);
+      return outcome ? `${outcome.schedule.switches}/${outcome.schedule.steps}` : '·';
+    }),
+  ]);
+  const widths = header.map((title, column) => Math.max(title.length, ...lines.map((line) => line[column]!.length)));
+  for (const line of [header, ...lines])
+    console.log(
+      line
+        .map((cell, column) => (column === 0 ? cell.padEnd(widths[0]!) : cell.padStart(widths[column]!)))
+        .join('  ')
+        .trimEnd(),
+    );
+  if (events.length > 0) console.log('A/B: it happens after A switches between tasks and B steps, and not with fewer.');
+  else console.log('Nothing went wrong, and nothing had to be tried again.');
+  for (const row of rows) {
+    const { name, found } = row;
+    if (!found.complete)
+      console.log(`\n${name || 'It'} was given up after ${maxStates} states: give --max-states, or a smaller scenario`);
+    for (const event of events) {
+      const outcome = firstOf(found, event);
+      if (!outcome) continue;
+      const others = found.outcomes.filter((each) => each.event === event).length - 1;
+      console.log(
+        `\n${name === '' ? '' : `${name}: `}${event}${isHazard(event) ? '' : ' (harmless)'}: ${EVENTS[event]}`,
+      );
+      console.log(`  ${outcome.text}${others > 0 ? `; and in ${others} other ${others === 1 ? 'way' : 'ways'}` : ''}`);
+      if (outcome.round !== undefined) console.log(`  again every ${outcome.round} steps, as long as nobody else runs`);
+      console.log(`  schedule: ${scheduleText(row.program, outcome.schedule)}`);
+    }
+  }
+}
+
+function asJson({ name, program, found }: Row): unknown {
+  const { states, transitions, complete, outcomes } = found;
+  return {
+    name,
+    states,
+    transitions,
+    complete,
+    outcomes: outcomes.map(({ event, text, schedule, round }) => ({
+      event,
+      hazard: isHazard(event),
+      text,
+      schedule: scheduleText(program, schedule),
+      switches: schedule.switches,
+      steps: schedule.steps,
+      ...(round === undefined ? {} : { round }),
+    })),
+  };
+}
