@@ -138,16 +138,16 @@ function withoutPaging(paging: Paging): string | undefined {
   return status === 0 ? undefined : stderr.trim();
 }
 
+const ROUNDS = Number(process.env.KVM_MMU_SCENARIOS ?? 25);
 for (const paging of ['4-level', 'pae', '32-bit'] as const)
   test(`random programs of edits, registers and accesses end alike on the emulator and on KVM, with ${paging} paging`, {
     skip: withoutKvm() ?? false,
-    timeout: 120_000,
+    timeout: Math.max(120_000, 5000 * ROUNDS),
   }, async (context) => {
     // A KVM that is a guest itself may have long mode alone.
     const missing = withoutPaging(paging);
     if (missing !== undefined && paging !== '4-level') return context.skip(missing);
-    const rounds = Number(process.env.KVM_MMU_SCENARIOS ?? 25);
-    for (let seed = 1; seed <= rounds; seed++) {
+    for (let seed = 1; seed <= ROUNDS; seed++) {
       const { text, cells } = randomScenario(seed, paging);
       const path = scenario(`random-${paging}-${seed}`, text);
       const [emulated, real] = await Promise.all([
