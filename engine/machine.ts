@@ -172,6 +172,7 @@ export const COUNTERS = [
   'modes.changed',
   'nested.entries',
   'nested.exits',
+  'nx_lpage_splits',
   'sptes.changed',
   'expects.passed',
   'expects.failed',
@@ -201,6 +202,8 @@ export interface SmallState {
   nextAge: number;
   /** Mistakes that KVM makes from now on. */
   injected: Injection[];
+  /** Tables that stand where NX huge pages alone forbid a large one, the oldest first (`possible_nx_huge_pages`). */
+  possibleNxHugePages: Pfn[];
   /** Shadow pages that are to become unsync at the next fault, by such a mistake. */
   lateUnsync: Pfn[];
 }
@@ -292,6 +295,7 @@ export class Machine {
       mmuValidGen: 0,
       nextAge: 0,
       injected: [],
+      possibleNxHugePages: [],
       lateUnsync: [],
     };
     for (const slot of this.config.slots) this.slots = this.slots.with(this.makeSlot(slot));
@@ -681,7 +685,10 @@ export class Machine {
   // ---- KVM's tables
 
   /** A table of the TDP MMU's. Its root starts with the references that it is given. */
-  allocateTable(record: Pick<MmuPage, 'gfn' | 'level' | 'role' | 'parent' | 'parentIndex'>, rootCount = 0): MmuPage {
+  allocateTable(
+    record: Pick<MmuPage, 'gfn' | 'level' | 'role' | 'parent' | 'parentIndex' | 'nxHugePageDisallowed'>,
+    rootCount = 0,
+  ): MmuPage {
     const page = this.#newTable({ ...record, rootCount, invalid: false, scheduledToZap: false });
     this.count(page.parent < 0 ? 'roots.built' : 'tables.built');
     return page;
@@ -695,6 +702,7 @@ export class Machine {
       rootCount: 0,
       invalid: false,
       scheduledToZap: false,
+      nxHugePageDisallowed: false,
     });
   }
 
@@ -743,7 +751,10 @@ export class Machine {
     return page;
   }
 
-  updatePage(pfn: Pfn, change: Partial<Pick<MmuPage, 'rootCount' | 'invalid' | 'scheduledToZap'>>): void {
+  updatePage(
+    pfn: Pfn,
+    change: Partial<Pick<MmuPage, 'rootCount' | 'invalid' | 'scheduledToZap' | 'nxHugePageDisallowed'>>,
+  ): void {
     this.replacePage({ ...this.page(pfn), ...change });
   }
 

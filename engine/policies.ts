@@ -20,15 +20,27 @@ export interface Policies {
    * there is one, and splitting leaves such tables alone.
    */
   readonly quadrant: 'parity' | 'address' | 'copied' | 'skip';
+  /**
+   * KVM's module parameter `nx_huge_pages` (`--param kvm.nx_huge_pages=force` in a lab). `on`: no large page is executable, and where the
+   * guest executes there are pages of 4K, against machine checks that a guest can provoke by an instruction's address in the TLB in two
+   * sizes (iTLB multihit). KVM has it on by itself (`auto`) where the processor has that fault.
+   */
+  readonly 'nx-huge-pages': 'off' | 'on';
 }
 
-export const DEFAULT_POLICIES: Policies = { 'page-split': 'eager', roots: 'today', quadrant: 'parity' };
+export const DEFAULT_POLICIES: Policies = {
+  'page-split': 'eager',
+  roots: 'today',
+  quadrant: 'parity',
+  'nx-huge-pages': 'off',
+};
 
 /** What each policy can be, its default first. */
 export const POLICY_VALUES: { readonly [K in keyof Policies]: readonly Policies[K][] } = {
   'page-split': ['eager', 'lazy', 'all'],
   roots: ['today', 'before', 'posted'],
   quadrant: ['parity', 'address', 'copied', 'skip'],
+  'nx-huge-pages': ['off', 'on'],
 };
 
 function isPolicy(name: string): name is keyof Policies {

@@ -170,6 +170,8 @@ export type Statement =
   | (Located & { readonly kind: 'zap'; readonly range?: { readonly base: bigint; readonly size: bigint } })
   /** The host unmaps the memory behind a range (MMU notifier); `migrate` moves its pages to other frames meanwhile. */
   | (Located & { readonly kind: 'notifier'; readonly base: bigint; readonly size: bigint; readonly migrate: boolean })
+  /** The worker of NX huge pages runs once; of `ratio` tables one goes, rounded up. */
+  | (Located & { readonly kind: 'recover-nx-huge-pages'; readonly ratio: number })
   /** KVM_SET_CPUID2: another width of the guests' physical addresses. */
   | (Located & { readonly kind: 'cpuid'; readonly maxPhyAddr: number })
   /** From here on KVM makes a mistake. */
@@ -196,5 +198,6 @@ export const STATEMENT_OWNER: Readonly<Partial<Record<Statement['kind'], 'vcpu' 
   zap: 'host',
   cpuid: 'host',
   notifier: 'host',
+  'recover-nx-huge-pages': 'host',
   poke: 'host',
 };

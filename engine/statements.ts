@@ -19,6 +19,7 @@ import { callNestedExit, callNestedRun, handleInvept } from './roots/nested.ts';
 import { kvmHandleInvpcid, kvmMmuInvlpg, kvmSetCpuid, registerFunction, writeRegister } from './roots/registers.ts';
 import { emulatorLeaveSmm, enterSmm } from './roots/smm.ts';
 import { findEntry } from './tdp/iterate.ts';
+import { recoverNxHugePages, recoverNxLocals } from './tdp/recover-nx-huge-pages.ts';
 import { kvmMmuZapAllFast } from './tdp/zap.ts';
 
 /** Runs the instruction at a task's `pc`; its stack is empty. */
@@ -150,6 +151,9 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
       call(task, unmapHostMemory, { start: base, end: base + pages, migrate: statement.migrate, notified: false });
       break;
     }
+    case 'recover-nx-huge-pages':
+      call(task, recoverNxHugePages, recoverNxLocals(statement.ratio));
+      break;
     case 'cpuid':
       call(task, kvmSetCpuid, { maxPhyAddr: statement.maxPhyAddr });
       break;

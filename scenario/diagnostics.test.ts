@@ -83,7 +83,7 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   ],
   [
     machine('memory 0 +4K\npolicy root = today'),
-    '3:1 error: unknown policy root; there are page-split, roots, quadrant',
+    '3:1 error: unknown policy root; there are page-split, roots, quadrant, nx-huge-pages',
   ],
   // guest
   [`machine { memory 0 +4K slot 0 }\nguest k { }\nguest k { }${run}`, '3:1 error: guest k is on line 2 already'],
@@ -189,7 +189,7 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   [vcpu('raed 0'), '2:1 error: ‘raed’ begins no statement (did you mean read?)'],
   [
     vcpu('+'),
-    '2:1 error: ‘+’ begins nothing here; here stand read, write, fetch, user, supervisor, implicit, invlpg, invpcid, invept, enter, smm, repeat, loop, map, unmap, protect, entry, expect, wait, add, delete, move, log, zap, migrate, poke, inject, and registers',
+    '2:1 error: ‘+’ begins nothing here; here stand read, write, fetch, user, supervisor, implicit, invlpg, invpcid, invept, enter, smm, repeat, loop, map, unmap, protect, entry, expect, wait, add, delete, move, log, zap, migrate, recover-nx-huge-pages, poke, inject, and registers',
   ],
   [guest('foo'), '2:1 error: ‘foo’ begins no statement'],
   [

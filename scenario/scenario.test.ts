@@ -119,6 +119,8 @@ const HOST: readonly (readonly [string, object])[] = [
   ['migrate 8K +4K', { kind: 'notifier', base: '0x2000', size: '0x1000', migrate: true }],
   ['poke 0x1000 level 1 = 0x6', { kind: 'poke', gpa: '0x1000', level: 1, value: '0x6' }],
   ['cpuid maxphyaddr 40', { kind: 'cpuid', maxPhyAddr: 40 }],
+  ['recover-nx-huge-pages', { kind: 'recover-nx-huge-pages', ratio: 60 }],
+  ['recover-nx-huge-pages 2', { kind: 'recover-nx-huge-pages', ratio: 2 }],
   ['inject root-leak', { kind: 'inject', name: 'root-leak' }],
 ];
 
@@ -140,6 +142,7 @@ test('every kind of statement of the contract can be written', () => {
     },
     ...{ expect: true, wait: true, 'slot-add': true, 'slot-delete': true, 'slot-move': true, 'slot-log': true },
     ...{ zap: true, notifier: true, poke: true, inject: true, cpuid: true, enter: true, invept: true, smm: true },
+    'recover-nx-huge-pages': true,
   };
   assert.deepEqual([...kinds].sort(), Object.keys(all).sort());
 });
@@ -167,7 +170,7 @@ test('a machine says all that it has', () => {
     second: 'npt',
     maxPhyAddr: 40,
     features: ['1g-pages', 'amd'],
-    policies: { 'page-split': 'lazy', roots: 'today', quadrant: 'parity' },
+    policies: { 'page-split': 'lazy', roots: 'today', quadrant: 'parity', 'nx-huge-pages': 'off' },
   });
 });
 

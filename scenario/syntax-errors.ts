@@ -40,6 +40,7 @@ export const BLOCK_WORDS: Readonly<Record<'Scenario' | 'Machine' | 'Guest' | 'Vc
     'zap',
     'unmap',
     'migrate',
+    'recover-nx-huge-pages',
     'poke',
     'inject',
     'repeat',

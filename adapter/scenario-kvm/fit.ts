@@ -196,6 +196,9 @@ function visit(body: readonly Statement[], around: Around): void {
       case 'invpcid':
         error(span, 'invpcid: the code that makes the accesses on KVM cannot');
         break;
+      case 'recover-nx-huge-pages':
+        error(span, 'recover-nx-huge-pages: KVM’s own worker decides when (nx_huge_pages_recovery_period_ms)');
+        break;
       case 'inject':
         error(span, `inject ${statement.name}: a real KVM makes no mistakes on demand`);
         break;

@@ -141,7 +141,14 @@ function tdpRoot(machine: Machine, vcpu: Vcpu): RootInfo {
   const root =
     shared ??
     machine.allocateTable(
-      { gfn: 0, level: machine.secondFormat.rootLevel, role: rootRole, parent: -1, parentIndex: 0 },
+      {
+        gfn: 0,
+        level: machine.secondFormat.rootLevel,
+        role: rootRole,
+        parent: -1,
+        parentIndex: 0,
+        nxHugePageDisallowed: false,
+      },
       mmuHoldsRoots(machine) ? 1 : 0,
     );
   machine.updatePage(root.pfn, { rootCount: root.rootCount + 1 });

@@ -74,4 +74,6 @@ export interface PageFault {
   mmuSeq: number;
   pfn: Pfn;
   mapWritable: boolean;
+  /** A fetch, while no large page may be executable. */
+  hugePageDisallowed: boolean;
 }

@@ -120,6 +120,7 @@ function newPageFault(machine: Machine, info: FaultInfo): PageFault {
     mmuSeq: 0,
     pfn: PFN_NOSLOT,
     mapWritable: false,
+    hugePageDisallowed: false,
   };
 }
 

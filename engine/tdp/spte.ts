@@ -29,6 +29,8 @@ export interface SpteFormat {
   readonly mmioMask: Entry;
   /** The access that `handle_mmio_page_fault` reads back from the marker, as ACC_* bits. */
   readonly mmioAccess: number;
+  /** The bits that make a leaf executable, and those that make it none. */
+  readonly execute: { readonly set: Entry; readonly clear: Entry };
   /** `clean` is writable, without D; `protected` is the host's to write, but a shadowed table. */
   readonly leafTemplates: readonly Readonly<Record<'writable' | 'clean' | 'readonly' | 'protected', Entry>>[];
 }
@@ -78,10 +80,15 @@ function build(format: Format): SpteFormat {
       protected: { lo: (readonly.lo | hostWritable.lo) >>> 0, hi: (readonly.hi | hostWritable.hi) >>> 0 },
     };
   });
+  const [yes, no] = [true, false].map((execute) => encodeLeaf(format, 1, 0, { write: true, execute, user: true }));
   return {
     format,
     hostWritable,
     mmuWritable,
+    execute: {
+      set: { lo: yes!.lo & ~no!.lo, hi: yes!.hi & ~no!.hi },
+      clear: { lo: no!.lo & ~yes!.lo, hi: no!.hi & ~yes!.hi },
+    },
     mmio,
     // What x86's marker grants is of no account: shadow tables keep the guest's rights there.
     mmioMask: ept ? { lo: 0b111, hi: 0 } : { lo: 1, hi: 1 << 19 },
@@ -168,6 +175,12 @@ export function isMmuWritable(spte: SpteFormat, lo: number, hi: number): boolean
 export function withWrite(spte: SpteFormat, entry: Entry, write: boolean): Entry {
   const { writeLo } = spte.format;
   return { lo: (write ? entry.lo | writeLo : entry.lo & ~writeLo) >>> 0, hi: entry.hi };
+}
+
+/** make_spte_executable, make_spte_nonexec */
+export function withExecute({ execute: { set, clear } }: SpteFormat, { lo, hi }: Entry, execute: boolean): Entry {
+  const [on, off] = execute ? [set, clear] : [clear, set];
+  return { lo: ((lo & ~off.lo) | on.lo) >>> 0, hi: ((hi & ~off.hi) | on.hi) >>> 0 };
 }
 
 /** What an entry of KVM's is, beyond what the format says. */

@@ -58,6 +58,7 @@ const CONSTANT = new Set([
   'log',
   'zap',
   'migrate',
+  'recover-nx-huge-pages',
 ]);
 
 /**
@@ -81,7 +82,10 @@ export class MmuCompletionProvider implements CompletionProvider {
     const before = all.filter((token) => !isComment(token) && token.startOffset < offset);
     const line = textDocument.getText({ start: { line: params.position.line, character: 0 }, end: params.position });
     // The word at the cursor is what gets replaced.
-    const partial = /(?<![\w-])(second-\w*|read-\w*|x86-\w*|1g-\w*|execute-\w*|page-\w*)$|\w*$/.exec(line)![0];
+    const partial =
+      /(?<![\w-])(second-\w*|read-\w*|x86-\w*|1g-\w*|execute-\w*|page-\w*|nx-[\w-]*|recover-[\w-]*)$|\w*$/.exec(
+        line,
+      )![0];
     const start = offset - partial.length;
     const tokens = before.filter((token) => token.startOffset < start);
     const replaced = { start: textDocument.positionAt(start), end: params.position };

@@ -88,7 +88,12 @@ test('a mapping offers permissions, a comment nothing', async () => {
   assert.deepEqual(await labels('vcpu 0 {\n  # read |'), []);
   assert.deepEqual(await labels('machine {\n  second-stage |'), ['tdp', 'shadow']);
   assert.deepEqual(await labels('guest k |'), ['in', '32-bit', 'pae', '4-level', '5-level']);
-  assert.deepEqual(await labels('machine {\n  policy |'), ['page-split = ', 'roots = ', 'quadrant = ']);
+  assert.deepEqual(await labels('machine {\n  policy |'), [
+    'page-split = ',
+    'roots = ',
+    'quadrant = ',
+    'nx-huge-pages = ',
+  ]);
   assert.deepEqual(await labels('machine {\n  policy page-split = |'), ['eager', 'lazy', 'all']);
   assert.deepEqual(await labels('machine {\n  cpu |'), ['1g-pages', 'execute-only', 'none']);
 });

@@ -15,7 +15,7 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   maxphyaddr: 'MAXPHYADDR: bits of a physical address, 32 … 52. Address bits above are reserved in table entries.',
   cpu: 'What the processor offers: `1g-pages`, `execute-only`, or `none`. Without the line it has both.',
   policy:
-    'Where KVM can do a thing in more than one way: `policy page-split = eager` splits large pages when dirty logging starts, `lazy` at the first write. `roots` is what becomes of roots when the guest’s mode changes, `quadrant` how a shadow page’s part of a 32-bit table is found.',
+    'Where KVM can do a thing in more than one way: `policy page-split = eager` splits large pages when dirty logging starts, `lazy` at the first write. `roots` is what becomes of roots when the guest’s mode changes, `quadrant` how a shadow page’s part of a 32-bit table is found; `nx-huge-pages = on`: no large page is executable, as KVM’s module parameter nx_huge_pages has it.',
   guest:
     'Page tables of the guest that exist before the vCPUs start: `guest NAME { … }`, or `guest NAME pae { … }` with another paging: 32-bit, pae, 4-level, 5-level. The name stands for the address of the root, as in `cr3 = NAME`.',
   tables:
@@ -54,6 +54,8 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   zap: '`zap GPA +SIZE`: kvm_zap_gfn_range. `zap all`: kvm_mmu_zap_all_fast, which makes every root obsolete.',
   migrate:
     '`migrate GPA +SIZE`: the host moves the pages behind a range to other frames. KVM unmaps them by its MMU notifier.',
+  'recover-nx-huge-pages':
+    '`recover-nx-huge-pages RATIO`: KVM’s worker runs once; of so many tables that stand for NX huge pages’ sake one goes, rounded up. Without a ratio: 60.',
   sanitize:
     'Checks after every step that KVM’s books agree: reverse maps, write protection, roles of roots, what TLBs keep. A breach ends the task.',
   invpcid:
@@ -143,6 +145,8 @@ export const VALUE_WORDS: Readonly<
   'modes.changed': 'Writes that changed CR0, CR4 or EFER.',
   'nested.entries': 'Times that L1 entered a guest of its own.',
   'nested.exits': 'VM exits of such guests that L1 got.',
+  nx_lpage_splits:
+    'Tables that stand where NX huge pages alone forbid a large page: KVM’s statistic, which goes down again.',
   'sptes.changed': 'Entries of KVM’s tables that changed.',
   'expects.passed': 'Expectations that held.',
   'expects.failed': 'Expectations that did not hold.',

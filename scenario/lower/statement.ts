@@ -23,6 +23,9 @@ export interface StatementContext extends Surroundings {
   readonly inSmm?: true;
 }
 
+/** KVM's module parameter nx_huge_pages_recovery_ratio, unless the kernel is a real-time one. */
+const RECOVERY_RATIO = 60n;
+
 /** How a statement begins, for messages. */
 export const STATEMENT_WORDS: Readonly<Record<Ast.Statement['$type'], string>> = {
   Access: 'read, write and fetch',
@@ -41,6 +44,7 @@ export const STATEMENT_WORDS: Readonly<Record<Ast.Statement['$type'], string>> =
   LogDirty: 'log dirty',
   Zap: 'zap',
   Migrate: 'migrate',
+  RecoverNx: 'recover-nx-huge-pages',
   Poke: 'poke',
   Cpuid: 'cpuid',
   Inject: 'inject',
@@ -174,6 +178,13 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
     case 'Migrate': {
       const range = lowerRange(node.base, node.size, 'gpa', problems);
       return range && { kind: 'notifier', ...range, migrate: true, span };
+    }
+    case 'RecoverNx': {
+      const ratio = node.ratio ? constant(node.ratio, 'a ratio', problems) : RECOVERY_RATIO;
+      if (ratio === undefined) return undefined;
+      if (ratio < 1n || ratio > 0xffff_ffffn)
+        return problems.error(node.ratio, `recover-nx-huge-pages ${ratio}: 1 of so many goes, 1 … 0xffffffff`);
+      return { kind: 'recover-nx-huge-pages', ratio: Number(ratio), span };
     }
     case 'Invpcid': {
       const type = constant(node.type, 'type', problems);
