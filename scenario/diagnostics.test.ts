@@ -42,7 +42,15 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   [machine('memory 0 +4K\nmaxphyaddr 40\nmaxphyaddr 40'), '4:1 error: given twice: it is on line 3 already'],
   [
     machine('memory 0 +4K\ncpu 1g-page'),
-    '3:5 error: unknown processor feature 1g-page (did you mean 1g-pages?): 1g-pages, execute-only, or none',
+    '3:5 error: unknown processor feature 1g-page (did you mean 1g-pages?): 1g-pages, execute-only, l1tf, or none',
+  ],
+  [
+    machine('memory 0 +4K\ncpu l1tf\nmaxphyaddr 47'),
+    '3:1 error: cpu l1tf: KVM takes no processor of 47 physical address bits for one with it: maxphyaddr 46 at most',
+  ],
+  [
+    machine('memory 0 +4K\ncpu l1tf\nsecond-stage tdp npt 4-level'),
+    '3:1 error: cpu l1tf: it is a bug of Intel’s processors, which have no NPT',
   ],
   [machine('memory 0 +4K\ncpu none 1g-pages'), '3:5 error: none stands alone: cpu none'],
   [

@@ -13,7 +13,7 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   'second-stage':
     'Which tables translate guest-physical to host-physical: `tdp ept` (Intel) or `tdp npt` (AMD), `4-level` or `5-level`; or `shadow`: KVM shadows the guest’s own tables.',
   maxphyaddr: 'MAXPHYADDR: bits of a physical address, 32 … 52. Address bits above are reserved in table entries.',
-  cpu: 'What the processor offers: `1g-pages`, `execute-only`, or `none`. Without the line it has both.',
+  cpu: 'What the processor offers: `1g-pages`, `execute-only`, or `none`; without the line it has both. `l1tf`: it has that bug.',
   policy:
     'Where KVM can do a thing in more than one way: `policy page-split = eager` splits large pages when dirty logging starts, `lazy` at the first write. `roots` is what becomes of roots when the guest’s mode changes, `quadrant` how a shadow page’s part of a 32-bit table is found; `nx-huge-pages = on`: no large page is executable, as KVM’s module parameter nx_huge_pages has it.',
   guest:
@@ -69,6 +69,7 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   inject: '`inject NAME`: from here on KVM makes a mistake, such as `root-leak` or `quadrant-copied`.',
   poke: '`poke GPA level N = VALUE`: overwrites an entry of KVM’s tables behind its back, as a bug would.',
   'execute-only': 'EPT entries may allow fetches and neither reads nor writes.',
+  l1tf: 'L1 terminal fault, a bug of Intel’s processors: an entry that is not present may still lead to what the L1 cache has. KVM’s MMIO markers therefore have the 5 highest address bits set, and the address’s own bits above them.',
   '1g-pages': 'Entries at level 3 may map pages of 1G, in the guest’s tables and in KVM’s.',
   ept: 'Intel’s extended page tables.',
   npt: 'AMD’s nested page tables: the x86-64 format, walked as user accesses.',
