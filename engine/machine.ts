@@ -1,3 +1,4 @@
+import { type AsyncPf, newAsyncPf } from './async-pf/queue.ts';
 import { flatten, type Instruction } from './code.ts';
 import { Format, TABLE } from './formats/compile.ts';
 import { EPT, EPT_5, nestedEpt } from './formats/ept.ts';
@@ -47,6 +48,8 @@ export const REQ_MMU_SYNC = 4;
 export const REQ_LOAD_MMU_PGD = 8;
 export const REQ_TLB_FLUSH_CURRENT = 16;
 export const REQ_TLB_FLUSH_GUEST = 32;
+export const REQ_APF_HALT = 64;
+export const REQ_APF_READY = 128;
 
 /** Warnings that are kept with their place. */
 const KEPT_WARNINGS = 200;
@@ -172,6 +175,9 @@ export const COUNTERS = [
   'modes.changed',
   'nested.entries',
   'nested.exits',
+  'async_pf.not_present',
+  'async_pf.halts',
+  'async_pf.ready',
   'nx_lpage_splits',
   'sptes.changed',
   'expects.passed',
@@ -196,6 +202,8 @@ export interface SmallState {
   nextBacking: Pfn;
   /** Of each vCPU, the page that was found to be MMIO last (mmio_gfn, mmio_gen), and the generation of the slots then. */
   mmioPages: { gfn: Gfn; generation: number }[];
+  /** Of each vCPU, its asynchronous page faults. */
+  asyncPf: AsyncPf[];
   /** `mmu_valid_gen`, by which shadow pages are obsolete. */
   mmuValidGen: number;
   /** Age that the next shadow page gets. */
@@ -292,6 +300,7 @@ export class Machine {
       warnings: [],
       nextBacking: FIRST_BACKING_FRAME,
       mmioPages: [],
+      asyncPf: [],
       mmuValidGen: 0,
       nextAge: 0,
       injected: [],
@@ -319,6 +328,7 @@ export class Machine {
         loaded: 0n,
         errorCode: 0,
       });
+      if (vcpu >= 0) this.small.asyncPf.push(newAsyncPf());
       if (vcpu >= 0) this.vcpus.push(new Vcpu(vcpu, this.#firstRegisters(task.guest), this.cpu));
     });
     this.walkMemory = {

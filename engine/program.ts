@@ -1,6 +1,7 @@
 import type { Expression } from './expression.ts';
 import type { Feature } from './formats/format.ts';
 import type { PagingName, RegisterName } from './guest/registers.ts';
+import type { HostUnmap } from './host/notifier.ts';
 import type { Injection } from './injections.ts';
 import type { Policies } from './policies.ts';
 
@@ -157,6 +158,8 @@ export type Statement =
   | (Located & { readonly kind: 'smm'; readonly body: readonly Statement[] })
   /** Where it ends: RSM. */
   | (Located & { readonly kind: 'rsm' })
+  /** The guest writes MSR_KVM_ASYNC_PF_EN: asynchronous page faults are told at `gpa`, or with none not at all. */
+  | (Located & { readonly kind: 'async-pf'; readonly gpa?: bigint; readonly sendAlways: boolean })
   /** INVEPT of one EPTP, or of all. */
   | (Located & { readonly kind: 'invept'; readonly nested?: string })
   | (Located & { readonly kind: 'expect'; readonly expectation: Expectation })
@@ -168,8 +171,8 @@ export type Statement =
   | (Located & { readonly kind: 'slot-log'; readonly id: number; readonly enable: boolean })
   /** kvm_zap_gfn_range; without a range kvm_mmu_zap_all_fast. */
   | (Located & { readonly kind: 'zap'; readonly range?: { readonly base: bigint; readonly size: bigint } })
-  /** The host unmaps the memory behind a range (MMU notifier); `migrate` moves its pages to other frames meanwhile. */
-  | (Located & { readonly kind: 'notifier'; readonly base: bigint; readonly size: bigint; readonly migrate: boolean })
+  /** The host unmaps the memory behind a range (MMU notifier); `migrate` moves its pages to other frames meanwhile, `swap-out` to the disk. */
+  | (Located & { readonly kind: 'notifier'; readonly base: bigint; readonly size: bigint; readonly how: HostUnmap })
   /** The worker of NX huge pages runs once; of `ratio` tables one goes, rounded up. */
   | (Located & { readonly kind: 'recover-nx-huge-pages'; readonly ratio: number })
   /** KVM_SET_CPUID2: another width of the guests' physical addresses. */
@@ -188,6 +191,7 @@ export const STATEMENT_OWNER: Readonly<Partial<Record<Statement['kind'], 'vcpu' 
   enter: 'vcpu',
   smm: 'vcpu',
   invept: 'vcpu',
+  'async-pf': 'vcpu',
   map: 'vcpu',
   unmap: 'vcpu',
   protect: 'vcpu',

@@ -1,3 +1,4 @@
+import { enableAsyncPf } from './async-pf/queue.ts';
 import type { Instruction } from './code.ts';
 import { ExpressionError, evaluate, evaluateInteger, truthy } from './expression.ts';
 import { accessPages, EMULATED, FAILED, FAULTED, lookUp, pageWalk, untranslatable } from './guest/access.ts';
@@ -117,6 +118,11 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
       call(task, handleInvept, { pgd: nested === undefined ? null : nestedStage(machine, nested).pgd });
       break;
     }
+    case 'async-pf': {
+      const { gpa, sendAlways } = statement;
+      enableAsyncPf(machine, machine.vcpu(task.vcpu), gpa === undefined ? null : { gpa, sendAlways });
+      break;
+    }
     case 'expect':
       checkExpectation(machine, statement.expectation, task);
       break;
@@ -148,7 +154,7 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
       break;
     case 'notifier': {
       const { base, pages } = frameRange('unmap', statement.base, statement.size);
-      call(task, unmapHostMemory, { start: base, end: base + pages, migrate: statement.migrate, notified: false });
+      call(task, unmapHostMemory, { start: base, end: base + pages, how: statement.how, notified: false });
       break;
     }
     case 'recover-nx-huge-pages':

@@ -136,7 +136,7 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
         const { fault } = locals;
         const spte = spteFormat(machine.secondFormat);
         if (changed(machine, locals)) return returns(task, RET_PF.RETRY);
-        const entry =
+        let entry =
           fault.slot < 0
             ? makeMmio(spte, fault.gfn, machine.slots.generation)
             : limitExecute(
@@ -144,6 +144,9 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
                 locals.level,
                 makeLeaf(spte, locals.level, fault.pfn, writability(machine, locals), locals),
               );
+        // Nobody has accessed it yet.
+        if (fault.prefetch && fault.slot >= 0)
+          entry = { ...entry, lo: (entry.lo & ~machine.secondFormat.accessedLo) >>> 0 };
         const same = entry.lo === locals.lo && entry.hi === locals.hi;
         if (same && fault.slot >= 0) return returns(task, RET_PF.SPURIOUS);
         if (!same) machine.setSpte(locals.table, locals.index, entry.lo, entry.hi);

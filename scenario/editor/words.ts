@@ -56,6 +56,11 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
     '`migrate GPA +SIZE`: the host moves the pages behind a range to other frames. KVM unmaps them by its MMU notifier.',
   'recover-nx-huge-pages':
     '`recover-nx-huge-pages RATIO`: KVM’s worker runs once; of so many tables that stand for NX huge pages’ sake one goes, rounded up. Without a ratio: 60.',
+  'swap-out':
+    '`swap-out GPA +SIZE`: the host moves the memory behind a range to the disk. Who touches it waits, or lets a worker wait (`async-pf`).',
+  'async-pf':
+    '`async-pf GPA`: the guest lets KVM tell it when a page is swapped out, by a #PF with a token, and when it is there (MSR_KVM_ASYNC_PF_EN); flags and token stand at GPA. In user mode alone, unless `send-always` follows. `async-pf off`: no more.',
+  'send-always': 'KVM_ASYNC_PF_SEND_ALWAYS: in the guest’s kernel, too.',
   sanitize:
     'Checks after every step that KVM’s books agree: reverse maps, write protection, roles of roots, what TLBs keep. A breach ends the task.',
   invpcid:
@@ -146,6 +151,9 @@ export const VALUE_WORDS: Readonly<
   'modes.changed': 'Writes that changed CR0, CR4 or EFER.',
   'nested.entries': 'Times that L1 entered a guest of its own.',
   'nested.exits': 'VM exits of such guests that L1 got.',
+  'async_pf.not_present': 'Times that a guest was told by #PF that a page is swapped out.',
+  'async_pf.halts': 'Times that a vCPU halted instead until its page was there.',
+  'async_pf.ready': 'Times that a guest was told that a page is there.',
   nx_lpage_splits:
     'Tables that stand where NX huge pages alone forbid a large page: KVM’s statistic, which goes down again.',
   'sptes.changed': 'Entries of KVM’s tables that changed.',

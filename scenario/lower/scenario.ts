@@ -1,6 +1,15 @@
+import { ASYNC_PF_WORKER } from '../../engine/async-pf/queue.ts';
 import { PAGING, type PagingName } from '../../engine/guest/registers.ts';
 import { hex } from '../../engine/memory/words.ts';
-import type { Expectation, GuestTables, Mapping, Program, SlotConfig, TaskProgram } from '../../engine/program.ts';
+import type {
+  Expectation,
+  GuestTables,
+  Mapping,
+  Program,
+  SlotConfig,
+  Statement,
+  TaskProgram,
+} from '../../engine/program.ts';
 import { headerSpan, Problems, spanOf } from '../diagnostics.ts';
 import type * as Ast from '../generated/ast.ts';
 import { FAMILIES, isRegister, VALUES } from '../names.ts';
@@ -25,12 +34,24 @@ export function lowerScenario(scenario: Ast.Scenario, problems: Problems): Progr
   };
   const context = { ...around, spaces, names, slots: new Set(slots.map(({ id }) => id)) };
   const tasks = lowerTasks(scenario.tasks, guests, context, problems);
+  if (tasks.some(({ body }) => swaps(body)))
+    tasks.push({ kind: 'host', name: ASYNC_PF_WORKER, body: [], span: tasks.at(-1)!.span });
   const expects = scenario.expects.flatMap((node): Expectation[] => {
     const condition = lowerExpression(node.condition, problems, names);
     return condition ? [{ condition, text: expressionText(node.condition), span: spanOf(node) }] : [];
   });
   if (scenario.tasks.length === 0) problems.warning(undefined, 'nothing to run: add a vcpu or a host block');
   return { machine, guests, tasks, expects };
+}
+
+/** Whether memory is swapped out, for which there is a worker then that reads it. */
+function swaps(body: readonly Statement[]): boolean {
+  return body.some(
+    (statement) =>
+      (statement.kind === 'notifier' && statement.how === 'swap-out') ||
+      ((statement.kind === 'repeat' || statement.kind === 'enter' || statement.kind === 'smm') &&
+        swaps(statement.body)),
+  );
 }
 
 /** Slots as host tasks add or move them; the tasks' own lowering tells what is wrong with them. */
@@ -205,6 +226,8 @@ function lowerTasks(
   for (const node of tasks) {
     if (node.$type === 'Host') {
       const span = headerSpan(node, `host ${node.name}`);
+      if (node.name === ASYNC_PF_WORKER)
+        problems.error(span, `host ${node.name} is KVM’s own: call the task something else`);
       const line = seen.get(`host ${node.name}`);
       if (line !== undefined) problems.error(span, `host ${node.name} is on line ${line} already`);
       seen.set(`host ${node.name}`, span.line);

@@ -14,6 +14,10 @@ import { allowed, comparedOf, isStub, projected, roots, sequence, stubsOf } from
 
 const FIRST = Number(process.env.KVM_MMU_SEED ?? 1);
 const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 4);
+/** In 7 and 11 a fault finds the table of a fetch where it would map a large page (disallowed_hugepage_adjust), which is rare. */
+const SHADOW_SEEDS = process.env.KVM_MMU_AGREEMENT
+  ? Array.from({ length: PROGRAMS }, (_, index) => FIRST + index)
+  : [3, 7, 11];
 
 const forced = (npt: string) => ({ npt, 'kvm.nx_huge_pages': 'force' });
 
@@ -140,7 +144,7 @@ for (const kernel of NEWER_KERNELS)
       const release = lab.release.split('.').map(Number);
       let [same, large] = [0, 0];
       try {
-        for (let seed = FIRST; seed < FIRST + PROGRAMS; seed++) {
+        for (const seed of SHADOW_SEEDS) {
           const shape = { statements: 60, host: false, guest: true, ownCode: true, large: true, nx: true } as const;
           const text = randomProgram(seed, { ...shape, second: 'shadow', paging: 'pae' });
           const compared = comparedOf(stubsOf(text));
