@@ -79,7 +79,7 @@ function canDeliver(machine: Machine, task: Task): boolean {
   if (!enabled || (!enabled.sendAlways && (task.access?.cpl ?? vcpu.mode.cpl) === 0)) return false;
   // L1 would have to ask for such VM exits (KVM_ASYNC_PF_DELIVERY_AS_PF_VMEXIT), which is not modelled.
   if (vcpu.guestMode) return false;
-  // Who has paging off is not likely to have a handler either: until Linux 5.18 KVM did not mind.
+  // Who has paging off is not likely to have a handler either; before the series of 2022 KVM did not mind.
   return vcpu.mode.paging || machine.policies.roots === 'before';
 }
 

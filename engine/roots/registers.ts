@@ -49,7 +49,7 @@ function afterCr0(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint): void 
     }
   }
   if ((changed & PG) !== 0n) {
-    // Until Linux 6.18 what was under way was forgotten, and a guest that slept on it slept on.
+    // In 2022 what was under way was forgotten, and a guest that slept on it slept on.
     if (roots !== 'today') clearQueue(machine, vcpu);
     else if ((now & PG) !== 0n && asyncPfOf(machine, vcpu).enabled) ask(machine, vcpu, REQ_APF_READY);
   }

@@ -8,6 +8,8 @@ import { Run } from '../../engine/run.ts';
 import { findEntry } from '../../engine/tdp/iterate.ts';
 import { isPresent } from '../../engine/tdp/spte.ts';
 import { parseScenario } from '../../scenario/index.ts';
+import { randomProgram } from '../lab/programs.ts';
+import { randomNestedProgram } from './nested-programs.ts';
 
 // NX huge pages: no large page is executable, and what is executed is mapped in pages of 4K.
 
@@ -148,6 +150,50 @@ for (const second of ['ept', 'npt'])
       const off = holds(text.replace('GENERATION', '4').replace('OFF', '  log dirty slot 0 off\n'));
       assert.equal(leaf(off, 0x400000), 'level 2 rw-');
     });
+
+test('shadow: where dirty logging splits at once, pieces of 4K are executable', () => {
+  const head = machineOf('shadow', '  policy page-split = all\n');
+  const after = holds(
+    `${head}${GUEST}vcpu 0 in g {\n  write 0x400000\n}\nhost h {\n  wait until faults.fixed > 0\n  log dirty slot 0 on\n}\n`,
+  );
+  assert.equal(leaf(after, 0x401000), 'level 1 r-x');
+});
+
+test('after every step of random programs, in which the worker runs too, the sanitizer has nothing to say', () => {
+  const withWorker = (text: string): string =>
+    text
+      .replace('machine x86-64 {', 'machine x86-64 {\n  sanitize')
+      .replace(/(host \w+ \{\n {2}wait .*)/, '$1\n  recover-nx-huge-pages 2')
+      .replace(/\}\s*$/, '  recover-nx-huge-pages\n}\n');
+  let splits = 0;
+  for (let seed = 1; seed <= 4; seed++) {
+    for (const second of ['shadow', 'tdp ept 4-level'])
+      for (const paging of ['4-level', 'pae'] as const) {
+        const shape = { second, statements: 40, host: true, guest: true, ownCode: true, large: true, nx: true, paging };
+        const text = withWorker(randomProgram(seed, shape));
+        const run = start(text);
+        assert.ok(run.runToEnd(100_000));
+        assert.deepEqual(run.machine.small.failures, [], text);
+        splits += [...run.machine.pages.values()].filter(({ nxHugePageDisallowed }) => nxHugePageDisallowed).length;
+      }
+    const nested = randomNestedProgram(seed, {
+      second: 'tdp ept 4-level',
+      stage: '4-level',
+      statements: 12,
+      host: true,
+    });
+    const huge = nested.replace('machine x86-64 {', 'machine x86-64 {\n  sanitize\n  policy nx-huge-pages = on');
+    assert.notEqual(huge, nested);
+    const run = start(huge);
+    assert.ok(run.runToEnd(100_000));
+    assert.deepEqual(
+      run.machine.small.failures.filter(({ text }) => text.startsWith('sanitizer')),
+      [],
+      huge,
+    );
+  }
+  assert.ok(splits > 0, 'no table stood for a fetch');
+});
 
 test('a walk in the middle of a table that the worker takes out is retried', () => {
   const run = start(
