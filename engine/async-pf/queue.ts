@@ -12,6 +12,8 @@ export interface AsyncPageFault {
   /** What the guest knows it by, 32 bits; all ones wake everybody. */
   readonly token: number;
   readonly gfn: Gfn;
+  /** What faulted (`cr2_or_gpa`). */
+  readonly addr: bigint;
   /** Null where there was no fault, and all are woken. */
   readonly info: FaultInfo | null;
   /** Of the root when it faulted: whether it is direct, and whose CR3. */
@@ -30,8 +32,6 @@ export interface AsyncPf {
   queue: AsyncPageFault[];
   /** Faults so far, of which tokens are made. */
   count: number;
-  /** In an artificial halt. */
-  halted: boolean;
   /** A #PF for the guest that is to be injected at the next entry. */
   pending: { readonly token: number; readonly info: FaultInfo } | null;
   /** The interrupt by which KVM tells that a page is there waits for the next entry. */
@@ -44,7 +44,6 @@ export const newAsyncPf = (): AsyncPf => ({
   enabled: null,
   queue: [],
   count: 0,
-  halted: false,
   pending: null,
   interrupt: false,
   woken: [],
@@ -98,7 +97,7 @@ export function setupAsyncPf(machine: Machine, task: Task, fault: PageFault, dir
   // alloc_apf_token, which is never 0.
   const token = (++apf.count * 4096 + vcpu.id) % WAKE_ALL;
   const injected = canDeliver(machine, task);
-  apf.queue.push({ token, gfn: fault.gfn, info: fault.info, direct, pgd, injected, done: false });
+  apf.queue.push({ token, gfn: fault.gfn, addr: fault.addr, info: fault.info, direct, pgd, injected, done: false });
   machine.trace('kvm_async_pf_not_present', { token, gva: fault.addr });
   if (injected) {
     storeShared(machine, apf.enabled!.gpa + FLAGS, PAGE_NOT_PRESENT);
@@ -152,6 +151,15 @@ export function enableAsyncPf(machine: Machine, vcpu: Vcpu, enabled: AsyncPf['en
   }
   if (apf.queue.some(({ done }) => done)) return;
   // kvm_async_pf_wakeup_all
-  apf.queue.push({ token: WAKE_ALL, gfn: -1, info: null, direct: false, pgd: 0n, injected: true, done: true });
+  apf.queue.push({
+    token: WAKE_ALL,
+    gfn: -1,
+    addr: 0n,
+    info: null,
+    direct: false,
+    pgd: 0n,
+    injected: true,
+    done: true,
+  });
   completed(machine, vcpu);
 }

@@ -30,7 +30,6 @@ export const checkAsyncPfCompletion = defineFunction<Locals>({
         const vcpu = machine.vcpu(task.vcpu);
         if ((vcpu.requests & REQ_APF_HALT) === 0) return 'dequeue';
         machine.setRequests(vcpu, vcpu.requests & ~REQ_APF_HALT);
-        asyncPfOf(machine, vcpu).halted = true;
         machine.count('async_pf.halts');
         return NEXT;
       },
@@ -39,13 +38,10 @@ export const checkAsyncPfCompletion = defineFunction<Locals>({
       name: 'block',
       text: 'kvm_vcpu_block: until a worker has read a page',
       run(machine, task) {
-        const apf = asyncPfOf(machine, machine.vcpu(task.vcpu));
-        if (!apf.queue.some(({ done }) => done)) {
-          task.state = 'halted';
-          return AGAIN;
-        }
-        apf.halted = false;
-        return NEXT;
+        const { queue } = asyncPfOf(machine, machine.vcpu(task.vcpu));
+        if (queue.some(({ done }) => done)) return NEXT;
+        task.state = 'halted';
+        return AGAIN;
       },
     },
     {
@@ -78,19 +74,18 @@ export const checkAsyncPfCompletion = defineFunction<Locals>({
     },
     {
       name: 'present',
-      text: 'kvm_arch_async_page_present: a guest that was told of the fault gets its token and an interrupt; a halt ends',
+      text: 'kvm_arch_async_page_present: a guest that was told of the fault gets its token and an interrupt',
       run(machine, task, { token }) {
         const apf = asyncPfOf(machine, machine.vcpu(task.vcpu));
         const work = apf.queue.find((each) => each.token === token);
         if (work) {
           apf.queue = apf.queue.filter((each) => each !== work);
-          machine.trace('kvm_async_pf_ready', { token, gva: work.info?.gva ?? 0n });
+          machine.trace('kvm_async_pf_ready', { token, gva: work.addr });
           if (work.injected && apf.enabled) {
             storeShared(machine, apf.enabled.gpa + TOKEN, BigInt(token));
             apf.interrupt = true;
             machine.count('async_pf.ready');
           }
-          apf.halted = false;
         }
         return 'dequeue';
       },

@@ -31,7 +31,7 @@ export const asyncPfExecute = defineFunction<Locals>({
         work.done = true;
         machine.trace('kvm_async_pf_completed', {
           address: frameToAddress(pfn),
-          gva: work.info?.gva ?? 0n,
+          gva: work.addr,
         });
         completed(machine, machine.vcpu(vcpu));
         return returns(task, 0);

@@ -163,6 +163,34 @@ test('roots = today: the queue outlives changes of CR0.PG, and 0 → 1 has KVM l
   assert.deepEqual(run.machine.small.failures, []);
 });
 
+test('in a nested guest nothing is delivered, for L1 has not asked for such VM exits: the vCPU halts', () => {
+  const machine = holds(`machine x86-64 {
+  memory 0 +64M
+  sanitize
+}
+guest g {
+}
+nested stage {
+  map 0 -> 0x200_0000 +4M
+}
+guest inner in stage {
+  map 0x400000 -> 0x10000 +64K
+}
+vcpu 0 in g {
+  async-pf 0x5000 send-always
+  enter inner { write 0x400000 = 77 }
+  wait until mmu_invalidate_seq > 0
+  enter inner { write 0x400000 = 5 }
+}
+host swapper {
+  wait until nested.exits > 0
+  swap-out 0x201_0000 +4K
+}
+expect u64(0x201_0000) == 5
+`);
+  assert.deepEqual([machine.counter('async_pf.not_present'), machine.counter('async_pf.halts')], [0, 1]);
+});
+
 test('the program ends the same, whether the guest is told, halts, or nothing is swapped out', () => {
   const memory = (text: string): bigint[] => {
     const machine = holds(text);
