@@ -143,6 +143,8 @@ export function taskTitle(machine: Machine, task: Task): string {
         ? ` (waits for ${task.wants})`
         : task.state === 'waiting'
           ? ' (waits)'
-          : '';
+          : task.state === 'halted'
+            ? ' (halted)'
+            : '';
   return `${task.name}${state}${held.length > 0 ? ` [${held.join(', ')}]` : ''}`;
 }

@@ -31,6 +31,8 @@ export const INJECTIONS = {
   'mmio-generation': 'an MMIO marker counts whatever generation of the memslots it is of',
   'ad-bits-lost': 'walks set neither A nor D in the guest’s entries',
   'error-without-present': 'the error code of a #PF lacks P',
+  'nx-huge-executable': 'with NX huge pages, large pages are made executable all the same',
+  'nx-splits-leak': 'a table that NX huge pages stood in the way of goes, and is still counted',
   'smap-ac-implicit': 'RFLAGS.AC excuses implicit accesses from SMAP too',
   ...CONVERSION_INJECTIONS,
 } as const;

@@ -1,3 +1,4 @@
+import { type AsyncPf, newAsyncPf } from './async-pf/queue.ts';
 import type { Hazard } from './attributes/hazards.ts';
 import { type Conversion, MemoryAttributes, type VmType } from './attributes/state.ts';
 import type { AttributeRun } from './attributes/store.ts';
@@ -50,6 +51,8 @@ export const REQ_MMU_SYNC = 4;
 export const REQ_LOAD_MMU_PGD = 8;
 export const REQ_TLB_FLUSH_CURRENT = 16;
 export const REQ_TLB_FLUSH_GUEST = 32;
+export const REQ_APF_HALT = 64;
+export const REQ_APF_READY = 128;
 
 /** Warnings that are kept with their place. */
 const KEPT_WARNINGS = 200;
@@ -175,6 +178,10 @@ export const COUNTERS = [
   'modes.changed',
   'nested.entries',
   'nested.exits',
+  'async_pf.not_present',
+  'async_pf.halts',
+  'async_pf.ready',
+  'nx_lpage_splits',
   'sptes.changed',
   'faults.rmp',
   'faults.vc',
@@ -204,12 +211,16 @@ export interface SmallState {
   nextBacking: Pfn;
   /** Of each vCPU, the page that was found to be MMIO last (mmio_gfn, mmio_gen), and the generation of the slots then. */
   mmioPages: { gfn: Gfn; generation: number }[];
+  /** Of each vCPU, its asynchronous page faults. */
+  asyncPf: AsyncPf[];
   /** `mmu_valid_gen`, by which shadow pages are obsolete. */
   mmuValidGen: number;
   /** Age that the next shadow page gets. */
   nextAge: number;
   /** Mistakes that KVM makes from now on. */
   injected: Injection[];
+  /** Tables that stand where NX huge pages alone forbid a large one, the oldest first (`possible_nx_huge_pages`). */
+  possibleNxHugePages: Pfn[];
   /** Shadow pages that are to become unsync at the next fault, by such a mistake. */
   lateUnsync: Pfn[];
   /** KVM_SET_MEMORY_ATTRIBUTES ioctls that have not returned. */
@@ -304,9 +315,11 @@ export class Machine {
       warnings: [],
       nextBacking: FIRST_BACKING_FRAME,
       mmioPages: [],
+      asyncPf: [],
       mmuValidGen: 0,
       nextAge: 0,
       injected: [],
+      possibleNxHugePages: [],
       lateUnsync: [],
       conversions: [],
       hazards: [],
@@ -332,6 +345,7 @@ export class Machine {
         loaded: 0n,
         errorCode: 0,
       });
+      if (vcpu >= 0) this.small.asyncPf.push(newAsyncPf());
       if (vcpu >= 0) this.vcpus.push(new Vcpu(vcpu, this.#firstRegisters(task.guest), this.cpu));
     });
     this.walkMemory = {
@@ -729,7 +743,10 @@ export class Machine {
   // ---- KVM's tables
 
   /** A table of the TDP MMU's. Its root starts with the references that it is given. */
-  allocateTable(record: Pick<MmuPage, 'gfn' | 'level' | 'role' | 'parent' | 'parentIndex'>, rootCount = 0): MmuPage {
+  allocateTable(
+    record: Pick<MmuPage, 'gfn' | 'level' | 'role' | 'parent' | 'parentIndex' | 'nxHugePageDisallowed'>,
+    rootCount = 0,
+  ): MmuPage {
     const page = this.#newTable({ ...record, rootCount, invalid: false, scheduledToZap: false });
     this.count(page.parent < 0 ? 'roots.built' : 'tables.built');
     return page;
@@ -743,6 +760,7 @@ export class Machine {
       rootCount: 0,
       invalid: false,
       scheduledToZap: false,
+      nxHugePageDisallowed: false,
     });
   }
 
@@ -791,7 +809,10 @@ export class Machine {
     return page;
   }
 
-  updatePage(pfn: Pfn, change: Partial<Pick<MmuPage, 'rootCount' | 'invalid' | 'scheduledToZap'>>): void {
+  updatePage(
+    pfn: Pfn,
+    change: Partial<Pick<MmuPage, 'rootCount' | 'invalid' | 'scheduledToZap' | 'nxHugePageDisallowed'>>,
+  ): void {
     this.replacePage({ ...this.page(pfn), ...change });
   }
 

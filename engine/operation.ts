@@ -24,7 +24,8 @@ export interface Task {
   stack: OperationFrame[];
   /** What the last function returned. */
   result: number;
-  state: 'ready' | 'blocked' | 'waiting' | 'done';
+  /** `halted`: a vCPU that has nothing to do until a page is swapped in. */
+  state: 'ready' | 'blocked' | 'waiting' | 'halted' | 'done';
   /** Lock waited for while blocked. */
   wants: LockName | null;
   holds: HeldLock[];

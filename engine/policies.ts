@@ -31,6 +31,12 @@ export interface Policies {
   readonly 'attribute-errors': 'logged' | 'returned';
   /** Whether a private page has frames of its own, or is the shared page's frame, converted in place. */
   readonly 'guest-memfd': 'separate' | 'in-place';
+  /**
+   * KVM's module parameter `nx_huge_pages` (`--param kvm.nx_huge_pages=force` in a lab). `on`: no large page is executable, and where the
+   * guest executes there are pages of 4K, against machine checks that a guest can provoke by an instruction's address in the TLB in two
+   * sizes (iTLB multihit). KVM has it on by itself (`auto`) where the processor has that fault.
+   */
+  readonly 'nx-huge-pages': 'off' | 'on';
 }
 
 /** O8, and O1 to O7. */
@@ -54,6 +60,7 @@ export const DEFAULT_POLICIES: Policies = {
   'attribute-zap': 'zap',
   'attribute-errors': 'logged',
   'guest-memfd': 'separate',
+  'nx-huge-pages': 'off',
 };
 
 /** What each policy can be, its default first. */
@@ -65,6 +72,7 @@ export const POLICY_VALUES: { readonly [K in keyof Policies]: readonly Policies[
   'attribute-zap': ['zap', 'flush', 'none'],
   'attribute-errors': ['logged', 'returned'],
   'guest-memfd': ['separate', 'in-place'],
+  'nx-huge-pages': ['off', 'on'],
 };
 
 function isPolicy(name: string): name is keyof Policies {

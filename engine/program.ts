@@ -3,6 +3,7 @@ import type { VmType } from './attributes/state.ts';
 import type { Expression } from './expression.ts';
 import type { Feature } from './formats/format.ts';
 import type { PagingName, RegisterName } from './guest/registers.ts';
+import type { HostUnmap } from './host/notifier.ts';
 import type { Injection } from './injections.ts';
 import type { Policies } from './policies.ts';
 
@@ -179,6 +180,8 @@ export type Statement =
   | (Located & { readonly kind: 'smm'; readonly body: readonly Statement[] })
   /** Where it ends: RSM. */
   | (Located & { readonly kind: 'rsm' })
+  /** The guest writes MSR_KVM_ASYNC_PF_EN: asynchronous page faults are told at `gpa`, or with none not at all. */
+  | (Located & { readonly kind: 'async-pf'; readonly gpa?: bigint; readonly sendAlways: boolean })
   /** INVEPT of one EPTP, or of all. */
   | (Located & { readonly kind: 'invept'; readonly nested?: string })
   | (Located & { readonly kind: 'expect'; readonly expectation: Expectation })
@@ -190,14 +193,16 @@ export type Statement =
   | (Located & { readonly kind: 'slot-log'; readonly id: number; readonly enable: boolean })
   /** kvm_zap_gfn_range; without a range kvm_mmu_zap_all_fast. */
   | (Located & { readonly kind: 'zap'; readonly range?: { readonly base: bigint; readonly size: bigint } })
-  /** The host unmaps the memory behind a range (MMU notifier); `migrate` moves its pages to other frames meanwhile. */
-  | (Located & { readonly kind: 'notifier'; readonly base: bigint; readonly size: bigint; readonly migrate: boolean })
   /** A host's KVM_SET_MEMORY_ATTRIBUTES, or the guest's request for it (page state change, MapGPA). */
   | (Located & { readonly kind: 'convert'; readonly base: bigint; readonly size: bigint; readonly isPrivate: boolean })
   /** The guest accepts a page (PVALIDATE), or gives up that. */
   | (Located & { readonly kind: 'pvalidate'; readonly address: Expression; readonly level: 1 | 2 })
   /** fallocate(FALLOC_FL_PUNCH_HOLE) on guest_memfd: its pages of the range are freed. */
   | (Located & { readonly kind: 'punch'; readonly base: bigint; readonly size: bigint })
+  /** The host unmaps the memory behind a range (MMU notifier); `migrate` moves its pages to other frames meanwhile, `swap-out` to the disk. */
+  | (Located & { readonly kind: 'notifier'; readonly base: bigint; readonly size: bigint; readonly how: HostUnmap })
+  /** The worker of NX huge pages runs once; of `ratio` tables one goes, rounded up. */
+  | (Located & { readonly kind: 'recover-nx-huge-pages'; readonly ratio: number })
   /** KVM_SET_CPUID2: another width of the guests' physical addresses. */
   | (Located & { readonly kind: 'cpuid'; readonly maxPhyAddr: number })
   /** From here on KVM makes a mistake. */
@@ -215,6 +220,7 @@ export const STATEMENT_OWNER: Readonly<Partial<Record<Statement['kind'], 'vcpu' 
   enter: 'vcpu',
   smm: 'vcpu',
   invept: 'vcpu',
+  'async-pf': 'vcpu',
   map: 'vcpu',
   unmap: 'vcpu',
   protect: 'vcpu',
@@ -225,5 +231,6 @@ export const STATEMENT_OWNER: Readonly<Partial<Record<Statement['kind'], 'vcpu' 
   zap: 'host',
   cpuid: 'host',
   notifier: 'host',
+  'recover-nx-huge-pages': 'host',
   poke: 'host',
 };

@@ -171,6 +171,8 @@ export class Run {
       .filter((task) => task.state !== 'done')
       .map((task) => {
         if (task.state === 'waiting') return `${task.name} waits for a condition that nobody can make true any more`;
+        if (task.state === 'halted')
+          return `${task.name} is halted until a page is swapped in, of which nobody tells it any more`;
         const owners = task.wants ? this.machine.owners(task.wants).map((owner) => owner.name) : [];
         return `${task.name} waits for ${task.wants}, held by ${owners.join(' and ') || 'nobody'}`;
       });

@@ -1,3 +1,4 @@
+import { enableAsyncPf } from './async-pf/queue.ts';
 import { callConvert } from './attributes/convert.ts';
 import { directMapAccess } from './attributes/direct-map.ts';
 import { kvmGmemPunchHole } from './attributes/gmem.ts';
@@ -25,6 +26,7 @@ import { callNestedExit, callNestedRun, handleInvept } from './roots/nested.ts';
 import { kvmHandleInvpcid, kvmMmuInvlpg, kvmSetCpuid, registerFunction, writeRegister } from './roots/registers.ts';
 import { emulatorLeaveSmm, enterSmm } from './roots/smm.ts';
 import { findEntry } from './tdp/iterate.ts';
+import { recoverNxHugePages, recoverNxLocals } from './tdp/recover-nx-huge-pages.ts';
 import { kvmMmuZapAllFast } from './tdp/zap.ts';
 
 /** Runs the instruction at a task's `pc`; its stack is empty. */
@@ -141,6 +143,11 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
       call(task, handleInvept, { pgd: nested === undefined ? null : nestedStage(machine, nested).pgd });
       break;
     }
+    case 'async-pf': {
+      const { gpa, sendAlways } = statement;
+      enableAsyncPf(machine, machine.vcpu(task.vcpu), gpa === undefined ? null : { gpa, sendAlways });
+      break;
+    }
     case 'expect':
       checkExpectation(machine, statement.expectation, task);
       break;
@@ -172,9 +179,12 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
       break;
     case 'notifier': {
       const { base, pages } = frameRange('unmap', statement.base, statement.size);
-      call(task, unmapHostMemory, { start: base, end: base + pages, migrate: statement.migrate, notified: false });
+      call(task, unmapHostMemory, { start: base, end: base + pages, how: statement.how, notified: false });
       break;
     }
+    case 'recover-nx-huge-pages':
+      call(task, recoverNxHugePages, recoverNxLocals(statement.ratio));
+      break;
     case 'cpuid':
       call(task, kvmSetCpuid, { maxPhyAddr: statement.maxPhyAddr });
       break;

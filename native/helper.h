@@ -117,6 +117,7 @@ struct vm_options {
 	int slot_count;
 	int vcpus;
 	u32 dirty_ring;
+	bool huge;
 	const char *image;
 	u64 image_gpa;
 };
@@ -139,6 +140,7 @@ struct vm {
 	bool svm;
 	char cpu_vendor[13];
 	u32 dirty_ring;
+	bool huge;
 	bool dirty_manual;
 	/* "ept", "npt" or "shadow". */
 	const char *second_stage;

@@ -13,11 +13,12 @@
 
 static const char usage[] =
 	"usage: kvm-mmu-helper [--memory SIZE | --slot ID:GPA:SIZE[:ro]]... [--vcpus N] [--image FILE[@GPA]]\n"
-	"                      [--dirty-ring N] [--listen PATH]\n"
+	"                      [--dirty-ring N] [--page-size 4K|2M] [--listen PATH]\n"
 	"       kvm-mmu-helper --record FD [--all] -- COMMAND [ARGUMENT]...\n"
 	"Owns a virtual machine under KVM and speaks the GDB remote protocol, on standard input and output or at a\n"
 	"Unix socket. SIZE may end in K, M or G; numbers may begin with 0x. An image is an ELF64 file, or flat and\n"
 	"loaded at GPA (1M if not given). Memory is 64M at address 0 if not given.\n"
+	"With --page-size 2M the host is asked for large pages behind it, where its shmem_enabled is advise.\n"
 	"With --record there is no machine: KVM's events are written to FD while a command runs.\n";
 
 /* A number with an optional unit; what follows must be `end` or nothing. */
@@ -64,7 +65,7 @@ static int parse_options(int count, char **arguments, struct vm_options *options
 	for (int i = 1; i < count; i++) {
 		const char *name = arguments[i], *text = i + 1 < count ? arguments[i + 1] : NULL;
 		static const char *const names[] = { "--memory", "--slot",	 "--vcpus", "--image",
-						     "--listen", "--dirty-ring", NULL };
+						     "--listen", "--dirty-ring", "--page-size", NULL };
 		int known = 0;
 		while (names[known] && strcmp(names[known], name))
 			known++;
@@ -104,6 +105,11 @@ static int parse_options(int count, char **arguments, struct vm_options *options
 		}
 		case 4:
 			*listen_path = text;
+			break;
+		case 6:
+			options->huge = !strcmp(text, "2M");
+			if (!options->huge && strcmp(text, "4K"))
+				return fail(EINVAL, "--page-size %s: 4K or 2M is wanted", text);
 			break;
 		}
 	}

@@ -255,6 +255,11 @@ int vm_slot_add(struct vm *vm, u32 id, u64 gpa, u64 size, u32 flags)
 		return fail(error, "slot %u: 0x%llx bytes cannot be mapped: %s", id, (unsigned long long)size,
 			    strerror(error));
 	}
+	/* A host that has no large pages for shared memory backs it as it does. */
+	if (vm->huge) {
+		madvise(slot->host, size, MADV_HUGEPAGE);
+		madvise(slot->view, size, MADV_HUGEPAGE);
+	}
 	if (flags & KVM_MEM_GUEST_MEMFD) {
 		struct kvm_create_guest_memfd create = { .size = size };
 		slot->private_fd = ioctl(vm->fd, KVM_CREATE_GUEST_MEMFD, &create);
@@ -504,6 +509,7 @@ int vm_create(struct vm *vm, const struct vm_options *options)
 	vm->memfd = memfd_create("guest-memory", MFD_CLOEXEC);
 	if (vm->memfd < 0 || vm->event < 0)
 		return fail(errno, "no memory for the guest: %s", strerror(errno));
+	vm->huge = options->huge;
 	vm->run_size = (size_t)ioctl(vm->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
 	read_cpu(vm);
 	vm->second_stage = second_stage(&vm->emulates);

@@ -42,7 +42,15 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   [machine('memory 0 +4K\nmaxphyaddr 40\nmaxphyaddr 40'), '4:1 error: given twice: it is on line 3 already'],
   [
     machine('memory 0 +4K\ncpu 1g-page'),
-    '3:5 error: unknown processor feature 1g-page (did you mean 1g-pages?): 1g-pages, execute-only, or none',
+    '3:5 error: unknown processor feature 1g-page (did you mean 1g-pages?): 1g-pages, execute-only, l1tf, or none',
+  ],
+  [
+    machine('memory 0 +4K\ncpu l1tf\nmaxphyaddr 47'),
+    '3:1 error: cpu l1tf: KVM takes no processor of 47 physical address bits for one with it: maxphyaddr 46 at most',
+  ],
+  [
+    machine('memory 0 +4K\ncpu l1tf\nsecond-stage tdp npt 4-level'),
+    '3:1 error: cpu l1tf: it is a bug of Intel’s processors, which have no NPT',
   ],
   [machine('memory 0 +4K\ncpu none 1g-pages'), '3:5 error: none stands alone: cpu none'],
   [
@@ -83,7 +91,7 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   ],
   [
     machine('memory 0 +4K\npolicy root = today'),
-    '3:1 error: unknown policy root; there are page-split, roots, quadrant, conversion, attribute-zap, attribute-errors, guest-memfd',
+    '3:1 error: unknown policy root; there are page-split, roots, quadrant, conversion, attribute-zap, attribute-errors, guest-memfd, nx-huge-pages',
   ],
   // guest
   [`machine { memory 0 +4K slot 0 }\nguest k { }\nguest k { }${run}`, '3:1 error: guest k is on line 2 already'],
@@ -189,7 +197,7 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   [vcpu('raed 0'), '2:1 error: ‘raed’ begins no statement (did you mean read?)'],
   [
     vcpu('+'),
-    '2:1 error: ‘+’ begins nothing here; here stand read, write, fetch, user, supervisor, implicit, invlpg, invpcid, invept, enter, smm, repeat, loop, map, unmap, protect, entry, expect, wait, add, delete, move, log, zap, migrate, poke, inject, and registers',
+    '2:1 error: ‘+’ begins nothing here; here stand read, write, fetch, user, supervisor, implicit, invlpg, invpcid, invept, async-pf, enter, smm, repeat, loop, map, unmap, protect, entry, expect, wait, add, delete, move, log, zap, migrate, swap-out, recover-nx-huge-pages, poke, inject, and registers',
   ],
   [guest('foo'), '2:1 error: ‘foo’ begins no statement'],
   [

@@ -41,4 +41,5 @@ export const FUNCTIONS: Readonly<Record<string, string>> = {
 export const FEATURES: Readonly<Record<string, string>> = {
   '1g-pages': 'pages of 1G in guest tables and in EPT',
   'execute-only': 'EPT entries that allow fetches and neither reads nor writes',
+  l1tf: 'a bug of the processor (L1 terminal fault), for which KVM hides the address in its MMIO markers',
 };

@@ -108,6 +108,9 @@ const VCPU: readonly (readonly [string, object])[] = [
   ['invept n', { kind: 'invept', nested: 'n' }],
   ['invept all', { kind: 'invept' }],
   ['wait until vcpu[0].cr0.wp', { kind: 'wait', condition: '"vcpu" "0x0" "cr0" "wp"' }],
+  ['async-pf 0x5000', { kind: 'async-pf', gpa: '0x5000', sendAlways: false }],
+  ['async-pf 0x5000 send-always', { kind: 'async-pf', gpa: '0x5000', sendAlways: true }],
+  ['async-pf off', { kind: 'async-pf', sendAlways: false }],
 ];
 
 const HOST: readonly (readonly [string, object])[] = [
@@ -121,11 +124,14 @@ const HOST: readonly (readonly [string, object])[] = [
   ['log dirty slot 0 off', { kind: 'slot-log', id: 0, enable: false }],
   ['zap 0 +2M', { kind: 'zap', range: { base: '0x0', size: '0x200000' } }],
   ['zap all', { kind: 'zap' }],
-  ['unmap 0 +4K', { kind: 'notifier', base: '0x0', size: '0x1000', migrate: false }],
-  ['migrate 8K +4K', { kind: 'notifier', base: '0x2000', size: '0x1000', migrate: true }],
+  ['unmap 0 +4K', { kind: 'notifier', base: '0x0', size: '0x1000', how: 'unmap' }],
+  ['migrate 8K +4K', { kind: 'notifier', base: '0x2000', size: '0x1000', how: 'migrate' }],
   ['poke 0x1000 level 1 = 0x6', { kind: 'poke', gpa: '0x1000', level: 1, value: '0x6' }],
   ['cpuid maxphyaddr 40', { kind: 'cpuid', maxPhyAddr: 40 }],
   ['shared write 0 = 1', { ...access, access: 'write', address: '0x0', value: '0x1', isPrivate: false }],
+  ['swap-out 0x1000 +8K', { kind: 'notifier', base: '0x1000', size: '0x2000', how: 'swap-out' }],
+  ['recover-nx-huge-pages', { kind: 'recover-nx-huge-pages', ratio: 60 }],
+  ['recover-nx-huge-pages 2', { kind: 'recover-nx-huge-pages', ratio: 2 }],
   ['inject root-leak', { kind: 'inject', name: 'root-leak' }],
   ['convert 0x1000 +8K private', { kind: 'convert', base: '0x1000', size: '0x2000', isPrivate: true }],
   ['punch 0x1000 +4K', { kind: 'punch', base: '0x1000', size: '0x1000' }],
@@ -150,6 +156,8 @@ test('every kind of statement of the contract can be written', () => {
     ...{ expect: true, wait: true, 'slot-add': true, 'slot-delete': true, 'slot-move': true, 'slot-log': true },
     ...{ zap: true, notifier: true, poke: true, inject: true, cpuid: true, enter: true, invept: true, smm: true },
     ...{ convert: true, pvalidate: true, punch: true },
+    'recover-nx-huge-pages': true,
+    'async-pf': true,
   };
   assert.deepEqual([...kinds].sort(), Object.keys(all).sort());
 });

@@ -57,6 +57,20 @@ test('an access that depends on what an earlier one has found cannot be made', (
   ]);
 });
 
+test('what the host or KVM itself decides on a real machine is refused by its name', () => {
+  const host = (statement: string): string => `guest k { }\nvcpu 0 in k { read 0 }\nhost h {\n  ${statement}\n}`;
+  assert.deepEqual(problems(host('swap-out 0 +4K')), [
+    '4 error: swap-out: on a real machine the host decides which memory goes to the disk',
+  ]);
+  assert.deepEqual(problems(host('recover-nx-huge-pages')), [
+    '4 error: recover-nx-huge-pages: KVM’s own worker decides when (nx_huge_pages_recovery_period_ms)',
+  ]);
+  assert.deepEqual(problems(host('unmap 0 +4K')), []);
+  assert.deepEqual(problems('guest k { }\nvcpu 0 in k {\n  async-pf 0x5000\n}'), [
+    '3 error: async-pf: the code that makes the accesses on KVM has no handler for such faults',
+  ]);
+});
+
 const NESTED = `nested n { map 0 -> 0x1000000 +4M }
 guest l1 { }
 guest l2 in n { map 0x800000 -> 0x10000 }

@@ -196,6 +196,16 @@ function visit(body: readonly Statement[], around: Around): void {
       case 'invpcid':
         error(span, 'invpcid: the code that makes the accesses on KVM cannot');
         break;
+      case 'notifier':
+        if (statement.how === 'swap-out')
+          error(span, 'swap-out: on a real machine the host decides which memory goes to the disk');
+        break;
+      case 'async-pf':
+        error(span, 'async-pf: the code that makes the accesses on KVM has no handler for such faults');
+        break;
+      case 'recover-nx-huge-pages':
+        error(span, 'recover-nx-huge-pages: KVM’s own worker decides when (nx_huge_pages_recovery_period_ms)');
+        break;
       case 'inject':
         error(span, `inject ${statement.name}: a real KVM makes no mistakes on demand`);
         break;

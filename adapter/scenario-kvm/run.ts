@@ -563,7 +563,7 @@ export class ScenarioRun {
         isSlot = false;
         break;
       case 'notifier':
-        packet = `vKvm.${statement.migrate ? 'Migrate' : 'Unmap'}:${number(statement.base)},${number(statement.size)}`;
+        packet = `vKvm.${statement.how === 'migrate' ? 'Migrate' : 'Unmap'}:${number(statement.base)},${number(statement.size)}`;
         isSlot = false;
         break;
       default:

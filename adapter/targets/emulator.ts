@@ -100,7 +100,10 @@ export class EmulatorTarget implements Target {
         return { kind: 'blocked', task: task.id, lock, owners: machine.owners(lock).map((owner) => owner.id) };
       }
       if (!canRun(machine, task))
-        return { kind: 'stuck', words: `${task.name} waits for a condition; continue lets the others run` };
+        return {
+          kind: 'stuck',
+          words: `${task.name} ${task.state === 'halted' ? 'is halted until a page is swapped in' : 'waits for a condition'}; continue lets the others run`,
+        };
     }
     run.step(task);
     const match = watcher.check(machine, task.id);

@@ -10,7 +10,7 @@ import { canRun, runStep } from '../step.ts';
 import { RET_PF } from '../tdp/fault.ts';
 import { Graph } from './graph.ts';
 import { type Schedule, schedulesTo } from './schedule.ts';
-import { forStep } from './snapshot.ts';
+import { changes, forStep } from './snapshot.ts';
 import { type Hash, hashSmall, hashTask, StateHash } from './state-hash.ts';
 
 /** What can come of an interleaving: a hazard, or what a guest or a VMM sees of a conversion and can live with. */
@@ -65,6 +65,8 @@ interface Frame {
   readonly steps: number;
   readonly a: number;
   readonly b: number;
+  readonly saved: SmallState | undefined;
+  readonly tasks: readonly Hash[] | undefined;
   next: number;
   /** Tasks that could not move. */
   disabled: number;
@@ -78,7 +80,8 @@ export class Explorer {
   readonly machine: Machine;
   readonly graph: Graph;
   readonly #hash = new StateHash();
-  readonly #tasks: Hash[];
+  /** Of each task the hash; a new list for every state. */
+  #tasks: readonly Hash[];
   readonly #options: ExploreOptions;
   readonly #known = new Map<number, Map<number, number> | number>();
   readonly #words: number[] = [];
@@ -132,14 +135,16 @@ export class Explorer {
     const count = machine.steps - frame.steps;
     const position = frame.position;
     this.#hash.follow(machine.log, position);
-    const before = this.#tasks[task.id]!;
-    this.#tasks[task.id] = hashTask(machine.task(task.id));
+    const before = this.#tasks;
+    this.#tasks = saved.tasks.map((each) =>
+      changes(saved, task, each) ? hashTask(machine.task(each.id)) : before[each.id]!,
+    );
     const isNew = graph.states;
     const to = this.#intern();
     const edge = graph.addEdge(frame.state, to, task.id, count);
     this.#eventsOf(position, edge, frame.steps);
     const isFresh = to === isNew;
-    if (!isFresh) this.#undo(frame, task.id, saved, before);
+    if (!isFresh) this.#undo(frame, saved, before);
     else if (graph.states < this.#options.maxStates) this.#enter(to, saved, before);
     else this.#giveUp(to);
   }
@@ -152,42 +157,29 @@ export class Explorer {
     this.#frames.length = 0;
   }
 
-  #enter(state: number, saved?: SmallState, before?: Hash): void {
+  /** @param saved the small state and the tasks' hashes before the step that led here; absent at the beginning */
+  #enter(state: number, saved?: SmallState, tasks?: readonly Hash[]): void {
     const { machine } = this;
-    this.#frames.push({
-      state,
-      position: machine.log.length,
-      steps: machine.steps,
-      a: this.#hash.a,
-      b: this.#hash.b,
-      next: 0,
-      disabled: 0,
-    });
-    this.#saved.push({ saved, before, task: machine.small.current });
+    const { a, b } = this.#hash;
+    const position = machine.log.length;
+    this.#frames.push({ state, position, steps: machine.steps, a, b, saved, tasks, next: 0, disabled: 0 });
   }
-
-  readonly #saved: {
-    readonly saved: SmallState | undefined;
-    readonly before: Hash | undefined;
-    readonly task: number;
-  }[] = [];
 
   /** Goes back to the state from which this one was reached. */
   #leave(): void {
-    this.#frames.pop();
-    const { saved, before, task } = this.#saved.pop()!;
+    const { saved, tasks } = this.#frames.pop()!;
     const frame = this.#frames.at(-1);
-    if (frame) this.#undo(frame, task, saved!, before!);
+    if (frame) this.#undo(frame, saved!, tasks!);
   }
 
-  #undo(frame: Frame, task: number, saved: SmallState, before: Hash): void {
+  #undo(frame: Frame, saved: SmallState, tasks: readonly Hash[]): void {
     const { machine } = this;
     machine.undoTo(frame.position);
     machine.small = saved;
     machine.steps = frame.steps;
     this.#hash.a = frame.a;
     this.#hash.b = frame.b;
-    this.#tasks[task] = before;
+    this.#tasks = tasks;
   }
 
   /**

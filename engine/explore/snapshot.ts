@@ -1,3 +1,4 @@
+import { ASYNC_PF_WORKER } from '../async-pf/queue.ts';
 import type { Machine, SmallState } from '../machine.ts';
 import type { Task } from '../operation.ts';
 
@@ -5,7 +6,13 @@ import type { Task } from '../operation.ts';
 export function forStep({ small }: Machine, task: Task): SmallState {
   return {
     ...small,
-    tasks: small.tasks.map((each) => (each === task ? copyTask(each) : each)),
+    tasks: small.tasks.map((each) => (changes(small, task, each) ? copyTask(each) : each)),
+    asyncPf: small.asyncPf.map((apf) => ({
+      ...apf,
+      queue: apf.queue.map((page) => ({ ...page })),
+      woken: [...apf.woken],
+    })),
+    possibleNxHugePages: [...small.possibleNxHugePages],
     counters: small.counters.slice(),
     failures: [...small.failures],
     warnings: [...small.warnings],
@@ -16,6 +23,11 @@ export function forStep({ small }: Machine, task: Task): SmallState {
     mmioPages: [...small.mmioPages],
     tablePools: small.tablePools.length === 0 ? small.tablePools : structuredClone(small.tablePools),
   };
+}
+
+/** Whether a step of `task` may change `each`: itself, and where pages are swapped out a vCPU its worker, which wakes it. */
+export function changes({ tasks }: SmallState, task: Task, each: Task): boolean {
+  return each === task || tasks.some(({ name }) => name === ASYNC_PF_WORKER);
 }
 
 function copyTask(task: Task): Task {

@@ -296,7 +296,7 @@ export function hashTask(task: Task): Hash {
   const mixer = new Mixer();
   mixer.word(task.id);
   mixer.word(task.pc);
-  mixer.value(task.state === 'done');
+  mixer.value(task.state === 'done' || task.state === 'halted' ? task.state : '');
   mixer.value(task.loops);
   mixer.number(task.result);
   mixer.value(task.access);
@@ -315,8 +315,9 @@ export function hashTask(task: Task): Hash {
 /** The rest of what decides how a machine goes on. */
 export function hashSmall({ small }: Machine): Hash {
   const { mmioPages, mmuValidGen, injected, lateUnsync, conversions, nextBacking, tablePools } = small;
+  const { asyncPf, possibleNxHugePages } = small;
   const mixer = new Mixer();
-  mixer.value([mmioPages, mmuValidGen, injected, lateUnsync, nextBacking, tablePools]);
+  mixer.value([mmioPages, mmuValidGen, injected, lateUnsync, nextBacking, tablePools, asyncPf, possibleNxHugePages]);
   for (const { task, start, end, isPrivate } of [...conversions].sort((a, b) => a.task - b.task))
     mixer.value([task, start, end, isPrivate]);
   return mixer.end();

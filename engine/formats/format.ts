@@ -24,6 +24,7 @@ export type Feature =
   | 'nx' // EFER.NXE (for host tables: always on under KVM)
   | '1g-pages' // CPUID.80000001H:EDX[26], or EPT's 1G capability
   | 'execute-only' // IA32_VMX_EPT_VPID_CAP[0]
+  | 'l1tf' // X86_BUG_L1TF, a bug: absent entries may lead to the L1 cache, so that KVM hides addresses in its MMIO markers
   | 'amd' // AMD's reserved bits where they differ from Intel's
   | 'pse' // CR4.PSE, in 32-bit paging
   | 'svpbmt'; // RISC-V page-based memory types

@@ -6,6 +6,9 @@ export const ENTRIES = 512;
 /** SPTE_MMU_PRESENT_MASK, and the bit of a large page: the same in EPT, NPT and shadow entries (KVM: `spte.h`). */
 export const PRESENT = 1 << 11;
 const LARGE = 1 << 7;
+/** X of EPT entries, and XD of the others, in the upper word. */
+const EPT_EXECUTE = 1 << 2;
+const NO_EXECUTE_HI = 1 << 31;
 /** FROZEN_SPTE without bit 63, which only newer kernels set. */
 export const FROZEN_LO = 0x5a0;
 /** Frames of tables whose address no event tells: beyond any memory, and still an address that an entry can hold. */
@@ -123,17 +126,19 @@ export function silentBits(kind: SecondStageKind): number {
 }
 
 /**
- * The pieces of a large page that KVM splits, which no event tells (make_huge_page_split_spte): the same rights, each its own
- * frames; those of 4K are not large.
+ * The pieces of a large page that the TDP MMU splits, which no event tells (make_huge_page_split_spte): the same rights, each its own
+ * frames; those of 4K are not large, and executable, for it withholds that from large pages alone (NX huge pages).
  */
-export function fillSplit(child: InferredTable, lo: number, hi: number): void {
+export function fillSplit(child: InferredTable, lo: number, hi: number, kind: SecondStageKind): void {
   const step = 512 ** (child.level - 1);
   const first = frameOf(lo, hi);
-  const keepLo = (child.level === 1 ? lo & ~LARGE : lo) & 0xfff;
+  const isPage = child.level === 1;
+  const keepLo = (isPage ? (lo & ~LARGE) | (kind === 'ept' ? EPT_EXECUTE : 0) : lo) & 0xfff;
+  const keepHi = hi & 0xfff0_0000 & (isPage && kind !== 'ept' ? ~NO_EXECUTE_HI : -1);
   for (let index = 0; index < ENTRIES; index++) {
     const frame = first + index * step;
     child.entries[2 * index] = ((frame % 2 ** 20) * 4096 + keepLo) >>> 0;
-    child.entries[2 * index + 1] = ((hi & 0xfff0_0000) | Math.floor(frame / 2 ** 20)) >>> 0;
+    child.entries[2 * index + 1] = (keepHi | Math.floor(frame / 2 ** 20)) >>> 0;
   }
 }
 

@@ -306,7 +306,7 @@ function link(
   child.role = made?.role ?? (parent.role & ~15) | level;
   child.roleKnown = made?.roleKnown ?? 0xf;
   thread.loose.delete(placeKey(level, first));
-  if (isLeaf(parent.level, oldLo)) fillSplit(child, oldLo, oldHi);
+  if (isLeaf(parent.level, oldLo)) fillSplit(child, oldLo, oldHi, machine.kind!);
   child.parent = { id: parent.id, index };
   parent.children.set(index, child.id);
   // Nothing more comes of what was there before.

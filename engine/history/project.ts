@@ -158,6 +158,14 @@ function traceText(machine: Machine, event: string, fields: Readonly<Record<stri
       return `addr:${number('addr')} gfn ${number('gfn')} access ${number('access')}`;
     case 'fast_page_fault':
       return `vcpu ${fields.vcpu_id} gva ${number('gpa')} error_code ${number('error_code')} sptep ${number('sptep').padStart(16, '0')} old 0x${spte('old')} new 0x${spte('new')} spurious ${fields.spurious ? 1 : 0} fixed ${fields.fixed ? 1 : 0}`;
+    case 'kvm_try_async_get_page':
+    case 'kvm_async_pf_repeated_fault':
+      return `gva = 0x${number('gva')}, gfn = 0x${number('gfn')}`;
+    case 'kvm_async_pf_not_present':
+    case 'kvm_async_pf_ready':
+      return `token 0x${number('token')} gva 0x${number('gva')}`;
+    case 'kvm_async_pf_completed':
+      return `gva 0x${number('gva')} address 0x${number('address')}`;
     case 'kvm_mmu_split_huge_page':
       return `gfn ${number('gfn')} spte ${spte('spte')} level ${fields.level} errno ${fields.errno}`;
     case 'kvm_mmu_zap_all_fast':

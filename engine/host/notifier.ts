@@ -92,8 +92,11 @@ export const invalidateRangeEnd = defineFunction<object>({
   steps: [lockStep('mmu_lock', 'write'), end, unlockStep('mmu_lock')],
 });
 
-/** The host’s own part: unmapping or migrating pages between the notifier’s two calls. */
-export const unmapHostMemory = defineFunction<RangeLocals & { readonly migrate: boolean; notified: boolean }>({
+/** What becomes of the memory: it stays where it is, moves to other frames, or goes to the disk. */
+export type HostUnmap = 'unmap' | 'migrate' | 'swap-out';
+
+/** The host’s own part: unmapping, migrating or swapping out pages between the notifier’s two calls. */
+export const unmapHostMemory = defineFunction<RangeLocals & { readonly how: HostUnmap; notified: boolean }>({
   name: 'unmap_host_memory',
   where: 'the host’s memory management (mm/)',
   about: 'Reclaim or migration of the memory behind a slot, between the two notifier calls.',
@@ -109,9 +112,10 @@ export const unmapHostMemory = defineFunction<RangeLocals & { readonly migrate: 
     },
     {
       name: 'unmap',
-      text: 'unmap the pages; migration copies them to other frames and maps those',
+      text: 'unmap the pages; migration copies them to other frames and maps those; what is swapped out goes to the disk',
       run(machine, _task, locals) {
-        if (locals.migrate) migrate(machine, locals);
+        if (locals.how === 'swap-out') swapOut(machine, locals);
+        if (locals.how === 'migrate') migrate(machine, locals);
         else if (!machine.isTdp || machine.shadow.hash.size > 0)
           for (let gfn = locals.start; gfn < locals.end; gfn++) machine.shadow.unmapped.set(machine, gfn, true);
         return NEXT;
@@ -125,6 +129,13 @@ export const unmapHostMemory = defineFunction<RangeLocals & { readonly migrate: 
     { name: 'done', text: 'go on', run: (_machine, task) => returns(task, 0) },
   ],
 });
+
+/** Contents stay in their frames here: what counts is that nobody gets at them without waiting. */
+function swapOut(machine: Machine, { start, end: stop }: RangeLocals): void {
+  for (const slot of machine.slots.overlapping(start, stop))
+    for (let gfn = Math.max(start, slot.base); gfn < Math.min(stop, slot.base + slot.pages); gfn++)
+      machine.shadow.swapped.set(machine, backingPfn(slot, gfn), true);
+}
 
 function migrate(machine: Machine, { start, end: stop }: RangeLocals): void {
   let slots = machine.slots;

@@ -379,6 +379,7 @@ function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames
   const built = guest ? undefined : isShadow(machine) ? shadowBuilt(machine) : machine.mirror?.built?.();
   const notes = guest || (machine.mirror && !built) ? undefined : spteFormat(format);
   const own = built && builtTable(built, frame);
+  const isDisallowed = !machine.mirror && machine.pages.get(frame)?.nxHugePageDisallowed;
   const runs: EntryRun[] = [];
   let present = 0;
   let lastLo = 0;
@@ -436,7 +437,7 @@ function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames
     kind: 'table',
     certainty: own?.certainty ?? 'exact',
     query,
-    ...(own ? { page: builtPage(own) } : {}),
+    ...(own ? { page: builtPage(own) } : !guest && isDisallowed ? { page: 'NX huge page disallowed' } : {}),
     name: tableName(format, query.level),
     format: format.spec.title,
     present,

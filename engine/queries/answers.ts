@@ -355,6 +355,8 @@ export interface ShadowPageAnswer {
   /** Entries below which something is unsync. */
   readonly unsyncChildren: number;
   readonly writeFlooding: number;
+  /** It stands for a large page that would be executable. */
+  readonly nxDisallowed?: true;
   readonly table: TableQuery;
 }
 

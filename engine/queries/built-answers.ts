@@ -46,7 +46,7 @@ export function builtPage({ gfn, role, roleKnown, counts }: KvmTable): string {
     if (counts.unsync) words.push('unsync');
     if (counts.unsyncChildren > 0) words.push(`${counts.unsyncChildren} unsync below`);
     if (counts.writeFlooding > 0) words.push(`write-flooding ${counts.writeFlooding}`);
-    if (counts.nxDisallowed) words.push('huge pages disallowed');
+    if (counts.nxDisallowed) words.push('NX huge page disallowed');
   }
   return words.join(', ');
 }

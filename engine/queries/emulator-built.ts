@@ -20,7 +20,7 @@ export function emulatorBuilt(machine: Machine): KvmTables {
         unsync: page.shadow?.unsync ?? false,
         unsyncChildren: page.shadow?.unsyncChildren.length ?? 0,
         writeFlooding: page.shadow?.writeFlooding ?? 0,
-        nxDisallowed: false,
+        nxDisallowed: page.nxHugePageDisallowed,
         validGen: page.shadow?.validGen ?? 0,
       },
     });

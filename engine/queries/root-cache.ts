@@ -178,6 +178,7 @@ function shadowPages(built: KvmTables): ShadowPageAnswer[] {
       unsync: page.counts?.unsync ?? false,
       unsyncChildren: page.counts?.unsyncChildren ?? 0,
       writeFlooding: page.counts?.writeFlooding ?? 0,
+      ...(page.counts?.nxDisallowed ? { nxDisallowed: true as const } : {}),
       table: tableQuery(0, page.frame, kvmLevel(page)),
     }));
 }

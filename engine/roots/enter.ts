@@ -1,7 +1,10 @@
+import { checkAsyncPfCompletion, injectAsyncPf } from '../async-pf/vcpu.ts';
 import { Kind } from '../history/log.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
 import {
   type Machine,
+  REQ_APF_HALT,
+  REQ_APF_READY,
   REQ_LOAD_MMU_PGD,
   REQ_MMU_FREE_OBSOLETE_ROOTS,
   REQ_MMU_SYNC,
@@ -81,6 +84,14 @@ function request(
   };
 }
 
+const flushGuestRequest = request(
+  'flush-guest',
+  'KVM_REQ_TLB_FLUSH_GUEST: flush as the guest’s own instruction would; shadow pages are synchronized first',
+  REQ_TLB_FLUSH_GUEST,
+  flushGuest,
+  true,
+);
+
 export const vcpuEnterGuest = defineFunction<object>({
   name: 'vcpu_enter_guest',
   where: 'arch/x86/kvm/x86.c',
@@ -110,13 +121,20 @@ export const vcpuEnterGuest = defineFunction<object>({
       REQ_TLB_FLUSH_CURRENT,
       (machine, vcpu) => machine.flushTlb(vcpu),
     ),
-    request(
-      'flush-guest',
-      'KVM_REQ_TLB_FLUSH_GUEST: flush as the guest’s own instruction would; shadow pages are synchronized first',
-      REQ_TLB_FLUSH_GUEST,
-      flushGuest,
-      true,
-    ),
+    {
+      ...flushGuestRequest,
+      run(machine, task, locals) {
+        const flow = flushGuestRequest.run(machine, task, locals);
+        const hasMore = (machine.vcpu(task.vcpu).requests & (REQ_APF_HALT | REQ_APF_READY)) !== 0;
+        return flow === NEXT && !hasMore ? 'reload' : flow;
+      },
+    },
+    {
+      name: 'async-pf',
+      text: 'KVM_REQ_APF_HALT, KVM_REQ_APF_READY: halt until a page is swapped in; look which have been',
+      run: (_machine, task) => call(task, checkAsyncPfCompletion, { token: -1 }),
+    },
+    { name: 'again', text: 'back to requests that have come meanwhile', run: () => 'pending' },
     {
       name: 'reload',
       text: 'kvm_mmu_reload: without a root, load one',
@@ -125,12 +143,11 @@ export const vcpuEnterGuest = defineFunction<object>({
     },
     {
       name: 'enter',
-      text: 'run the guest',
-      local: true,
+      text: 'run the guest, with the exception or interrupt that waits for it',
       run(machine, task) {
         machine.append(Kind.ENTRY, task.vcpu, 0, 0, 0, 0);
         machine.count('entries');
-        return returns(task, 0);
+        return injectAsyncPf(machine, task);
       },
     },
   ],
@@ -143,7 +160,14 @@ function tdpRoot(machine: Machine, vcpu: Vcpu): RootInfo {
   const root =
     shared ??
     machine.allocateTable(
-      { gfn: 0, level: machine.secondFormat.rootLevel, role: rootRole, parent: -1, parentIndex: 0 },
+      {
+        gfn: 0,
+        level: machine.secondFormat.rootLevel,
+        role: rootRole,
+        parent: -1,
+        parentIndex: 0,
+        nxHugePageDisallowed: false,
+      },
       mmuHoldsRoots(machine) ? 1 : 0,
     );
   machine.updatePage(root.pfn, { rootCount: root.rootCount + 1 });

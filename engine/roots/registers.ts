@@ -1,7 +1,8 @@
+import { asyncPfOf, clearQueue } from '../async-pf/queue.ts';
 import { CR3_NOFLUSH, REGISTER_BITS, type RegisterName, type Registers } from '../guest/registers.ts';
 import { roleField } from '../kernel/role.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
-import { type Machine, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, type Vcpu } from '../machine.ts';
+import { type Machine, REQ_APF_READY, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, type Vcpu } from '../machine.ts';
 import { addressToFrame, type Pfn } from '../memory/words.ts';
 import { call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
 import { invalidateAddress } from '../shadow/invalidate.ts';
@@ -46,6 +47,11 @@ function afterCr0(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint): void 
       initMmu(machine, vcpu);
       return;
     }
+  }
+  if ((changed & PG) !== 0n) {
+    // In 2022 what was under way was forgotten, and a guest that slept on it slept on.
+    if (roots !== 'today') clearQueue(machine, vcpu);
+    else if ((now & PG) !== 0n && asyncPfOf(machine, vcpu).enabled) ask(machine, vcpu, REQ_APF_READY);
   }
   if ((changed & PG) !== 0n && (now & PG) === 0n) {
     ask(machine, vcpu, REQ_TLB_FLUSH_GUEST);

@@ -5,6 +5,7 @@ import type { Gfn, Pfn } from '../memory/words.ts';
 import { AGAIN, defineFunction, NEXT, returns } from '../operation.ts';
 import { type PageFault, PFN_NOSLOT, RET_PF } from '../tdp/fault.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
+import { accountDisallowed, adjustDisallowed } from '../tdp/nx-huge-pages.ts';
 import { isPresent } from '../tdp/spte.ts';
 import { hugepageAdjust } from './huge.ts';
 import type { GuestWalk } from './page-fault.ts';
@@ -159,10 +160,12 @@ export const shadowFetch = defineFunction<Locals>({
     },
     {
       name: 'direct',
-      text: 'below the guest’s large page, direct shadow pages with its rights lead down to the goal',
+      text: 'below the guest’s large page, direct shadow pages with its rights lead down to the goal; where NX huge pages had a large page replaced, one further',
       run(machine, task, locals) {
         const { fault, gw, spte, level } = locals;
         clearWriteFlooding(machine, tableOf(spte));
+        const [lo, hi] = machine.entryWords(tableOf(spte), indexOf(spte));
+        adjustDisallowed(machine, fault, { level, table: tableOf(spte), index: indexOf(spte), lo, hi });
         locals.baseGfn = fault.gfn - (fault.gfn % 512 ** (level - 1));
         if (level === fault.goalLevel) return NEXT;
         // validate_direct_spte: a page for other rights does not do.
@@ -176,6 +179,7 @@ export const shadowFetch = defineFunction<Locals>({
           const role = childRole(machine, parent, indexOf(spte), true, gw.access, fault.addr);
           const page = getShadowPage(machine, machine.vcpu(task.vcpu), locals.baseGfn, role);
           linkShadowPage(machine, spte, page.pfn);
+          if (fault.hugePageDisallowed) accountDisallowed(machine, page.pfn, fault.reqLevel >= level);
         }
         locals.spte = below(machine, locals);
         locals.level--;

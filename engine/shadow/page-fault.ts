@@ -88,7 +88,6 @@ export const shadowPageFault = defineFunction<Locals>({
       run(machine, task, locals) {
         const { fault } = locals;
         const vcpu = machine.vcpu(task.vcpu);
-        const access = task.access!;
         for (const pfn of machine.small.lateUnsync.splice(0))
           if (machine.pages.get(pfn)?.shadow?.unsync === false) unsyncPage(machine, pfn);
         const walk = startWalk(vcpu.walked, undefined, Math.floor(Number(fault.addr >> 12n)), {
@@ -96,13 +95,14 @@ export const shadowPageFault = defineFunction<Locals>({
           implicit: fault.info.implicit && !machine.injects('smap-ac-implicit'),
         });
         finishWalk(walk, vcpu.walked, undefined, machine.walkMemory);
+        if (walk.status === 'guest-fault' && fault.prefetch) return returns(task, RET_PF.RETRY);
         if (walk.status === 'guest-fault' && vcpu.active === 'guest')
           return reflectFault(machine, task, walk, fault.info);
         if (walk.status === 'guest-fault') {
           injectPageFault(
             machine,
             task,
-            describeWalkFault(vcpu.id, walk, vcpu.walked, undefined, access, vcpu.guestMode?.guest),
+            describeWalkFault(vcpu.id, walk, vcpu.walked, undefined, task.access!, vcpu.guestMode?.guest),
           );
           return returns(task, EMULATION_INJECTED);
         }

@@ -1,8 +1,9 @@
-import { type Format, LEAF, MALFORMED, TABLE } from '../formats/compile.ts';
+import { ACC_EXEC, type Format, LEAF, MALFORMED, TABLE } from '../formats/compile.ts';
 import { nestedStage } from '../guest/nested.ts';
 import { roleField, roleWords } from '../kernel/role.ts';
 import { type Machine, REQ_TLB_FLUSH, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, type Vcpu } from '../machine.ts';
 import type { Pfn } from '../memory/words.ts';
+import { hasNxHugePages } from '../tdp/nx-huge-pages.ts';
 import { isPresent } from '../tdp/spte.ts';
 import { gfnOfEntry, hasGptes, isObsolete, type ShadowPage } from './pages.ts';
 import { rmapKey } from './state.ts';
@@ -24,6 +25,7 @@ export function sanitize(machine: Machine): string[] {
     if (machine.owners('slots_lock').length === 0)
       for (const vcpu of machine.vcpus) if (!machine.isTdp || vcpu.active === 'guest') checkTlb(vcpu, mapped, found);
   }
+  if (hasNxHugePages(machine)) checkNxHugePages(machine, found);
   checkRoots(machine, found);
   return found;
 }
@@ -206,6 +208,30 @@ function checkTlb(vcpu: Vcpu, mapped: Mapped, found: string[]): void {
     else if (!is && (access & secondAccess & 2) !== 0 && dirty)
       found.push(`${name} writable, which no shadow page maps so any more, and nobody asks for a flush`);
   }
+}
+
+/** With NX huge pages no large page is executable, and what the recovery worker is to look at is counted. */
+function checkNxHugePages(machine: Machine, found: string[]): void {
+  for (const page of machine.pages.values()) {
+    const format = machine.tableFormat(page.pfn);
+    const { level } = page;
+    if (!format.isLargeLevel(level) || level === 1) continue;
+    for (let index = 0; index < 512; index++) {
+      const [lo, hi] = machine.entryWords(page.pfn, index);
+      if (!isPresent(lo) || format.classify(level, lo) !== LEAF || (format.access(level, lo, hi) & ACC_EXEC) === 0)
+        continue;
+      found.push(
+        `entry ${index} of the table at host frame ${hex(page.pfn)} maps an executable page of level ${level}`,
+      );
+    }
+  }
+  const { possibleNxHugePages: possible } = machine.small;
+  for (const pfn of possible)
+    if (!machine.pages.get(pfn)?.nxHugePageDisallowed)
+      found.push(`possible_nx_huge_pages has host frame ${hex(pfn)}, where no table stands for NX huge pages' sake`);
+  const counted = machine.counter('nx_lpage_splits');
+  if (counted !== possible.length)
+    found.push(`nx_lpage_splits is ${counted}, but possible_nx_huge_pages has ${possible.length} tables`);
 }
 
 /** Whether a vCPU is on its way from L1 to L2 or back, which nobody else sees. */

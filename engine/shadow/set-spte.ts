@@ -50,7 +50,7 @@ export function setShadowSpte(
     pfn,
     access,
     old: { lo, hi },
-    isPrefetch: fault === undefined,
+    isPrefetch: fault === undefined || fault.prefetch,
     isSync: false,
     hostWritable: fault === undefined || fault.mapWritable,
   });

@@ -3,6 +3,7 @@ import { moveLeaf } from '../formats/encode.ts';
 import { roleField } from '../kernel/role.ts';
 import type { Machine } from '../machine.ts';
 import type { Memslot } from '../memory/memslots.ts';
+import { restoreExecute } from '../tdp/nx-huge-pages.ts';
 import { isPresent } from '../tdp/spte.ts';
 import { gfnsOf } from './host.ts';
 import { hasPagesLeft } from './limits.ts';
@@ -49,7 +50,8 @@ function splitHugePage(machine: Machine, page: ShadowPage, spte: SpteAddress): v
   const format = machine.tableFormat(page.pfn);
   const role = childRole(machine, page, index, true, accessOfEntry(machine, page, index));
   const child = getShadowPage(machine, machine.vcpus[0]!, gfn, role);
-  const below = moveLeaf(format, page.level, child.level, lo, hi);
+  const piece = moveLeaf(format, page.level, child.level, lo, hi);
+  const below = restoreExecute(machine, child.level, roleField(role, 'access'), piece);
   const first = format.frame(page.level, lo, hi);
   let flush = false;
   for (let at = 0; at < 512; at++) {

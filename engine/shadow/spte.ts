@@ -4,6 +4,7 @@ import { encodeLeaf } from '../formats/encode.ts';
 import { roleField } from '../kernel/role.ts';
 import type { Machine } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
+import { hasNxHugePages } from '../tdp/nx-huge-pages.ts';
 import { AD_DISABLED_HI, makeMmio, spteFormat } from '../tdp/spte.ts';
 import { pagesOf, type ShadowPage } from './pages.ts';
 import { unsyncPage } from './sync.ts';
@@ -36,6 +37,7 @@ export function makeSpte(machine: Machine, page: ShadowPage, wish: SpteWish): En
   const [accessedLo, dirtyLo] = withoutBits ? [0, 0] : [format.format.accessedLo, format.format.dirtyLo];
   let { access } = wish;
   if (!hostWritable) access &= ~ACC_WRITE;
+  if (level > 1 && hasNxHugePages(machine) && !machine.injects('nx-huge-executable')) access &= ~ACC_EXEC;
   const rights = { write: false, execute: (access & ACC_EXEC) !== 0, user: (access & ACC_USER) !== 0 };
   const memoryType = format.format.tellsUsers ? {} : { 'memory type': WRITE_BACK };
   const leaf = encodeLeaf(format.format, level, pfn, rights, memoryType);

@@ -31,6 +31,8 @@ export function rmapKey(level: number, gfn: Gfn): number {
 export class ShadowMmu {
   /** Gfns whose memory the host has unmapped and nobody has touched since: whoever does not wait gets no frame. */
   readonly unmapped = new LoggedMap<true>();
+  /** Frames whose contents are in the host's swap: to have them takes waiting for the disk. */
+  readonly swapped = new LoggedMap<true>();
   /** Shadow pages by the gfn of their guest table, the newest first (`mmu_page_hash`). */
   readonly hash = new LoggedMap<readonly Pfn[]>();
   /** Leaf entries by the gfn and level that they map. */

@@ -4,6 +4,7 @@ import type { Pfn } from '../memory/words.ts';
 import { withRole } from '../roots/role.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
 import type { MmuPage } from '../tdp/mmu-page.ts';
+import { unaccountDisallowed } from '../tdp/nx-huge-pages.ts';
 import { isMmio, isPresent, spteFormat } from '../tdp/spte.ts';
 import {
   childOf,
@@ -65,6 +66,7 @@ export function prepareZap(machine: Machine, pfn: Pfn, invalid: Pfn[]): boolean 
   let page = shadowPage(machine, pfn);
   if (roleField(page.role, 'invalid') === 0 && hasGptes(page)) unaccountShadowed(machine, page);
   if (page.shadow.unsync) unlinkUnsync(machine, pfn);
+  unaccountDisallowed(machine, pfn);
   page = shadowPage(machine, pfn);
   const wasObsolete = isObsolete(machine, page);
   machine.replacePage({ ...page, invalid: true, role: withRole(page.role, { invalid: 1 }) });

@@ -8,6 +8,7 @@ import { removeWriteAccess, zapCollapsible } from '../shadow/host.ts';
 import { splitHugePages } from '../shadow/split.ts';
 import { flushRemoteTlbs } from './flush.ts';
 import { maxMappingLevel } from './map.ts';
+import { limitExecute } from './nx-huge-pages.ts';
 import { freeRemovedTable } from './removed-table.ts';
 import { splitHugePage } from './split.ts';
 import { isPresent, makeLeaf, makeTable, spteFormat, withWrite } from './spte.ts';
@@ -134,7 +135,8 @@ export const recoverHugePages = defineFunction<RecoverLocals>({
           const leaf = firstLeaf(machine, level - 1, target);
           if (leaf === undefined) continue;
           const pfn = leaf.pfn - (leaf.pfn % format.span[level]!);
-          const entry = makeLeaf(spteFormat(format), level, pfn, slot.readonly ? 'read-only' : 'writable');
+          const leafEntry = makeLeaf(spteFormat(format), level, pfn, slot.readonly ? 'read-only' : 'writable');
+          const entry = limitExecute(machine, level, leafEntry);
           machine.setSpte(table, index, entry.lo, entry.hi);
           freeRemovedTable(machine, target);
           locals.next = frame + format.span[level]!;

@@ -85,4 +85,8 @@ export interface PageFault {
   mmuSeq: number;
   pfn: Pfn;
   mapWritable: boolean;
+  /** No vCPU waits for it: the page of an asynchronous fault is mapped before it is asked for again. */
+  readonly prefetch: boolean;
+  /** A fetch, while no large page may be executable. */
+  hugePageDisallowed: boolean;
 }

@@ -13,6 +13,7 @@ import { type PageFault, RET_PF } from './fault.ts';
 import { flushRemoteTlbs } from './flush.ts';
 import { readSpte } from './iterate.ts';
 import { childRole } from './mmu-page.ts';
+import { adjustDisallowed, limitExecute, trackPossible } from './nx-huge-pages.ts';
 import { freeRemovedTable } from './removed-table.ts';
 import { splitHugePage } from './split.ts';
 import {
@@ -81,17 +82,20 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
     },
     {
       name: 'visit',
-      text: 'read the entry: frozen is retried; at the goal it is set; a table is entered; else a table is needed',
+      text: 'read the entry: frozen is retried; at the goal, which NX huge pages may lower, it is set; a table is entered; else one is needed',
       run(machine, task, locals) {
         const { fault } = locals;
+        // A table that was taken out meanwhile has nothing but frozen entries.
+        if (!machine.pages.has(locals.table)) return returns(task, RET_PF.RETRY);
         const entry = readSpte(machine, locals.table, locals.level, fault.gfn);
         locals.index = entry.index;
         locals.lo = entry.lo;
         locals.hi = entry.hi;
+        adjustDisallowed(machine, fault, entry);
         if (isFrozen(entry.lo, entry.hi)) return returns(task, RET_PF.RETRY);
         if (locals.level === fault.goalLevel) return 'target';
         if (isPresent(entry.lo) && machine.secondFormat.classify(locals.level, entry.lo) === TABLE) {
-          locals.table = machine.secondFormat.frame(locals.level, entry.lo, entry.hi);
+          locals.table = machine.page(machine.secondFormat.frame(locals.level, entry.lo, entry.hi)).pfn;
           locals.level--;
           return 'visit';
         }
@@ -107,17 +111,19 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
         const span = machine.secondFormat.span[locals.level]!;
         const first = fault.gfn - (fault.gfn % span);
         const child = isPresent(locals.lo)
-          ? splitHugePage(machine, locals, first)
+          ? splitHugePage(machine, locals, first, fault.hugePageDisallowed)
           : machine.allocateTable({
               gfn: first,
               level: locals.level - 1,
               role: childRole(machine, locals.table),
               parent: locals.table,
               parentIndex: locals.index,
+              nxHugePageDisallowed: fault.hugePageDisallowed,
             }).pfn;
         const entry = makeTable(spteFormat(machine.secondFormat), locals.level, child);
         machine.setSpte(locals.table, locals.index, entry.lo, entry.hi);
         if (isPresent(locals.lo)) flushRemoteTlbs(machine);
+        if (fault.hugePageDisallowed && fault.reqLevel >= locals.level) trackPossible(machine, child);
         locals.table = child;
         locals.level--;
         return 'visit';
@@ -142,10 +148,17 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
         const { fault } = locals;
         const spte = spteFormat(machine.secondFormat);
         if (changed(machine, locals)) return returns(task, RET_PF.RETRY);
-        const entry =
+        let entry =
           fault.slot < 0
             ? makeMmio(spte, fault.gfn, machine.slots.generation)
-            : makeLeaf(spte, locals.level, fault.pfn, writability(machine, locals), locals);
+            : limitExecute(
+                machine,
+                locals.level,
+                makeLeaf(spte, locals.level, fault.pfn, writability(machine, locals), locals),
+              );
+        // Nobody has accessed it yet.
+        if (fault.prefetch && fault.slot >= 0)
+          entry = { ...entry, lo: (entry.lo & ~machine.secondFormat.accessedLo) >>> 0 };
         const same = entry.lo === locals.lo && entry.hi === locals.hi;
         if (same && fault.slot >= 0) return returns(task, RET_PF.SPURIOUS);
         if (!same) machine.setSpte(locals.table, locals.index, entry.lo, entry.hi);

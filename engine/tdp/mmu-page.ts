@@ -22,6 +22,8 @@ export interface MmuPage {
   readonly invalid: boolean;
   /** An invalid root that nobody has begun to zap: whoever does drops the MMU's reference, once. */
   readonly scheduledToZap: boolean;
+  /** It stands for a large page that would be executable (`nx_huge_page_disallowed`). */
+  readonly nxHugePageDisallowed: boolean;
   /** Of shadow pages alone. */
   readonly shadow?: ShadowState;
 }

@@ -1,10 +1,13 @@
+import { canDoAsyncPf, isAwaited, setupAsyncPf } from '../async-pf/queue.ts';
+import { guestPgd } from '../async-pf/vcpu.ts';
 import { kvmGmemGetPfn, needsPreparation, sevGmemPrepare } from '../attributes/gmem.ts';
 import { Kind } from '../history/log.ts';
+import { roleField } from '../kernel/role.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
-import type { Machine, Vcpu } from '../machine.ts';
+import { type Machine, REQ_APF_HALT, type Vcpu } from '../machine.ts';
 import { backingPfn } from '../memory/memslots.ts';
 import type { Gfn } from '../memory/words.ts';
-import { call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
+import { call, defineFunction, type Flow, NEXT, returns, type Task } from '../operation.ts';
 import { shadowPageFault } from '../shadow/page-fault.ts';
 import { emulateInstruction } from './emulate.ts';
 import { fastPageFault } from './fast-page-fault.ts';
@@ -44,9 +47,7 @@ export const kvmMmuPageFault = defineFunction<{ readonly info: FaultInfo }>({
       name: 'fault',
       text: 'kvm_mmu_do_page_fault: describe the fault and let the TDP MMU handle it, or the shadow MMU',
       run(machine, task, { info }) {
-        const fault = newPageFault(machine, info);
-        if (isShadowed(machine, machine.vcpu(task.vcpu))) return call(task, shadowPageFault, { fault, gw: null });
-        return call(task, kvmTdpPageFault, { fault });
+        return doPageFault(machine, task, newPageFault(machine, info));
       },
     },
     {
@@ -82,6 +83,16 @@ export const kvmMmuPageFault = defineFunction<{ readonly info: FaultInfo }>({
   ],
 });
 
+function doPageFault(machine: Machine, task: Task, fault: PageFault): Flow {
+  if (isShadowed(machine, machine.vcpu(task.vcpu))) return call(task, shadowPageFault, { fault, gw: null });
+  return call(task, kvmTdpPageFault, { fault });
+}
+
+/** Maps the page of a fault of which a worker has read the memory: nobody waits for it, and what does not fit is let be. */
+export function handlePrefetch(machine: Machine, task: Task, info: FaultInfo): Flow {
+  return doPageFault(machine, task, newPageFault(machine, info, true));
+}
+
 /** Leaves the result of the callee as this function's. */
 const RETURN = (task: Task): number => returns(task, task.result);
 
@@ -100,7 +111,7 @@ function isShadowed(machine: Machine, vcpu: Vcpu): boolean {
 /** What faulted for the MMU in charge: a gva with shadow paging, else a gpa. */
 const addressOf = (machine: Machine, info: FaultInfo): bigint => (machine.isTdp ? info.gpa! : info.gva);
 
-function newPageFault(machine: Machine, info: FaultInfo): PageFault {
+function newPageFault(machine: Machine, info: FaultInfo, prefetch = false): PageFault {
   const addr = addressOf(machine, info);
   // Behind shadow pages it becomes known by the walk of the guest's tables.
   const gpa = info.gpa ?? 0n;
@@ -127,6 +138,8 @@ function newPageFault(machine: Machine, info: FaultInfo): PageFault {
     mmuSeq: 0,
     pfn: PFN_NOSLOT,
     mapWritable: false,
+    prefetch,
+    hugePageDisallowed: false,
   };
 }
 
@@ -340,7 +353,7 @@ export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
         if (machine.shadow.unmapped.get(fault.gfn)) machine.shadow.unmapped.set(machine, fault.gfn, undefined);
         fault.pfn = fault.write && slot.readonly ? PFN_RO_FAULT : backingPfn(slot, fault.gfn);
         if (slot.gmem && needsPreparation(machine, fault)) return call(task, sevGmemPrepare, { fault });
-        return NEXT;
+        return machine.shadow.swapped.get(fault.pfn) ? 'async' : NEXT;
       },
     },
     {
@@ -373,6 +386,26 @@ export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
           fault.gfn < 2 ** (machine.config.maxPhyAddr - 12) &&
           fault.gfn < limit;
         return returns(task, markable ? RET_PF.CONTINUE : RET_PF.EMULATE);
+      },
+    },
+    {
+      name: 'async',
+      text: 'the memory is swapped out: a worker reads it, and the fault is retried, while the guest is told or the vCPU halts; else wait for the disk',
+      run(machine, task, { fault }) {
+        if (!fault.prefetch && canDoAsyncPf(machine, task)) {
+          const vcpu = machine.vcpu(task.vcpu);
+          machine.trace('kvm_try_async_get_page', { gva: fault.addr, gfn: fault.gfn });
+          if (isAwaited(machine, vcpu, fault.gfn)) {
+            machine.trace('kvm_async_pf_repeated_fault', { gva: fault.addr, gfn: fault.gfn });
+            machine.setRequests(vcpu, vcpu.requests | REQ_APF_HALT);
+            return returns(task, RET_PF.RETRY);
+          }
+          const direct = roleField(vcpu.mmu.rootRole, 'direct') === 1;
+          if (setupAsyncPf(machine, task, fault, direct, guestPgd(machine, task.vcpu)))
+            return returns(task, RET_PF.RETRY);
+        }
+        machine.shadow.swapped.set(machine, fault.pfn, undefined);
+        return 'late-retry';
       },
     },
   ],

@@ -1,6 +1,7 @@
 import { TABLE } from '../formats/compile.ts';
 import type { Machine } from '../machine.ts';
 import type { Pfn } from '../memory/words.ts';
+import { unaccountDisallowed } from './nx-huge-pages.ts';
 import { frozenEntry, isPresent } from './spte.ts';
 
 /**
@@ -8,6 +9,7 @@ import { frozenEntry, isPresent } from './spte.ts';
  * walker still inside it retries; the tables below go the same way; then the table is freed.
  */
 export function freeRemovedTable(machine: Machine, table: Pfn): void {
+  unaccountDisallowed(machine, table);
   const { level } = machine.page(table);
   const page = machine.memory.page(table).slice();
   for (let index = 0; index < 512; index++) {

@@ -1,6 +1,6 @@
 import { ACC_EXEC, ACC_USER, ACC_WRITE, type Format } from '../formats/compile.ts';
 import { type Entry, encodeLeaf, encodeTable } from '../formats/encode.ts';
-import { type Gfn, type Pfn, toBigint } from '../memory/words.ts';
+import { frameToAddress, type Gfn, hex, type Pfn, toBigint } from '../memory/words.ts';
 
 /**
  * What KVM puts into second-stage entries beyond the format: its own bits, and values that are not translations
@@ -19,6 +19,12 @@ const GENERATION_LOW_MASK = 0xff;
 const GENERATION_HIGH_SHIFT_HI = 20;
 export const GENERATION_MASK = 2 ** 19 - 1;
 
+/** SHADOW_NONPRESENT_OR_RSVD_MASK_LEN: how many address bits L1TF makes KVM move, and how many values they have. */
+const HIDDEN_BITS = 5;
+const HIDDEN = 2 ** HIDDEN_BITS;
+/** Physical address bits with which KVM still takes a processor for one with L1TF: there must be room above them. */
+export const L1TF_MOST_BITS = 46;
+
 /** How KVM encodes entries of one format: everything in which EPT and NPT differ. */
 export interface SpteFormat {
   readonly format: Format;
@@ -27,8 +33,15 @@ export interface SpteFormat {
   /** Value whose bits make a present-looking entry fault as reserved; null where no bit is left for it. */
   readonly mmio: Entry | null;
   readonly mmioMask: Entry;
+  /**
+   * On a processor with L1TF, the first of the 5 highest physical address bits, as a bit of a frame number: in a marker they are 1, for
+   * an address that no memory has, and the gfn's own stand above (`shadow_nonpresent_or_rsvd_mask`).
+   */
+  readonly hiddenFrom: number | undefined;
   /** The access that `handle_mmio_page_fault` reads back from the marker, as ACC_* bits. */
   readonly mmioAccess: number;
+  /** The bits that make a leaf executable, and those that make it none. */
+  readonly execute: { readonly set: Entry; readonly clear: Entry };
   /** `clean` is writable, without D; `protected` is the host's to write, but a shadowed table. */
   readonly leafTemplates: readonly Readonly<Record<'writable' | 'clean' | 'readonly' | 'protected', Entry>>[];
 }
@@ -57,6 +70,9 @@ function build(format: Format): SpteFormat {
   // EPT: writable and executable but not readable. NPT: present, with reserved address bit 51 (none left at 52 bits).
   // There the access that KVM keeps in the marker is W and U.
   const mmio = ept ? { lo: 0b110, hi: 0 } : format.options.maxPhyAddr < 52 ? { lo: 0b111, hi: 1 << 19 } : null;
+  // Processors of few address bits reach their cache by 44 all the same (x86_cache_bits).
+  const cacheBits = Math.max(44, format.options.maxPhyAddr);
+  const hasHidden = format.options.features.has('l1tf') && cacheBits <= L1TF_MOST_BITS;
   const leafTemplates = [0, 1, 2, 3].map((level) => {
     if (level === 0 || !format.isLargeLevel(level))
       return { writable: emptyEntry, clean: emptyEntry, readonly: emptyEntry, protected: emptyEntry };
@@ -78,11 +94,17 @@ function build(format: Format): SpteFormat {
       protected: { lo: (readonly.lo | hostWritable.lo) >>> 0, hi: (readonly.hi | hostWritable.hi) >>> 0 },
     };
   });
+  const [yes, no] = [true, false].map((execute) => encodeLeaf(format, 1, 0, { write: true, execute, user: true }));
   return {
     format,
     hostWritable,
     mmuWritable,
+    execute: {
+      set: { lo: yes!.lo & ~no!.lo, hi: yes!.hi & ~no!.hi },
+      clear: { lo: no!.lo & ~yes!.lo, hi: no!.hi & ~yes!.hi },
+    },
     mmio,
+    hiddenFrom: hasHidden ? cacheBits - HIDDEN_BITS - 12 : undefined,
     // What x86's marker grants is of no account: shadow tables keep the guest's rights there.
     mmioMask: ept ? { lo: 0b111, hi: 0 } : { lo: 1, hi: 1 << 19 },
     mmioAccess: ept ? 0 : 0b110,
@@ -134,20 +156,32 @@ export function makeTable(spte: SpteFormat, level: number, child: Pfn, withoutBi
   return { lo: (lo | MMU_PRESENT | spte.format.accessedLo) >>> 0, hi };
 }
 
+/** A gfn as markers have it: with its highest bits moved up, and 1 in their place, where the processor has L1TF. */
+function hideGfn({ hiddenFrom }: SpteFormat, gfn: Gfn): number {
+  if (hiddenFrom === undefined) return gfn;
+  const unit = 2 ** hiddenFrom;
+  return (gfn % unit) + (HIDDEN - 1) * unit + (Math.floor(gfn / unit) % HIDDEN) * unit * HIDDEN;
+}
+
 /** make_mmio_spte. Only where `mmio` is not null. */
 export function makeMmio(spte: SpteFormat, gfn: Gfn, generation: number): Entry {
   const gen = generation % (GENERATION_MASK + 1);
+  const frame = hideGfn(spte, gfn);
   const low = gen & GENERATION_LOW_MASK;
   const high = gen >>> 8;
   return {
-    lo: (spte.mmio!.lo | (low << GENERATION_LOW_SHIFT) | spte.format.frameLo(gfn)) >>> 0,
-    hi: (spte.mmio!.hi | (high << GENERATION_HIGH_SHIFT_HI) | spte.format.frameHi(gfn)) >>> 0,
+    lo: (spte.mmio!.lo | (low << GENERATION_LOW_SHIFT) | spte.format.frameLo(frame)) >>> 0,
+    hi: (spte.mmio!.hi | (high << GENERATION_HIGH_SHIFT_HI) | spte.format.frameHi(frame)) >>> 0,
   };
 }
 
-/** get_mmio_spte_gfn: the marker's own bits lie above the address. */
+/** get_mmio_spte_gfn: the marker's own bits lie above the address; where parts of it are hidden, both are put together. */
 export function mmioGfn(spte: SpteFormat, lo: number, hi: number): Gfn {
-  return spte.format.frame(1, lo, hi & 0x7ffff);
+  if (spte.hiddenFrom === undefined) return spte.format.frame(1, lo, hi & 0x7ffff);
+  // The format knows no address bits as high as that.
+  const frame = (hi & 0x7ffff) * 2 ** 20 + (lo >>> 12);
+  const unit = 2 ** spte.hiddenFrom;
+  return (frame % unit) + (Math.floor(frame / (unit * HIDDEN)) % HIDDEN) * unit;
 }
 
 export function mmioGeneration(lo: number, hi: number): number {
@@ -170,13 +204,28 @@ export function withWrite(spte: SpteFormat, entry: Entry, write: boolean): Entry
   return { lo: (write ? entry.lo | writeLo : entry.lo & ~writeLo) >>> 0, hi: entry.hi };
 }
 
+/** make_spte_executable, make_spte_nonexec */
+export function withExecute({ execute: { set, clear } }: SpteFormat, { lo, hi }: Entry, execute: boolean): Entry {
+  const [on, off] = execute ? [set, clear] : [clear, set];
+  return { lo: ((lo & ~off.lo) | on.lo) >>> 0, hi: ((hi & ~off.hi) | on.hi) >>> 0 };
+}
+
 /** What an entry of KVM's is, beyond what the format says. */
 export function spteNote(spte: SpteFormat, lo: number, hi: number): string | undefined {
   if (isFrozen(lo, hi)) return 'frozen: a thread is changing this entry';
   if (isMmio(spte, lo, hi))
-    return `MMIO marker, memslot generation ${mmioGeneration(lo, hi)}: KVM makes such accesses fault at once`;
+    return `MMIO marker${hiddenWords(spte, lo, hi)}, memslot generation ${mmioGeneration(lo, hi)}: KVM makes such accesses fault at once`;
   if (toBigint(lo, hi) === toBigint(emptyEntry.lo, emptyEntry.hi)) return 'empty';
   return undefined;
+}
+
+/** The address of a marker that does not show it. */
+function hiddenWords(spte: SpteFormat, lo: number, hi: number): string {
+  if (spte.hiddenFrom === undefined) return '';
+  const first = spte.hiddenFrom + 12;
+  const [last, above] = [first + HIDDEN_BITS - 1, first + HIDDEN_BITS];
+  const address = hex(frameToAddress(mmioGfn(spte, lo, hi)));
+  return ` of gpa ${address}, whose bits ${last}:${first} stand in ${last + HIDDEN_BITS}:${above} because of L1TF`;
 }
 
 /** The rights that an access needs of an entry, in ACC_* bits. */

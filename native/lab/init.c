@@ -145,6 +145,13 @@ static void mount_all(void)
 		if (mount(mounts[i].type, mounts[i].at, mounts[i].type, 0, "") && errno != EBUSY && errno != ENODEV && errno != ENOENT)
 			tell(PROBLEM, "%s cannot be mounted: %s", mounts[i].at, strerror(errno));
 	}
+	/* Memory of guests may ask for large pages (the helper's --page-size). */
+	int advise = open("/sys/kernel/mm/transparent_hugepage/shmem_enabled", O_WRONLY | O_CLOEXEC);
+	if (advise >= 0) {
+		if (write(advise, "advise", 6) < 0)
+			tell(PROBLEM, "shmem_enabled cannot be set: %s", strerror(errno));
+		close(advise);
+	}
 	int console = open("/dev/console", O_RDWR);
 	if (console >= 0) {
 		for (int fd = 0; fd < 3; fd++)

@@ -41,6 +41,7 @@ const FOLLOWERS: Readonly<Record<string, readonly string[]>> = {
   dirty: ['slot'],
   tables: ['at'],
   zap: ['all'],
+  'async-pf': ['off'],
   user: ['read', 'write', 'fetch'],
   supervisor: ['read', 'write', 'fetch'],
   implicit: ['read', 'write', 'fetch'],
@@ -58,6 +59,8 @@ const CONSTANT = new Set([
   'log',
   'zap',
   'migrate',
+  'swap-out',
+  'recover-nx-huge-pages',
 ]);
 
 /**
@@ -81,7 +84,10 @@ export class MmuCompletionProvider implements CompletionProvider {
     const before = all.filter((token) => !isComment(token) && token.startOffset < offset);
     const line = textDocument.getText({ start: { line: params.position.line, character: 0 }, end: params.position });
     // The word at the cursor is what gets replaced.
-    const partial = /(?<![\w-])(second-\w*|read-\w*|x86-\w*|1g-\w*|execute-\w*|page-\w*)$|\w*$/.exec(line)![0];
+    const partial =
+      /(?<![\w-])(second-\w*|read-\w*|x86-\w*|1g-\w*|execute-\w*|page-\w*|nx-[\w-]*|recover-[\w-]*|swap-\w*|async-\w*|send-\w*)$|\w*$/.exec(
+        line,
+      )![0];
     const start = offset - partial.length;
     const tokens = before.filter((token) => token.startOffset < start);
     const replaced = { start: textDocument.positionAt(start), end: params.position };

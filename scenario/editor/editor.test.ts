@@ -96,9 +96,10 @@ test('a mapping offers permissions, a comment nothing', async () => {
     'attribute-zap = ',
     'attribute-errors = ',
     'guest-memfd = ',
+    'nx-huge-pages = ',
   ]);
   assert.deepEqual(await labels('machine {\n  policy page-split = |'), ['eager', 'lazy', 'all']);
-  assert.deepEqual(await labels('machine {\n  cpu |'), ['1g-pages', 'execute-only', 'none']);
+  assert.deepEqual(await labels('machine {\n  cpu |'), ['1g-pages', 'execute-only', 'l1tf', 'none']);
 });
 
 test('each block that completion writes is a scenario', async () => {

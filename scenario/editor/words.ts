@@ -13,9 +13,9 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   'second-stage':
     'Which tables translate guest-physical to host-physical: `tdp ept` (Intel) or `tdp npt` (AMD), `4-level` or `5-level`; or `shadow`: KVM shadows the guest’s own tables.',
   maxphyaddr: 'MAXPHYADDR: bits of a physical address, 32 … 52. Address bits above are reserved in table entries.',
-  cpu: 'What the processor offers: `1g-pages`, `execute-only`, or `none`. Without the line it has both.',
+  cpu: 'What the processor offers: `1g-pages`, `execute-only`, or `none`; without the line it has both. `l1tf`: it has that bug.',
   policy:
-    'Where KVM can do a thing in more than one way: `policy page-split = eager` splits large pages when dirty logging starts, `lazy` at the first write. `roots` is what becomes of roots when the guest’s mode changes, `quadrant` how a shadow page’s part of a 32-bit table is found.',
+    'Where KVM can do a thing in more than one way: `policy page-split = eager` splits large pages when dirty logging starts, `lazy` at the first write. `roots` is what becomes of roots when the guest’s mode changes, `quadrant` how a shadow page’s part of a 32-bit table is found; `nx-huge-pages = on`: no large page is executable, as KVM’s module parameter nx_huge_pages has it.',
   guest:
     'Page tables of the guest that exist before the vCPUs start: `guest NAME { … }`, or `guest NAME pae { … }` with another paging: 32-bit, pae, 4-level, 5-level. The name stands for the address of the root, as in `cr3 = NAME`.',
   tables:
@@ -54,6 +54,13 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   zap: '`zap GPA +SIZE`: kvm_zap_gfn_range. `zap all`: kvm_mmu_zap_all_fast, which makes every root obsolete.',
   migrate:
     '`migrate GPA +SIZE`: the host moves the pages behind a range to other frames. KVM unmaps them by its MMU notifier.',
+  'recover-nx-huge-pages':
+    '`recover-nx-huge-pages RATIO`: KVM’s worker runs once; of so many tables that stand for NX huge pages’ sake one goes, rounded up. Without a ratio: 60.',
+  'swap-out':
+    '`swap-out GPA +SIZE`: the host moves the memory behind a range to the disk. Who touches it waits, or lets a worker wait (`async-pf`).',
+  'async-pf':
+    '`async-pf GPA`: the guest lets KVM tell it when a page is swapped out, by a #PF with a token, and when it is there (MSR_KVM_ASYNC_PF_EN); flags and token stand at GPA. In user mode alone, unless `send-always` follows. `async-pf off`: no more.',
+  'send-always': 'KVM_ASYNC_PF_SEND_ALWAYS: in the guest’s kernel, too.',
   sanitize:
     'Checks after every step that KVM’s books agree: reverse maps, write protection, roles of roots, what TLBs keep. A breach ends the task.',
   invpcid:
@@ -67,6 +74,7 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   inject: '`inject NAME`: from here on KVM makes a mistake, such as `root-leak` or `quadrant-copied`.',
   poke: '`poke GPA level N = VALUE`: overwrites an entry of KVM’s tables behind its back, as a bug would.',
   'execute-only': 'EPT entries may allow fetches and neither reads nor writes.',
+  l1tf: 'L1 terminal fault, a bug of Intel’s processors: an entry that is not present may still lead to what the L1 cache has. KVM’s MMIO markers therefore have the 5 highest address bits set, and the address’s own bits above them.',
   '1g-pages': 'Entries at level 3 may map pages of 1G, in the guest’s tables and in KVM’s.',
   ept: 'Intel’s extended page tables.',
   npt: 'AMD’s nested page tables: the x86-64 format, walked as user accesses.',
@@ -143,6 +151,11 @@ export const VALUE_WORDS: Readonly<
   'modes.changed': 'Writes that changed CR0, CR4 or EFER.',
   'nested.entries': 'Times that L1 entered a guest of its own.',
   'nested.exits': 'VM exits of such guests that L1 got.',
+  'async_pf.not_present': 'Times that a guest was told by #PF that a page is swapped out.',
+  'async_pf.halts': 'Times that a vCPU halted instead until its page was there.',
+  'async_pf.ready': 'Times that a guest was told that a page is there.',
+  nx_lpage_splits:
+    'Tables that stand where NX huge pages alone forbid a large page: KVM’s statistic, which goes down again.',
   'sptes.changed': 'Entries of KVM’s tables that changed.',
   'faults.rmp': 'Nested page faults that the RMP made.',
   'faults.vc': 'Accesses to pages that the guest had not accepted (#VC).',

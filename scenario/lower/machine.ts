@@ -5,6 +5,7 @@ import { Machine, MachineError } from '../../engine/machine.ts';
 import { MAX_SLOT_ID, MemslotError } from '../../engine/memory/memslots.ts';
 import { choosePolicy, DEFAULT_POLICIES } from '../../engine/policies.ts';
 import type { MachineConfig, SlotConfig } from '../../engine/program.ts';
+import { L1TF_MOST_BITS } from '../../engine/tdp/spte.ts';
 import { didYouMean, type Placed, type Problems, spanOf } from '../diagnostics.ts';
 import type * as Ast from '../generated/ast.ts';
 import { FEATURES } from '../names.ts';
@@ -89,6 +90,15 @@ export function lowerMachine(machines: readonly Ast.Machine[], problems: Problem
     else features = lowerFeatures(item, problems);
   }
   features ??= DEFAULT_MACHINE.features;
+  const cpu = seen.get('Cpu');
+  if (cpu && features.includes('l1tf')) {
+    if (stage.second === 'npt') problems.error(cpu, 'cpu l1tf: it is a bug of Intel’s processors, which have no NPT');
+    if (maxPhyAddr > L1TF_MOST_BITS)
+      problems.error(
+        cpu,
+        `cpu l1tf: KVM takes no processor of ${maxPhyAddr} physical address bits for one with it: maxphyaddr ${L1TF_MOST_BITS} at most`,
+      );
+  }
   // A processor with NPT is AMD's, and so are its guests' reserved bits.
   if (stage.second === 'npt') features = [...features, 'amd'];
   const config: MachineConfig = {
@@ -158,7 +168,7 @@ function lowerFeatures(item: Ast.Cpu, problems: Problems): readonly Feature[] {
   const known = Object.keys(FEATURES);
   for (const node of item.features) {
     const { feature: name } = node;
-    if (name === '1g-pages' || name === 'execute-only') features.add(name);
+    if (name === '1g-pages' || name === 'execute-only' || name === 'l1tf') features.add(name);
     else if (name === 'none') {
       if (item.features.length > 1) problems.error(node, 'none stands alone: cpu none');
     } else

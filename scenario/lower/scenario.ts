@@ -1,3 +1,4 @@
+import { ASYNC_PF_WORKER } from '../../engine/async-pf/queue.ts';
 import { HAZARD_NAMES } from '../../engine/attributes/hazards.ts';
 import { PAGING, type PagingName } from '../../engine/guest/registers.ts';
 import { hex } from '../../engine/memory/words.ts';
@@ -8,6 +9,7 @@ import type {
   NeverExpectation,
   Program,
   SlotConfig,
+  Statement,
   TaskProgram,
 } from '../../engine/program.ts';
 import { didYouMean, headerSpan, Problems, spanOf } from '../diagnostics.ts';
@@ -35,6 +37,8 @@ export function lowerScenario(scenario: Ast.Scenario, problems: Problems): Progr
   const context = { ...around, spaces, names, slots: new Set(slots.map(({ id }) => id)) };
   const tasks = lowerTasks(scenario.tasks, guests, context, problems);
   const never = scenario.expects.flatMap((node) => lowerNever(node, problems));
+  if (tasks.some(({ body }) => swaps(body)))
+    tasks.push({ kind: 'host', name: ASYNC_PF_WORKER, body: [], span: tasks.at(-1)!.span });
   const expects = scenario.expects.flatMap((node): Expectation[] => {
     if (!node.condition) return [];
     const condition = lowerExpression(node.condition, problems, names);
@@ -51,6 +55,16 @@ function lowerNever(node: Ast.Expect, problems: Problems): NeverExpectation[] {
   const suggestion = didYouMean(node.hazard ?? '', HAZARD_NAMES);
   problems.error(node, `unknown hazard ${node.hazard}${suggestion}; there are: ${HAZARD_NAMES.join(', ')}`);
   return [];
+}
+
+/** Whether memory is swapped out, for which there is a worker then that reads it. */
+function swaps(body: readonly Statement[]): boolean {
+  return body.some(
+    (statement) =>
+      (statement.kind === 'notifier' && statement.how === 'swap-out') ||
+      ((statement.kind === 'repeat' || statement.kind === 'enter' || statement.kind === 'smm') &&
+        swaps(statement.body)),
+  );
 }
 
 /** Slots as host tasks add or move them; the tasks' own lowering tells what is wrong with them. */
@@ -225,6 +239,8 @@ function lowerTasks(
   for (const node of tasks) {
     if (node.$type === 'Host') {
       const span = headerSpan(node, `host ${node.name}`);
+      if (node.name === ASYNC_PF_WORKER)
+        problems.error(span, `host ${node.name} is KVM’s own: call the task something else`);
       const line = seen.get(`host ${node.name}`);
       if (line !== undefined) problems.error(span, `host ${node.name} is on line ${line} already`);
       seen.set(`host ${node.name}`, span.line);

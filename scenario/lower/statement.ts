@@ -23,6 +23,9 @@ export interface StatementContext extends Surroundings {
   readonly inSmm?: true;
 }
 
+/** KVM's module parameter nx_huge_pages_recovery_ratio, unless the kernel is a real-time one. */
+const RECOVERY_RATIO = 60n;
+
 /** How a statement begins, for messages. */
 export const STATEMENT_WORDS: Readonly<Record<Ast.Statement['$type'], string>> = {
   Access: 'read, write and fetch',
@@ -41,6 +44,9 @@ export const STATEMENT_WORDS: Readonly<Record<Ast.Statement['$type'], string>> =
   LogDirty: 'log dirty',
   Zap: 'zap',
   Migrate: 'migrate',
+  SwapOut: 'swap-out',
+  AsyncPf: 'async-pf',
+  RecoverNx: 'recover-nx-huge-pages',
   Poke: 'poke',
   Cpuid: 'cpuid',
   Inject: 'inject',
@@ -100,7 +106,7 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
       const range = lowerRange(node.base, node.size, context.owner === 'host' ? 'gpa' : 'gva', problems);
       if (!range) return undefined;
       // For the host, `unmap` is what an MMU notifier announces.
-      if (context.owner === 'host') return { kind: 'notifier', ...range, migrate: false, span };
+      if (context.owner === 'host') return { kind: 'notifier', ...range, how: 'unmap', span };
       const edited = lowerEdited(node, context, problems);
       return edited && canonical(node.base, range, edited.space.paging, problems)
         ? { kind: 'unmap', gva: range.base, size: range.size, ...edited.nested, span }
@@ -196,7 +202,28 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
     }
     case 'Migrate': {
       const range = lowerRange(node.base, node.size, 'gpa', problems);
-      return range && { kind: 'notifier', ...range, migrate: true, span };
+      return range && { kind: 'notifier', ...range, how: 'migrate', span };
+    }
+    case 'SwapOut': {
+      const range = lowerRange(node.base, node.size, 'gpa', problems);
+      return range && { kind: 'notifier', ...range, how: 'swap-out', span };
+    }
+    case 'AsyncPf': {
+      if (node.off || !node.gpa) return { kind: 'async-pf', sendAlways: false, span };
+      const gpa = constant(node.gpa, 'gpa', problems);
+      if (gpa === undefined) return undefined;
+      if (gpa % 64n !== 0n)
+        return problems.error(node.gpa, `async-pf ${hex(gpa)}: the area is aligned to 64 bytes (KVM_ASYNC_PF_EN)`);
+      if (context.coverage.firstOutside({ base: gpa, size: 64n }) !== undefined)
+        return problems.error(node.gpa, `async-pf ${hex(gpa)}: there is no memory slot`);
+      return { kind: 'async-pf', gpa, sendAlways: node.sendAlways, span };
+    }
+    case 'RecoverNx': {
+      const ratio = node.ratio ? constant(node.ratio, 'a ratio', problems) : RECOVERY_RATIO;
+      if (ratio === undefined) return undefined;
+      if (ratio < 1n || ratio > 0xffff_ffffn)
+        return problems.error(node.ratio, `recover-nx-huge-pages ${ratio}: 1 of so many goes, 1 … 0xffffffff`);
+      return { kind: 'recover-nx-huge-pages', ratio: Number(ratio), span };
     }
     case 'Invpcid': {
       const type = constant(node.type, 'type', problems);

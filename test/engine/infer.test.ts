@@ -121,3 +121,15 @@ test('below a root of five levels the table of level 4 is no root', () => {
   );
   assert.ok([...tables.tables.values()].every(({ doubtful }) => doubtful === undefined || doubtful.size === 0));
 });
+
+for (const second of ['ept', 'npt'])
+  test(`${second}: of a large page that is not executable (NX huge pages) the pieces of 4K are`, () => {
+    const machine = runOf(
+      `machine {\n  memory 0 +16M huge 2M\n  second-stage tdp ${second} 4-level\n  policy nx-huge-pages = on\n}\nguest g {\n  map 0x400000 -> 0x400000 2M\n}\nvcpu 0 in g {\n  write 0x400000\n  fetch 0x401000\n}\nexpect nx_lpage_splits == 1`,
+    );
+    assert.deepEqual(machine.small.failures, []);
+    const recording = openRecording(traceText(machine));
+    const inference = new Inference(recording);
+    inference.goTo(recording.length);
+    assert.deepEqual(sorted(inferredEntries(inference.machines()[0]!)), sorted(entriesOf(machine)));
+  });

@@ -237,6 +237,34 @@ vcpu 0 in k {
 `,
     caught: /expect error_code == 3: left is 2, right is 3/,
   },
+  'nx-huge-executable': {
+    machine: 'memory 0 +64M huge 2M\n  policy nx-huge-pages = on\n  sanitize',
+    text: `guest k {
+  map 0x400000 -> 0x400000 2M
+}
+vcpu 0 in k {
+  INJECT
+  read 0x400000
+}
+`,
+    caught: /sanitizer: entry \d+ of the table at host frame 0x\w+ maps an executable page of level 2/,
+  },
+  'nx-splits-leak': {
+    machine: 'memory 0 +64M huge 2M\n  policy nx-huge-pages = on\n  sanitize',
+    text: `guest k {
+  map 0x400000 -> 0x400000 2M
+}
+vcpu 0 in k {
+  fetch 0x400000
+}
+host h {
+  wait until nx_lpage_splits == 1
+  INJECT
+  recover-nx-huge-pages
+}
+`,
+    caught: /sanitizer: nx_lpage_splits is 1, but possible_nx_huge_pages has 0 tables/,
+  },
   'smap-ac-implicit': {
     machine: 'memory 0 +64M\n  sanitize',
     text: `${KERNEL}vcpu 0 in k {

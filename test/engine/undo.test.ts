@@ -56,6 +56,13 @@ const scenarios: (readonly [name: string, text: string])[] = [
         randomNestedProgram(seed, { second: 'tdp ept 4-level', stage: '4-level', statements: 12, host: true }),
       ] as const,
   ),
+  ...['tdp ept 4-level', 'shadow'].map(
+    (second) =>
+      [
+        `asynchronous page faults, ${second}`,
+        `machine {\n  memory 0 +64M\n  second-stage ${second}\n}\nguest g {\n  map 0x400000 -> 0x200000 +16K rwx user\n}\nvcpu 0 in g {\n  async-pf 0x5000\n  repeat 3 {\n    user write 0x400000\n    write 0x401000\n    wait until (step & 7) == 0\n  }\n}\nhost h {\n  repeat 3 {\n    wait until accesses > 0\n    swap-out 0x200000 +16K\n  }\n}\n`,
+      ] as const,
+  ),
   ...[1, 2, 3].map(
     (seed) =>
       [

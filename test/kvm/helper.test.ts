@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -568,3 +568,9 @@ kvmTest('code that is written over a breakpoint is what runs, after the stop', (
     assert.equal((await machine.registers()).get('rbx'), 1n);
   }),
 );
+
+kvmTest('a page size that the host is not asked for is refused by its name', async () => {
+  const { status, stderr } = spawnSync(native('kvm-mmu-helper'), ['--page-size', '3M'], { encoding: 'utf8' });
+  assert.equal(status, 2);
+  assert.match(stderr, /--page-size 3M: 4K or 2M is wanted/);
+});

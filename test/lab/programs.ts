@@ -18,6 +18,8 @@ export interface ProgramShape {
   readonly far?: boolean;
   /** Maps, protects and touches the guest's large pages, of 4M or 2M. */
   readonly large?: boolean;
+  /** NX huge pages, with host memory in pages of 2M, and code in the guest's large pages too. */
+  readonly nx?: boolean;
   /** Of the guest; 4-level unless told. */
   readonly paging?: PagingName;
 }
@@ -50,7 +52,7 @@ const spaceName = (space: number): string => (space === 0 ? 'g' : `g${space}`);
 /** A program that a seed determines. */
 export function randomProgram(
   seed: number,
-  { second, statements, host, guest, ownCode, spaces = 1, far, large, paging = '4-level' }: ProgramShape,
+  { second, statements, host, guest, ownCode, spaces = 1, far, large, nx, paging = '4-level' }: ProgramShape,
 ): string {
   const random = new Random(seed, 0);
   const hex = (value: number): string => `0x${value.toString(16)}`;
@@ -63,8 +65,8 @@ export function randomProgram(
   const gva = (): string => hex(FIRST_GVA + random.below(PAGES) * 4096);
   const touched = (kind: string): string => {
     if (far && random.below(3) === 0) return farGva();
-    // No code lies in large pages.
-    if (large && kind !== 'fetch' && random.below(2) === 0)
+    // Only the pages of FIRST_GPA have code.
+    if (large && (nx || kind !== 'fetch') && random.below(2) === 0)
       return `${largeGva()} + ${hex(FIRST_GPA - largeGpa + random.below(16) * 4096)}`;
     return gva();
   };
@@ -137,9 +139,10 @@ export function randomProgram(
   const lines = (count: number, make: () => string): string[] => Array.from({ length: count }, () => `  ${make()}`);
   const program = [
     'machine x86-64 {',
-    '  memory 0 +16M',
+    `  memory 0 +16M${nx ? ' huge 2M' : ''}`,
     '  memory 0x2000000 +32K slot 3',
     ...(second === undefined ? [] : [`  second-stage ${second}`]),
+    ...(nx ? ['  policy nx-huge-pages = on'] : []),
     '}',
     ...Array.from({ length: spaces }, (_, space) => [
       `guest ${spaceName(space)}${paging === '4-level' ? '' : ` ${paging}`} {`,

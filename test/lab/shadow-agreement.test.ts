@@ -2,45 +2,19 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 import { thisMachine } from '../../adapter/kvm/place.ts';
 import { Lab } from '../../adapter/lab/boot.ts';
-import { planStubs, type Stubs } from '../../adapter/scenario-kvm/stubs.ts';
 import type { Recording } from '../../engine/history/recording.ts';
 import { emulatorBuilt } from '../../engine/queries/emulator-built.ts';
-import { parseScenario } from '../../scenario/index.ts';
 import { SILENT, withoutKvm } from '../kvm/kvm.ts';
 import { withoutShadow } from './here.ts';
 import { labTest, NEWER_KERNELS } from './lab.ts';
 import { type ProgramShape, randomProgram } from './programs.ts';
-import { builtTables, emulate, onKvm, STUBS } from './run-both.ts';
-import { allowed, type Compared, projected, roots, sequence } from './shadow-events.ts';
+import { builtTables, emulate, onKvm } from './run-both.ts';
+import { allowed, type Compared, comparedOf, isStub, projected, roots, sequence, stubsOf } from './shadow-events.ts';
 
 // The engine's shadow paging beside upstream KVM's: every event, in its order.
 
 const FIRST = Number(process.env.KVM_MMU_SEED ?? 1);
 const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 5);
-
-const isStub = (gfn: bigint): boolean => gfn >= BigInt(STUBS.first) && gfn < BigInt(STUBS.end);
-/**
- * The guests' own tables lie at the end of the first slot, and from 8M up, and frame 0 is one where CR4.PSE = 0 makes a table of a
- * large page: only the stubs' mapping of all memory maps them.
- */
-const isTable = (gfn: bigint): boolean =>
-  (gfn >= 0xf00n && gfn < 0x1000n) || (gfn >= 0x800n && gfn < 0x900n) || gfn === 0n;
-
-/** Where the code that makes a program's accesses on KVM lies in the guest's address space, and how it is mapped. */
-function stubsOf(text: string): Stubs {
-  const { program } = parseScenario(text);
-  const [stubs] = planStubs(program!, 1).values();
-  assert.ok(stubs && isStub(stubs.gpa >> 12n));
-  return stubs;
-}
-
-/** Direct pages shadow the large pages that the stubs have in long mode; the scenario has none. */
-const comparedOf = ({ paging, base, end }: Stubs): Compared => ({
-  fault: (address) => (address < base || address >= end ? address : undefined),
-  isPage: (gfn, role) => !isStub(gfn) && (paging !== '4-level' || (role & 0x80n) === 0n),
-  isEntry: (gfn) => !isStub(gfn) && !isTable(gfn),
-  roleKnown: 0x0001_1fff,
-});
 
 const SHAPES: readonly (readonly [string, ProgramShape])[] = [
   ['accesses', { statements: 30, host: false, guest: false, ownCode: true }],

@@ -1,3 +1,5 @@
+import assert from 'node:assert/strict';
+import { planStubs, type Stubs } from '../../adapter/scenario-kvm/stubs.ts';
 import { openRecording } from '../../adapter/trace/open.ts';
 import { project } from '../../engine/history/project.ts';
 import type { Recording } from '../../engine/history/recording.ts';
@@ -5,6 +7,8 @@ import { TRACEPOINTS } from '../../engine/history/tracepoints.ts';
 import { roleWords } from '../../engine/kernel/role.ts';
 import type { KvmRoot, KvmTables } from '../../engine/kernel/tables.ts';
 import type { Machine } from '../../engine/machine.ts';
+import { parseScenario } from '../../scenario/index.ts';
+import { STUBS } from './run-both.ts';
 
 // What the shadow MMU tells of itself, so that two machines can be compared whose memory lies elsewhere.
 
@@ -115,3 +119,27 @@ export function allowed(
   });
   return kept;
 }
+
+export const isStub = (gfn: bigint): boolean => gfn >= BigInt(STUBS.first) && gfn < BigInt(STUBS.end);
+/**
+ * The guests' own tables lie at the end of the first slot, and from 8M up, and frame 0 is one where CR4.PSE = 0 makes a table of a
+ * large page: only the stubs' mapping of all memory maps them.
+ */
+const isTable = (gfn: bigint): boolean =>
+  (gfn >= 0xf00n && gfn < 0x1000n) || (gfn >= 0x800n && gfn < 0x900n) || gfn === 0n;
+
+/** Where the code that makes a program's accesses on KVM lies in the guest's address space, and how it is mapped. */
+export function stubsOf(text: string): Stubs {
+  const { program } = parseScenario(text);
+  const [stubs] = planStubs(program!, 1).values();
+  assert.ok(stubs && isStub(stubs.gpa >> 12n));
+  return stubs;
+}
+
+/** Direct pages shadow the large pages that the stubs have in long mode; the scenario has none. */
+export const comparedOf = ({ paging, base, end }: Stubs): Compared => ({
+  fault: (address) => (address < base || address >= end ? address : undefined),
+  isPage: (gfn, role) => !isStub(gfn) && (paging !== '4-level' || (role & 0x80n) === 0n),
+  isEntry: (gfn) => !isStub(gfn) && !isTable(gfn),
+  roleKnown: 0x0001_1fff,
+});

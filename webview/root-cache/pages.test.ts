@@ -55,10 +55,11 @@ test('only pages of a 32-bit guest’s tables have a quadrant', () => {
 
 test('what is to be noticed of a page is said in words', () => {
   assert.deepEqual(pageMarks(page('0x1')), []);
-  assert.deepEqual(pageMarks(page('0x1', { unsync: true, unsyncChildren: 3, writeFlooding: 2 })), [
+  assert.deepEqual(pageMarks(page('0x1', { unsync: true, unsyncChildren: 3, writeFlooding: 2, nxDisallowed: true })), [
     'unsync',
     '3 unsync below',
     'write-flooding 2',
+    'NX huge page disallowed',
   ]);
   assert.equal(withoutLevel('level 1, 8-byte, wux'), '8-byte, wux');
   assert.equal(withoutLevel('level 1'), '');

@@ -50,10 +50,16 @@ export function withoutLevel(words: string): string {
 }
 
 /** What is to be noticed of a page, in words; empty for most. */
-export function pageMarks({ unsync, unsyncChildren, writeFlooding }: ShadowPageAnswer): readonly string[] {
+export function pageMarks({
+  unsync,
+  unsyncChildren,
+  writeFlooding,
+  nxDisallowed,
+}: ShadowPageAnswer): readonly string[] {
   return [
     ...(unsync ? ['unsync'] : []),
     ...(unsyncChildren > 0 ? [`${unsyncChildren} unsync below`] : []),
     ...(writeFlooding > 0 ? [`write-flooding ${writeFlooding}`] : []),
+    ...(nxDisallowed ? ['NX huge page disallowed'] : []),
   ];
 }
