@@ -22,6 +22,8 @@ export interface Task {
   /** Loops being executed, outermost first. */
   loops: { remaining: number; index: number }[];
   stack: OperationFrame[];
+  /** It must try again while somebody invalidates memory: by default others get their turn first. */
+  yields?: boolean;
   /** What the last function returned. */
   result: number;
   /** `halted`: a vCPU that has nothing to do until a page is swapped in. */

@@ -100,7 +100,11 @@ function countResult(machine: Machine, result: number, info: FaultInfo): void {
   machine.append(Kind.FAULT_RESULT, info.vcpu, 0, 0, Math.max(result, 0), 0, info);
   if (result === RET_PF.FIXED) machine.count('faults.fixed');
   else if (result === RET_PF.SPURIOUS) machine.count('faults.spurious');
-  else if (result === RET_PF.RETRY) machine.count('faults.retried');
+  else if (result === RET_PF.RETRY) {
+    machine.count('faults.retried');
+    // Whoever invalidates must come to its end.
+    machine.task(machine.acting).yields = machine.invalidation.inProgress > 0;
+  }
 }
 
 /** Whether the tables that the processor walks are shadow pages: of the guest's own tables, or of L1's for a nested guest. */
