@@ -54,7 +54,8 @@ export interface PendingAccess {
   readonly validate?: 1 | 2;
 }
 
-export const LOCKS = ['slots_lock', 'mmu_lock'] as const;
+/** The last is the TDX module's, on its own tables. */
+export const LOCKS = ['slots_lock', 'mmu_lock', 'sept_lock'] as const;
 export type LockName = (typeof LOCKS)[number];
 export interface HeldLock {
   readonly lock: LockName;
