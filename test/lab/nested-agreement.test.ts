@@ -24,6 +24,8 @@ const L1_TABLES = 0x180_0000n;
 /** L2’s own root tables, with a second stage of L1’s and without: who reads one first differs, by another entry. */
 const L2_ROOTS = [0x280n, 0x1600n];
 const DIRECT = 0x80n;
+const LEVEL = 0xfn;
+const ROOT_LEVEL = 5n;
 
 /** Where the code on KVM begins in memory, L1's and its guest's. */
 function stubsAt(text: string): bigint {
@@ -40,8 +42,10 @@ function comparedOf(stubs: bigint): Compared {
       if (address >= L1_TABLES) return undefined;
       return L2_ROOTS.includes(address >> 12n) ? address & ~0xfffn : address;
     },
-    // In the kernel's words pages of the TDP MMU differ from direct ones of the shadow MMU by nothing.
-    isPage: (gfn, role) => (isNested || (role & DIRECT) === 0n) && gfn < stubs >> 12n,
+    // In the kernel's words pages of the TDP MMU differ from direct ones of the shadow MMU by nothing; but at the level of a root there
+    // are no direct ones, and roots are compared at the end. KVM's may be made behind a fault on the stubs, which the engine does not have.
+    isPage: (gfn, role) =>
+      (isNested || (role & DIRECT) === 0n) && gfn < stubs >> 12n && (role & (DIRECT | LEVEL)) !== (DIRECT | ROOT_LEVEL),
     isEntry: (gfn) => isNested && gfn < stubs >> 12n,
     roleKnown: 0x0001_1fff,
   };
