@@ -284,7 +284,11 @@ export class Machine {
     this.policies = program.machine.policies ?? DEFAULT_POLICIES;
     this.log = new Log(logLimit);
     const { maxPhyAddr, features, second } = this.config;
-    this.cpu = { maxPhyAddr, features: new Set(features) };
+    const wide = this.config.secondLevels === 5;
+    const privacy: readonly Feature[] =
+      { snp: ['c-bit' as const], tdx: [wide ? ('shared-51' as const) : ('shared-47' as const)] }[this.vm as string] ??
+      [];
+    this.cpu = { maxPhyAddr, features: new Set([...features, ...privacy]) };
     const hostFeatures = new Set<Feature>([...features, 'nx']);
     if (second === 'npt') hostFeatures.add('amd');
     const five = this.config.secondLevels === 5;

@@ -27,6 +27,7 @@ export function createMachine(program: Program, logLimit?: number, mirror?: Mirr
     let { line } = guest.span;
     try {
       refuseOverlap(machine, pool, next);
+      refuseShared(machine, next);
       const root = guestTableStore(machine, pool).allocate(1);
       machine.guestRoots.set(guest.name, root);
       const tables = guestTables(machine, pool, { format, rootGfn: root, rootEntry: 0 });
@@ -48,6 +49,15 @@ export function createMachine(program: Program, logLimit?: number, mirror?: Mirr
   }
   machine.log.truncate(0);
   return machine;
+}
+
+/** A guest whose memory is protected walks tables in private memory alone, and finds there what its launch has put there. */
+function refuseShared(machine: Machine, gfn: number): void {
+  const isProtected = machine.vm === 'snp' || machine.vm === 'tdx';
+  if (!isProtected || machine.attributes.folios.get(machine.resolve(gfn)) !== undefined) return;
+  throw new MachineError(
+    `its tables at gpa 0x${(gfn * 4096).toString(16)} are not in launched memory: say launch in the machine`,
+  );
 }
 
 /** What L1 maps for a guest of its own may hold tables of L1's: the guest's must not be put there. */

@@ -263,8 +263,10 @@ function actualValues({ condition }: Expectation, scope: ReturnType<typeof progr
 
 function accessOf(machine: Machine, task: Task, statement: AccessStatement, cpl: number): PendingAccess {
   const scope = programScope(machine, task);
-  // A guest of SNP or TDX says of every access which memory it means.
-  const isPrivate = statement.isPrivate ?? (isToldByGuest(machine) ? true : undefined);
+  // A guest of SNP or TDX says of every access which memory it means: by its tables, or without them always private memory.
+  const mode = task.vcpu < 0 ? undefined : machine.vcpu(task.vcpu).mode;
+  const tellsTables = mode?.paging === true && mode.format.privacyHi !== 0;
+  const isPrivate = statement.isPrivate ?? (isToldByGuest(machine) && !tellsTables ? true : undefined);
   return {
     kind: statement.access,
     address: evaluateInteger(statement.address, scope, statement.access),

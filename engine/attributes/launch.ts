@@ -30,6 +30,8 @@ function launchPage(machine: Machine, gfn: Gfn, end: Gfn, where: string): number
   const pfn = backingPfn(slot, gfn, slot.gmem);
   const pages = isLarge(slot, gfn, end) ? 512 : 1;
   for (let page = 0; page < pages; page++) machine.attributes.folios.set(machine, pfn + page, gfn + page);
+  if (machine.vm === 'tdx')
+    for (let page = 0; page < pages; page++) machine.attributes.launched.set(machine, pfn + page, true);
   if (machine.vm !== 'snp') return pages;
   if (pages === 1) splitDirectMap(machine, pfn);
   machine.attributes.rmp.set(machine, pfn, { gfn, level: pages === 1 ? 1 : 2, validated: true });

@@ -36,6 +36,8 @@ export class MemoryAttributes {
   readonly rmp: LoggedMap<RmpEntry> = new LoggedMap();
   /** Pages that guest_memfd has, by host frame: the guest frame. */
   readonly folios: LoggedMap<Gfn> = new LoggedMap();
+  /** Pages of a TDX guest that its launch has filled, and that the module takes as they are, once. */
+  readonly launched: LoggedMap<true> = new LoggedMap();
   /** 2M blocks of the kernel's direct map that are mapped in 4K, by number. */
   readonly split: LoggedMap<true> = new LoggedMap();
   /** Host frames that the direct map leaves out. */

@@ -59,12 +59,13 @@ export function septAdd(
 }
 
 /**
- * TDH.MEM.PAGE.AUG: a page of the guest's, which it finds empty. That it accepts it (TDG.MEM.PAGE.ACCEPT) at its first access is taken for
+ * TDH.MEM.PAGE.AUG: a page of the guest's, which it finds empty; or one that its launch has filled (TDH.MEM.PAGE.ADD). That it accepts it (TDG.MEM.PAGE.ACCEPT) at its first access is taken for
  * granted.
  */
 export function pageAug(machine: Machine, table: Pfn, index: number, pfn: Pfn): void {
   const { lo, hi } = makeLeaf(spteFormat(machine.secondFormat), 1, pfn, 'writable');
-  clearFrame(machine, pfn);
+  if (machine.attributes.launched.get(pfn)) machine.attributes.launched.set(machine, pfn, undefined);
+  else clearFrame(machine, pfn);
   store(machine, table, index, lo, hi);
 }
 

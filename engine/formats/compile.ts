@@ -113,6 +113,10 @@ export class Format {
   readonly writeLo: number;
   readonly userLo: number;
   readonly globalLo: number;
+  /** The bit, in the upper word, by which a guest says of a page whether it is private (C) or shared (S); 0 where it cannot. */
+  readonly privacyHi: number;
+  /** Whether such a bit means private. */
+  readonly setIsPrivate: boolean;
   readonly #noExecuteHi: number;
   readonly #keyMaskHi: number;
   readonly #keyShiftHi: number;
@@ -196,6 +200,11 @@ export class Format {
     this.writeLo = this.#bit(roles.write).lo;
     this.userLo = this.#bit(roles.user).lo;
     this.globalLo = this.#bit(roles.global).lo;
+    const privacy = this.fields(1, 'leaf').find(
+      ({ name, requires }) => requires !== undefined && (name === 'C' || name === 'S'),
+    );
+    this.privacyHi = privacy ? (1 << (privacy.bits[0] - 32)) >>> 0 : 0;
+    this.setIsPrivate = privacy?.name === 'C';
     this.#noExecuteHi = this.#bit(roles.noExecute).hi;
     this.#keyMaskHi = this.#bit(roles.protectionKey).hi;
     this.#keyShiftHi = this.#keyMaskHi === 0 ? 0 : 31 - Math.clz32(this.#keyMaskHi & -this.#keyMaskHi);

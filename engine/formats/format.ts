@@ -25,6 +25,9 @@ export type Feature =
   | '1g-pages' // CPUID.80000001H:EDX[26], or EPT's 1G capability
   | 'execute-only' // IA32_VMX_EPT_VPID_CAP[0]
   | 'l1tf' // X86_BUG_L1TF, a bug: absent entries may lead to the L1 cache, so that KVM hides addresses in its MMIO markers
+  | 'c-bit' // SEV: bit 51 of a guest's entry makes memory private
+  | 'shared-47' // TDX: bit 47, or bit 51, of a guest's address makes memory shared
+  | 'shared-51'
   | 'amd' // AMD's reserved bits where they differ from Intel's
   | 'pse' // CR4.PSE, in 32-bit paging
   | 'svpbmt'; // RISC-V page-based memory types

@@ -70,6 +70,22 @@ export const X86_64: FormatSpec = {
   largeLevels: [{ level: 3, requires: '1g-pages' }, { level: 2 }],
   fields: [
     ...X86_FIELDS,
+    // Of guests whose host may not see their memory; behind the address, which then ends below.
+    { name: 'C', bits: [51, 51], requires: 'c-bit', setBy: 'software', meaning: 'private: the memory is encrypted' },
+    {
+      name: 'S',
+      bits: [47, 47],
+      requires: 'shared-47',
+      setBy: 'software',
+      meaning: 'shared: the host sees the memory',
+    },
+    {
+      name: 'S',
+      bits: [51, 51],
+      requires: 'shared-51',
+      setBy: 'software',
+      meaning: 'shared: the host sees the memory',
+    },
     { name: 'available', bits: [11, 9], setBy: 'software', ignored: true, meaning: 'free for the operating system' },
     {
       name: 'available',

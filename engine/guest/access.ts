@@ -34,7 +34,8 @@ export function accessBits(access: PendingAccess): number {
 
 interface WalkLocals {
   readonly vfn: Vfn;
-  readonly access: PendingAccess;
+  /** The access, and once the guest's leaf is known, whether it is to private memory. */
+  access: PendingAccess;
   walk: Walk | null;
   fault: FaultInfo | null;
 }
@@ -55,6 +56,7 @@ export const pageWalk = defineFunction<WalkLocals>({
       run(machine, task, locals) {
         const vcpu = machine.vcpu(task.vcpu);
         machine.count('tlb.misses');
+        locals.access = task.access!;
         const isPage = !vcpu.mode.paging;
         const walk = startWalk(vcpu.hardware, secondOf(vcpu, locals.access, isPage), locals.vfn, {
           bits: accessBits(locals.access),
@@ -76,6 +78,8 @@ export const pageWalk = defineFunction<WalkLocals>({
         const { level } = walk;
         const second = secondOf(vcpu, locals.access, level === 0);
         stepWalk(walk, vcpu.hardware, second, memory);
+        if (level > 0 && walk.level === 0 && walk.isPrivate !== undefined && locals.access.isPrivate === undefined)
+          locals.access = { ...locals.access, isPrivate: walk.isPrivate };
         // The guest's entries lie in private memory; what they lead to may be shared, and is found in the other tables.
         if (vcpu.secure && level > 0 && walk.level === 0) {
           walk.secondTable = secondOf(vcpu, locals.access, true)!.root;
@@ -225,7 +229,8 @@ export function untranslatable({ paging, addressBits }: PagingMode, address: big
 export function lookUp(vcpu: Vcpu, vfn: Vfn, access: PendingAccess): number {
   const mode = vcpu.hardware;
   const entry = vcpu.tlb.find(vfn, mode.pcid);
-  if (entry === undefined || entry.isPrivate !== access.isPrivate) return -1;
+  if (entry === undefined) return -1;
+  if (access.isPrivate !== undefined && entry.isPrivate !== access.isPrivate) return -1;
   const bits = accessBits(access);
   if (access.kind === 'write' && !entry.dirty) return -1;
   const need = access.kind === 'fetch' ? ACC_EXEC : access.kind === 'write' ? ACC_WRITE : ACC_USER;

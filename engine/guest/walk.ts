@@ -73,6 +73,8 @@ export interface Walk {
   withoutExec: number;
   key: number;
   global: boolean;
+  /** What the guest's leaf says of its page, where guests tell private from shared memory. */
+  isPrivate: boolean | undefined;
   /** Level of the guest leaf; the top level + 1 while paging is off. */
   leafLevel: number;
   leafDirty: boolean;
@@ -123,6 +125,7 @@ export function startWalk(mode: PagingMode, second: SecondStage | undefined, vfn
     withoutExec: 0,
     key: 0,
     global: false,
+    isPrivate: undefined,
     leafLevel: mode.format.rootLevel + 1,
     leafDirty: true,
     gfn: mode.paging ? mode.rootGfn : Number(vfn),
@@ -351,6 +354,7 @@ function guestReference(
     walk.leafLevel = level;
     walk.key = format.keyOf(hi);
     walk.global = (lo & format.globalLo) !== 0;
+    if (format.privacyHi !== 0) walk.isPrivate = ((hi & format.privacyHi) !== 0) === format.setIsPrivate;
     const refused = permissionFault(mode.permissions, mode, walk.access, walk.key, walk);
     if (refused !== 0) {
       guestFault(walk, mode, refused);

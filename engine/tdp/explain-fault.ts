@@ -53,6 +53,7 @@ export function describeWalkFault(
   const bits = table ? walk.error & PFERR_WRITE : walk.bits;
   const misconfigured = walk.status === 'misconfiguration';
   const rsvd = (walk.error & PFERR_RSVD) !== 0;
+  const isTold = access.isPrivate !== undefined || mode.format.privacyHi !== 0;
   const where = table ? PFERR_GUEST_PAGE : PFERR_GUEST_FINAL;
   const ept = second!.kind === 'ept';
   const allowed = ept ? (walk.secondAccess & 4 ? 1 : 0) | (walk.secondAccess & 2) | (walk.secondAccess & 1 ? 4 : 0) : 0;
@@ -72,7 +73,7 @@ export function describeWalkFault(
       (rsvd ? PFERR_PRESENT : 0) +
       4 * ((walk.error & 4) === 0 ? 1 : 0) +
       where +
-      (access.isPrivate !== undefined && (table || access.isPrivate) ? PFERR_GUEST_ENC : 0);
+      (isTold && (table || access.isPrivate) ? PFERR_GUEST_ENC : 0);
   // What KVM makes of it: R, W and X of the access, PRESENT when any right was granted (vmx.c, __vmx_handle_ept_violation).
   const eptCode =
     ((accessBits & QUAL_READ) !== 0 ? 4 : 0) |
@@ -98,7 +99,7 @@ export function describeWalkFault(
     errorCode: misconfigured ? PFERR_RSVD : ept ? eptCode + where : exitInfo,
     exitInfo,
     // A guest's tables are private memory.
-    ...(access.isPrivate === undefined ? {} : { isPrivate: table || access.isPrivate }),
+    ...(isTold ? { isPrivate: table || access.isPrivate === true } : {}),
     reason: secondReason(walk, second!, bits),
   };
 }

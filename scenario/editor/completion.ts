@@ -28,7 +28,20 @@ const BLOCKS: Readonly<Record<string, Block>> = {
   host: 'Host',
 };
 
-const ATTRIBUTES = ['r--', 'rw-', 'r-x', 'rwx', 'user', 'supervisor', 'global', 'accessed', 'dirty', 'key'];
+const ATTRIBUTES = [
+  'r--',
+  'rw-',
+  'r-x',
+  'rwx',
+  'user',
+  'supervisor',
+  'global',
+  'accessed',
+  'dirty',
+  'key',
+  'private',
+  'shared',
+];
 /** What follows a word at once, where that is a matter of words. */
 const FOLLOWERS: Readonly<Record<string, readonly string[]>> = {
   machine: ['x86-64'],

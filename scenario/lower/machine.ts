@@ -139,7 +139,13 @@ function lowerMemoryFault(item: Ast.MemoryFault, problems: Problems): 'convert' 
 }
 
 /** What protects memory wants tables of its maker. */
-function checkVm(place: Placed, { vm, second }: MachineConfig, problems: Problems): void {
+function checkVm(place: Placed, { vm, second, secondLevels, maxPhyAddr }: MachineConfig, problems: Problems): void {
+  const bit = vm === 'snp' ? 51 : vm === 'tdx' ? (secondLevels === 5 ? 51 : 47) : 52;
+  if (maxPhyAddr > bit)
+    problems.error(
+      place,
+      `maxphyaddr ${maxPhyAddr}: of vm ${vm} bit ${bit} of an address says whether memory is private; at most ${bit}`,
+    );
   if (vm === 'snp' && second !== 'npt') problems.error(place, 'vm snp needs second-stage tdp npt 4-level');
   if (vm === 'tdx' && second !== 'ept') problems.error(place, 'vm tdx needs second-stage tdp ept 4-level');
   if (vm === 'software-protected' && second === 'shadow')

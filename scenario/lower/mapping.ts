@@ -60,7 +60,21 @@ export function lowerMap(node: Ast.MapRange, around: Surroundings, problems: Pro
   const outside = around.coverage.firstOutside({ base: gpa, size });
   if (outside !== undefined)
     problems.warning(node.gpa, `gpa ${hex(outside)} is in no memory slot: accesses to it will be MMIO`);
-  const { rights, fields } = attributes;
+  const { rights, isShared, saysKind } = attributes;
+  const { vm } = around.machine;
+  const isTold = (vm === 'snp' || vm === 'tdx') && !around.nested && /level$/.test(around.paging);
+  if (saysKind && !isTold)
+    return problems.error(node, 'private and shared are for the 4- and 5-level tables of guests of vm snp and vm tdx');
+  const kind: Record<string, number> = !isTold
+    ? {}
+    : vm === 'snp'
+      ? isShared
+        ? {}
+        : { C: 1 }
+      : isShared
+        ? { S: 1 }
+        : {};
+  const fields = { ...attributes.fields, ...kind };
   const own = around.nested ? nestedAttributes(around.machine, rights, fields) : { ...rights, fields };
   return { gva, size, gpa, pageLevel, ...own, span: spanOf(node) };
 }
@@ -117,11 +131,12 @@ export function lowerAttributes(
   node: Ast.MapRange | Ast.Protect,
   attributes: readonly Ast.Attribute[],
   problems: Problems,
-): { rights: Rights; fields: Record<string, number> } | undefined {
+): { rights: Rights; fields: Record<string, number>; isShared: boolean; saysKind: boolean } | undefined {
   const rights = { write: true, execute: true, user: false };
   const fields: Record<string, number> = {};
   const seen = new Set<string>();
   let valid = true;
+  let isShared = false;
   for (const attribute of attributes) {
     const value = attribute.$type === 'KeyAttribute' ? 'key' : attribute.value;
     const subject =
@@ -129,7 +144,9 @@ export function lowerAttributes(
         ? 'permissions'
         : value === 'user' || value === 'supervisor'
           ? 'user or supervisor'
-          : value;
+          : value === 'private' || value === 'shared'
+            ? 'private or shared'
+            : value;
     if (seen.has(subject)) {
       problems.error(attribute, `${subject} given twice`);
       valid = false;
@@ -149,19 +166,20 @@ export function lowerAttributes(
     else if (attribute.value === 'global') fields.G = 1;
     else if (attribute.value === 'accessed') fields.A = 1;
     else if (attribute.value === 'dirty') fields.D = 1;
+    else isShared = attribute.value === 'shared';
   }
   if (node.$type === 'Protect') {
     if (!seen.has('permissions')) {
       problems.error(node, 'protect needs the new permissions: r--, rw-, r-x or rwx');
       valid = false;
     }
-    for (const name of ['global', 'accessed', 'dirty', 'key']) {
+    for (const name of ['global', 'accessed', 'dirty', 'key', 'private or shared']) {
       if (!seen.has(name)) continue;
       problems.error(node, `protect changes permissions, and user or supervisor; ${name} stays as it was mapped`);
       valid = false;
     }
   }
-  return valid ? { rights, fields } : undefined;
+  return valid ? { rights, fields, isShared, saysKind: seen.has('private or shared') } : undefined;
 }
 
 /** An entry as it is, whatever it means. */

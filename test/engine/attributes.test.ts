@@ -58,6 +58,59 @@ test('a guest of SNP: from a mismatch to a page of its own, which it accepts, an
   assert.deepEqual(rmpEntry(machine, gmemFrame(machine, 1)), { gfn: 1, level: 1, validated: true });
 });
 
+const PAGED = `guest k {
+  map 0x400000 -> 0x600000 +64K rw- private
+  map 0x500000 -> 0x100000 +64K rw- shared
+}
+vcpu 0 in k {
+  write 0x400000 = 7
+  read 0x400000
+  expect loaded == 7
+  write 0x500000 = 8
+  read 0x500000
+  expect loaded == 8
+  map 0x500000 -> 0x100000 4K rw- private
+  invlpg 0x500000
+  convert 0x100000 +4K private
+  PVALIDATE
+  write 0x500000 = 9
+  read 0x500000
+  expect loaded == 9
+}`;
+
+for (const [vm, accept] of [
+  ['snp', 'pvalidate 0x500000'],
+  ['tdx', ''],
+] as const)
+  test(`${vm}: a guest’s own entries say which memory is private`, () => {
+    const machine = ran(PAGED.replace('PVALIDATE', accept), ['memory 0 +8M guest-memfd', 'launch 0x600000 +2M'], vm);
+    for (const counter of ['exits.memory_fault', 'faults.rmp', 'faults.vc'] as const)
+      assert.equal(machine.counter(counter), 0, counter);
+    // The other way round the page is of the wrong kind, and the VMM converts it.
+    const wrong = PAGED.replace('0x100000 +64K rw- shared', '0x100000 +64K rw- private').replace(
+      / {2}write 0x500000 = 8[^}]*/,
+      '  write 0x500000 = 8\n',
+    );
+    const other = ran(wrong, ['memory 0 +8M guest-memfd', 'launch 0x600000 +2M'], vm);
+    assert.equal(other.counter('exits.memory_fault'), 1);
+  });
+
+test('tables in memory that nobody launched are refused, and so are kinds where there are none', () => {
+  assert.throws(
+    () => new Run(programOf(PAGED.replace('PVALIDATE', ''), ['memory 0 +8M guest-memfd'])),
+    /guest k, line \d+: its tables at gpa 0x7ff000 are not in launched memory/,
+  );
+  const errors = (text: string): string => JSON.stringify(parseScenario(text).diagnostics);
+  assert.match(
+    errors('guest k {\n map 0x400000 -> 0x1000 4K rw- shared\n}\nvcpu 0 in k {}'),
+    /private and shared are for the 4- and 5-level tables/,
+  );
+  assert.match(
+    errors('machine {\n memory 0 +4M\n vm snp\n second-stage tdp npt 4-level\n maxphyaddr 52\n}\nvcpu 0 {}'),
+    /bit 51 of an address says whether memory is private; at most 51/,
+  );
+});
+
 test('what a launch puts into memory is assigned and accepted, and the rest of private memory is not there yet', () => {
   const machine = ran('vcpu 0 {\n  private write 0x100000 = 1\n  pvalidate 0x200000\n}', [
     'private 0x100000 +2M',
