@@ -1,7 +1,7 @@
 import type { RmpEntry } from '../attributes/state.ts';
 import { LEAF, TABLE } from '../formats/compile.ts';
 import { decodeEntry } from '../formats/decode.ts';
-import type { Machine } from '../machine.ts';
+import { type Machine, REQ_TLB_FLUSH } from '../machine.ts';
 import { backingPfn, hostMappingLevel, type Memslot } from '../memory/memslots.ts';
 import { tlbSpan } from '../memory/tlb.ts';
 import { addressToFrame, formatSize, frameToAddress, type Gfn, hex, type Pfn } from '../memory/words.ts';
@@ -20,6 +20,15 @@ const sizeOf = (level: number): string => formatSize(4096 * PAGES_2M ** (level -
 
 function exact(name: string, words: string, more: Partial<PageRow> = {}): PageRow {
   return { name, words, certainty: 'exact', ...more };
+}
+
+/**
+ * What must not be. While a conversion of the page has not returned what does not fit yet may still follow, and of the past nobody
+ * remembers which were under way.
+ */
+function wrong(state: MemoryState, gfn: Gfn, isWrong: boolean): Pick<PageRow, 'mark'> {
+  const isConverted = state.conversions.some(({ start, end }) => start <= gfn && gfn < end);
+  return isWrong && state.at === undefined && !isConverted ? { mark: 'problem' } : {};
 }
 
 function slotRow(slot: Memslot | undefined): PageRow {
@@ -46,7 +55,7 @@ function rmpRow(state: MemoryState, gfn: Gfn, pfn: Pfn): PageRow {
   const entry = rmpEntryOf(state, pfn);
   if (!entry) return exact('RMP entry', 'the frame is the hypervisor’s');
   const words = `the guest’s, as gpa ${address(entry.gfn)}, ${sizeOf(entry.level)}, ${entry.validated ? 'validated' : 'not validated'}`;
-  return exact('RMP entry', words, entry.gfn === gfn ? {} : { mark: 'problem' });
+  return exact('RMP entry', words, wrong(state, gfn, entry.gfn !== gfn));
 }
 
 function directMapWords({ split, holes }: MemoryState, pfn: Pfn): string {
@@ -122,7 +131,7 @@ function stageRow(
     return exact(name, words.join(', '), {
       value: address(target),
       ...place,
-      ...(stale ? { mark: 'problem' as const } : {}),
+      ...wrong(state, gfn, stale),
     });
   }
 }
@@ -135,7 +144,9 @@ function tableQuery(table: Pfn, level: number, base: Gfn): TableQuery {
 function tlbRows(state: MemoryState, slot: Memslot | undefined, gfn: Gfn): PageRow[] {
   if (state.at !== undefined) return [{ name: 'TLBs', words: 'not remembered of the past', certainty: 'unknown' }];
   const { vcpus } = state.machine;
-  return vcpus.flatMap(({ id, tlb }) => {
+  return vcpus.flatMap(({ id, tlb, requests }) => {
+    // Requests are handled before the guest is entered.
+    const isFlushed = Math.floor(requests / REQ_TLB_FLUSH) % 2 === 1;
     const found = tlb.list().filter((entry) => {
       const span = tlbSpan(entry.level);
       return Math.floor(entry.gfn / span) === Math.floor(gfn / span);
@@ -150,8 +161,8 @@ function tlbRows(state: MemoryState, slot: Memslot | undefined, gfn: Gfn): PageR
       const made = entry.isPrivate === undefined ? '' : `, made by a ${kind(entry.isPrivate)} access`;
       return exact(
         `TLB of vCPU ${id}`,
-        `gva ${gva}, ${sizeOf(entry.level)}${made}${stale ? `; stale: the page is ${kind(isPrivate)}` : ''}`,
-        { value: address(pfn), ...(stale ? { mark: 'problem' as const } : {}) },
+        `gva ${gva}, ${sizeOf(entry.level)}${made}${stale ? `; stale: the page is ${kind(isPrivate)}` : ''}${isFlushed ? '; flushed before the vCPU enters the guest again' : ''}`,
+        { value: address(pfn), ...wrong(state, gfn, stale && !isFlushed) },
       );
     });
   });
@@ -166,7 +177,7 @@ function mixedRow(state: MemoryState, slot: Memslot, gfn: Gfn, level: 2 | 3): Pa
   const isMixed = state.kinds(first, first + span) === 3;
   const isNoted = state.mixed.get(rmapKey(level, first)) === true;
   const words = `${isMixed ? 'private and shared pages' : 'all pages alike'}, ${isNoted ? 'noted as mixed' : 'not noted as mixed'}`;
-  return exact(name, words, isMixed === isNoted ? {} : { mark: 'problem' });
+  return exact(name, words, wrong(state, gfn, isMixed !== isNoted));
 }
 
 function underWayRows(state: MemoryState, gfn: Gfn): PageRow[] {
@@ -191,7 +202,7 @@ function underWayRows(state: MemoryState, gfn: Gfn): PageRow[] {
       exact(
         'invalidation',
         `gpa ${address(start)} +${formatSize((end - start) * 4096)} is being invalidated (${inProgress} under way, sequence ${seq}): faults retry`,
-        { mark: 'here' },
+        state.at === undefined ? { mark: 'here' } : {},
       ),
     );
   return rows;
@@ -226,7 +237,7 @@ export function pageAnswer(machine: Machine, gpa: string, at: number | undefined
 function sentenceOf(slot: Memslot | undefined, isPrivate: boolean, rows: readonly PageRow[]): string {
   if (!slot) return 'No memory: no slot holds this page';
   const problems = rows.filter(({ mark }) => mark === 'problem').map(({ name }) => name);
-  const wrong = problems.length === 0 ? '' : `; not as it should be: ${problems.join(', ')}`;
+  const problem = problems.length === 0 ? '' : `; not as it should be: ${problems.join(', ')}`;
   const converting = rows.some(({ name }) => name === 'conversion') ? ', being converted' : '';
-  return `A ${kind(isPrivate)} page of slot ${slot.id}${converting}${wrong}`;
+  return `A ${kind(isPrivate)} page of slot ${slot.id}${converting}${problem}`;
 }

@@ -88,8 +88,8 @@ export class Canvas {
     context.restore();
   }
 
-  /** Fills a rectangle with a colour and a pattern. */
-  fill(paint: Paint, x: number, y: number, width: number, height: number): void {
+  /** Fills a rectangle with a colour and a pattern, a tile of which starts at `origin`: at the rectangle's corner unless told. */
+  fill(paint: Paint, x: number, y: number, width: number, height: number, origin = x): void {
     const { context } = this;
     if (paint.tint > 0) {
       context.fillStyle = this.token(paint.colour);
@@ -99,11 +99,11 @@ export class Canvas {
     const pattern = this.#pattern(paint);
     if (pattern) {
       context.globalAlpha = paint.ink;
-      // The tile starts at the field's corner, so that it moves with it.
-      context.translate(x, y);
+      // The tile starts at the field's corner, or at another's, so that it moves with it.
+      context.translate(origin, y);
       context.fillStyle = pattern;
-      context.fillRect(0, 0, width, height);
-      context.translate(-x, -y);
+      context.fillRect(x - origin, 0, width, height);
+      context.translate(-origin, -y);
     }
     context.globalAlpha = 1;
   }
