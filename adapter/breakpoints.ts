@@ -31,6 +31,24 @@ export const FILTERS = [
     default: true,
   },
   {
+    filter: 'rmp',
+    label: 'RMP fault',
+    description: 'An access of an SNP guest that the tables allow and the RMP does not',
+    default: true,
+  },
+  {
+    filter: 'memory-fault',
+    label: 'Private/shared mismatch (KVM_EXIT_MEMORY_FAULT)',
+    description: 'An access to memory of the other kind, which userspace has to convert',
+    default: true,
+  },
+  {
+    filter: 'hazard',
+    label: 'Hazard of a conversion',
+    description: 'What must not happen when memory becomes private or shared: a stale translation, for example',
+    default: true,
+  },
+  {
     filter: 'mmio',
     label: 'MMIO exit to userspace',
     description: 'An access that no memslot holds, or a write to a read-only one',
@@ -298,6 +316,7 @@ function filterOf(machine: Machine, position: number): FilterName | undefined {
   switch (machine.log.kindAt(position)) {
     case Kind.EXIT: {
       const fault = machine.log.at(position).object as FaultInfo;
+      if (fault.kind === 'rmp') return 'rmp';
       return fault.kind === 'misconfiguration' || (fault.errorCode & 8) !== 0 ? 'misconfiguration' : 'second-stage';
     }
     case Kind.GUEST_FAULT:
@@ -306,6 +325,10 @@ function filterOf(machine: Machine, position: number): FilterName | undefined {
       return isFault(machine.log.at(position).object) ? 'nested' : undefined;
     case Kind.MMIO:
       return 'mmio';
+    case Kind.MEMORY_FAULT:
+      return 'memory-fault';
+    case Kind.HAZARD:
+      return 'hazard';
     case Kind.WARNING:
       return 'warning';
     case Kind.EXPECT_FAILED:
@@ -357,6 +380,8 @@ export function faultScope(machine: Machine, task: Task, fault: FaultInfo | unde
             return BigInt(fault.errorCode);
           case 'table':
             return fault.target === 'table';
+          case 'private':
+            return fault.isPrivate === true;
           default:
             break;
         }

@@ -41,12 +41,14 @@ export interface LaunchArguments extends WantedOfKvm {
   readonly noDebug: boolean;
   /** Policies by name, over those of the scenario. */
   readonly policies: Readonly<Record<string, string>>;
+  /** Who makes the first steps, in the emulator: `vcpu0:56 vmm:14`, as `kvm-mmu explore` tells it. */
+  readonly schedule?: string;
 }
 
 export const DEFAULT_HISTORY = 1 << 20;
 const MAX_HISTORY = 1 << 26;
 const OF_IMAGES = ['image', 'map', 'registers', 'paging', 'el2'];
-const OF_SCENARIOS = ['program', 'target', 'stopOnEntry', 'stopAtEnd', 'history', 'policies'];
+const OF_SCENARIOS = ['program', 'target', 'stopOnEntry', 'stopAtEnd', 'history', 'policies', 'schedule'];
 /** Of a scenario on KVM as of a guest. */
 const OF_BOTH = ['lab', 'kvmTables', 'record'];
 const OF_TRACES = ['trace', 'machine'];
@@ -92,6 +94,7 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
     stopAtEnd = false,
     history = DEFAULT_HISTORY,
     policies = {},
+    schedule,
   } = given;
   if (typeof program !== 'string' || program === '')
     return { error: `"program" must be the path of a .mmu file, not ${shown(program)}` };
@@ -118,7 +121,12 @@ export function parseLaunch(raw: unknown): LaunchArguments | { readonly error: s
     return {
       error: `"policies" must be an object of names and values, such as {"page-split": "lazy"}, not ${shown(policies)}`,
     };
+  if (schedule !== undefined && (typeof schedule !== 'string' || schedule.trim() === ''))
+    return { error: `"schedule" must be text such as "vcpu0:56 vmm:14", not ${shown(schedule)}` };
+  if (schedule !== undefined && target === 'kvm')
+    return { error: '"schedule" is for the emulator: who runs on KVM the host’s scheduler decides' };
   return {
+    ...(schedule === undefined ? {} : { schedule }),
     target,
     ...(lab ? { lab } : {}),
     ...wanted,

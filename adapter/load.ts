@@ -1,3 +1,5 @@
+import { withValues } from '../engine/explore/explore.ts';
+import { parseSchedule, ScheduleError } from '../engine/explore/schedule-text.ts';
 import { choosePolicy, DEFAULT_POLICIES } from '../engine/policies.ts';
 import type { Program } from '../engine/program.ts';
 import { type Diagnostic, parseScenario } from '../scenario/index.ts';
@@ -41,7 +43,7 @@ const NO_PROCESSES = 'KVM cannot be used here: no process can be started';
 
 /** What a launch configuration asks for. @throws with a message for people */
 export async function loadTarget(launch: LaunchArguments, host: SessionHost, say: Say): Promise<Target> {
-  const { program: path, image, trace, kvm, target, history, policies } = launch;
+  const { program: path, image, trace, kvm, target, history, policies, schedule } = launch;
   if (kvm) {
     if (!host.openKvm) throw new RequestError(NO_PROCESSES);
     return host.openKvm(kvm, say);
@@ -63,7 +65,11 @@ export async function loadTarget(launch: LaunchArguments, host: SessionHost, say
     throw new RequestError(`${path}:${first.span.line}: ${first.message}${more}`);
   }
   const configured = withPolicies(program, policies);
-  if (target !== 'kvm') return new EmulatorTarget(configured, history, () => host.yieldToLoop());
+  if (target !== 'kvm') {
+    const yieldToLoop = (): Promise<void> => host.yieldToLoop();
+    if (schedule === undefined) return new EmulatorTarget(configured, history, yieldToLoop);
+    return new EmulatorTarget(withValues(configured), history, yieldToLoop, planOf(configured, schedule));
+  }
   if (!host.openScenario) throw new RequestError(NO_PROCESSES);
   const problems = unfit(configured);
   printDiagnostics(path, problems, say);
@@ -80,6 +86,15 @@ function printDiagnostics(
   for (const { severity, message, span } of diagnostics) {
     const category = severity === 'error' ? 'stderr' : 'console';
     say.print(`${path}:${span.line}:${span.column}: ${severity}: ${message}\n`, category, span.line);
+  }
+}
+
+function planOf(program: Program, schedule: string): number[] {
+  try {
+    return parseSchedule(program, schedule);
+  } catch (error) {
+    if (error instanceof ScheduleError) throw new RequestError(`"schedule": ${error.message}`);
+    throw error;
   }
 }
 

@@ -81,6 +81,8 @@ export function describeStop(machine: Machine, task: Task, halt: Halt | { readon
   switch (halt.kind) {
     case 'entry':
       return stop('entry', `${task.name} has not begun: ${next}.`);
+    case 'schedule-end':
+      return stop('pause', `The schedule ends here, after ${machine.steps} steps: ${next}.`);
     case 'pause':
       return stop('pause', `Paused after ${machine.steps} steps: ${next}.`);
     case 'blocked': {
@@ -108,7 +110,9 @@ export function describeStop(machine: Machine, task: Task, halt: Halt | { readon
         ? ', but by now the entry allows it'
         : matched!.filter === 'fast'
           ? ', fixed without a lock'
-          : '';
+          : matched!.filter === 'memory-fault'
+            ? `: the access was ${event.isPrivate ? 'private' : 'shared'}, the page is not; KVM_EXIT_MEMORY_FAULT`
+            : '';
     return stop('exception', `${faultSentence(event)}${how}${delivered}; ${next}.`);
   }
   const label = FILTERS.find((filter) => filter.filter === matched!.filter)?.label ?? 'Event';

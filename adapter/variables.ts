@@ -119,6 +119,8 @@ function mmuNodes(machine: Machine, task: Task): Node[] {
     if (task.cr2 !== 0n) nodes.push(address('cr2', 'gva', task.cr2));
   }
   for (const lock of LOCKS) {
+    // The module’s lock is there with the module alone.
+    if (lock === 'sept_lock' && machine.vm !== 'tdx') continue;
     const owners = machine.owners(lock).map((owner) => owner.name);
     const mode = machine.locks[LOCKS.indexOf(lock)]!.writer >= 0 ? 'for writing' : 'for reading';
     nodes.push(

@@ -144,6 +144,8 @@ try {
       encoding: 'utf8',
     }).trim(),
   );
+  await bundle('bench/explore.ts', 'explore.mjs');
+  console.log(execFileSync(process.execPath, [join(folder, 'explore.mjs')], { encoding: 'utf8' }).trim());
   const why = withoutKvm();
   if (why !== undefined) console.log(`on KVM: skipped, ${why}`);
   else await measureKvm(bundle, measure);

@@ -110,6 +110,8 @@ export class Vcpu {
   requests = 0;
   /** The hardware's view of the root; rebuilt when it changes. */
   second: SecondStage | undefined;
+  /** Of TDX: the tables that it walks for private memory. */
+  secure: SecondStage | undefined;
   /** With shadow paging: how the processor walks KVM's tables, instead of the guest's. */
   shadowed: PagingMode | undefined;
 
@@ -703,6 +705,8 @@ export class Machine {
       const level = roleField(mmu.rootRole, 'level');
       const withoutBits = roleField(mmu.rootRole, 'ad_disabled') === 1 ? this.#withoutAccessedDirty[level] : undefined;
       vcpu.second = { kind: second, format: withoutBits ?? this.shadowFormat(mmu), root };
+      const secure = mmu.mirrorRoot < 0 ? undefined : this.page(mmu.mirrorRoot).external;
+      vcpu.secure = secure === undefined || second !== 'ept' ? undefined : { ...vcpu.second, root: secure };
     }
   }
 
@@ -747,7 +751,9 @@ export class Machine {
     record: Pick<MmuPage, 'gfn' | 'level' | 'role' | 'parent' | 'parentIndex' | 'nxHugePageDisallowed'>,
     rootCount = 0,
   ): MmuPage {
-    const page = this.#newTable({ ...record, rootCount, invalid: false, scheduledToZap: false });
+    const isMirrored = roleField(record.role, 'is_mirror') === 1;
+    const external = isMirrored ? { external: this.allocateFrameForTables() } : {};
+    const page = this.#newTable({ ...record, ...external, rootCount, invalid: false, scheduledToZap: false });
     this.count(page.parent < 0 ? 'roots.built' : 'tables.built');
     return page;
   }
@@ -800,6 +806,7 @@ export class Machine {
     this.pages.delete(pfn);
     this.memory.drop(pfn);
     this.#freeTables.push(pfn);
+    if (page.external !== undefined) this.freeFrameOfTables(page.external);
     this.count(page.parent < 0 && !page.shadow ? 'roots.freed' : 'tables.freed');
   }
 

@@ -22,6 +22,8 @@ export interface Task {
   /** Loops being executed, outermost first. */
   loops: { remaining: number; index: number }[];
   stack: OperationFrame[];
+  /** It must try again while somebody invalidates memory: by default others get their turn first. */
+  yields?: boolean;
   /** What the last function returned. */
   result: number;
   /** `halted`: a vCPU that has nothing to do until a page is swapped in. */
@@ -52,7 +54,8 @@ export interface PendingAccess {
   readonly validate?: 1 | 2;
 }
 
-export const LOCKS = ['slots_lock', 'mmu_lock'] as const;
+/** The last is the TDX module's, on its own tables. */
+export const LOCKS = ['slots_lock', 'mmu_lock', 'sept_lock'] as const;
 export type LockName = (typeof LOCKS)[number];
 export interface HeldLock {
   readonly lock: LockName;

@@ -131,6 +131,12 @@ export class Run {
     return canRun(machine, task) ? task : undefined;
   }
 
+  /** Whether the last planned step has just been made. */
+  get planEnds(): boolean {
+    const { steps } = this.machine;
+    return this.#plan.length > 0 && steps === this.#plan.length && steps <= this.#leftPlanAt;
+  }
+
   /** The task that runs next by default: the one that is planned, the one in the middle of something, else the next in turn. */
   pick(): Task | undefined {
     const { machine } = this;
@@ -138,7 +144,8 @@ export class Run {
     const planned = this.planned();
     if (planned) return planned;
     const current = tasks[machine.small.current];
-    if (current && current.state === 'ready' && (current.stack.length > 0 || current.access)) return current;
+    const isBusy = current && (current.stack.length > 0 || current.access);
+    if (isBusy && current.state === 'ready' && !current.yields) return current;
     for (let offset = 1; offset <= tasks.length; offset++) {
       const task = tasks[(machine.small.current + offset) % tasks.length]!;
       if (canRun(machine, task)) return task;

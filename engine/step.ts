@@ -22,6 +22,7 @@ export function runStep(machine: Machine, task: Task): void {
   machine.small.current = task.id;
   machine.steps++;
   if (task.state === 'waiting') task.state = 'ready';
+  task.yields = false;
   if (task.stack.length > 0) runFunctionStep(machine, task);
   else runInstruction(machine, task, machine.code[task.id]![task.pc]!);
   if (machine.config.sanitize) checkInvariants(machine, task);

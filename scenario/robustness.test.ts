@@ -45,9 +45,11 @@ for (const { name, text } of examples) {
   });
 }
 
-test('the listing in the README is a scenario', () => {
-  const listing = readFileSync('scenario/README.md', 'utf8').split('```')[1]!;
-  assert.deepEqual(parseScenario(listing).diagnostics, []);
+test('the listings in the README are scenarios', () => {
+  const parts = readFileSync('scenario/README.md', 'utf8').split('```');
+  const listings = parts.filter((_, index) => index % 2 === 1);
+  assert.equal(listings.length, 2);
+  for (const listing of listings) assert.deepEqual(parseScenario(listing).diagnostics, []);
 });
 
 const words = [...new Set(examples.flatMap(({ text }) => images(text)))];

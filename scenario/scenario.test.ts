@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { DEFAULT_POLICIES } from '../engine/policies.ts';
+import { HAZARD_NAMES } from '../engine/attributes/hazards.ts';
+import { INJECTIONS } from '../engine/injections.ts';
+import { DEFAULT_POLICIES, POLICY_VALUES } from '../engine/policies.ts';
 import type { Program, Statement } from '../engine/program.ts';
 import { parseScenario } from './index.ts';
 
@@ -160,6 +162,20 @@ test('every kind of statement of the contract can be written', () => {
     'async-pf': true,
   };
   assert.deepEqual([...kinds].sort(), Object.keys(all).sort());
+});
+
+test('every policy, mistake and hazard can be written', () => {
+  for (const [name, values] of Object.entries(POLICY_VALUES))
+    for (const value of values)
+      assert.equal(
+        (
+          programOf(`machine { memory 0 +4M policy ${name} = ${value} }\nvcpu 0 {}`).machine
+            .policies as unknown as Record<string, string>
+        )[name],
+        value,
+      );
+  for (const name of Object.keys(INJECTIONS)) programOf(`host h { inject ${name} }`);
+  for (const name of HAZARD_NAMES) assert.equal(programOf(`vcpu 0 {}\nexpect never ${name}`).never![0]!.hazard, name);
 });
 
 test('a machine says all that it has', () => {

@@ -45,7 +45,7 @@ export function run(args: string[]): number | Promise<number> {
     const plan = values.schedule === undefined ? [] : parseSchedule(program, values.schedule);
     session = new Run(plan.length === 0 ? program : withValues(program), undefined, plan);
   } catch (error) {
-    if (error instanceof ScheduleError) throw new UsageError(error.message);
+    if (error instanceof ScheduleError) throw new UsageError(`--schedule: ${error.message}`);
     if (!(error instanceof MachineError)) throw error;
     console.error(`${path}: ${error.message}`);
     return 2;

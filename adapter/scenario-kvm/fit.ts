@@ -97,6 +97,8 @@ export function unfit(program: Program): Unfit[] {
     const problem = unmappable(program, guest.paging ?? '4-level');
     if (problem !== undefined) error(guest.span, `guest ${guest.name}: ${problem}`);
   }
+  if (machine.vm !== undefined && machine.vm !== 'ordinary')
+    error(NOWHERE, `vm ${machine.vm}: scenarios with private memory run in the emulator alone so far`);
   if (machine.slots.some(({ pageLevel }) => pageLevel > 1))
     warning(NOWHERE, 'memory is backed as the host does it: “huge” is not asked for');
   const policies = Object.entries(machine.policies ?? DEFAULT_POLICIES);

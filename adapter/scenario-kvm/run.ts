@@ -11,6 +11,7 @@ import { type Mirror, type MissingFrames, makeMirror } from '../../engine/mirror
 import { runTopStep, type Task } from '../../engine/operation.ts';
 import type { Program, Statement } from '../../engine/program.ts';
 import { programScope } from '../../engine/queries/scope.ts';
+import { softTranslate } from '../../engine/queries/translate.ts';
 import { createMachine } from '../../engine/run.ts';
 import { checkExpectation, runInstruction } from '../../engine/statements.ts';
 import { Control } from '../kvm/control.ts';
@@ -339,6 +340,17 @@ export class ScenarioRun {
     return this.#finishAccess(task, outcome);
   }
 
+  /** Why KVM gives up a vCPU: of a fetch, that there is nothing to fetch is more than that its emulator cannot go on. */
+  async #lostWords(task: Task, words: string): Promise<string> {
+    const { machine } = this;
+    const { access } = task;
+    if (access?.kind !== 'fetch') return words;
+    const walk = await this.#withFrames(() => softTranslate(machine, task.vcpu, access.address));
+    if (walk.status !== 'done' || machine.slots.find(walk.gfn)) return words;
+    const gpa = frameToAddress(walk.gfn, pageOffset(access.address));
+    return `no memslot holds the instruction at gpa ${hex(gpa)}: KVM_EXIT_INTERNAL_ERROR`;
+  }
+
   async #finishAccess(task: Task, first: Outcome): Promise<StepResult> {
     const { machine } = this;
     let outcome = first;
@@ -356,7 +368,7 @@ export class ScenarioRun {
     await this.#undo?.();
     this.#undo = undefined;
     if (outcome.kind === 'lost') {
-      machine.fail(task, outcome.words);
+      machine.fail(task, await this.#lostWords(task, outcome.words));
       return undefined;
     }
     if (outcome.kind === 'exited') await this.#exited(task);

@@ -10,6 +10,8 @@ const SLICE_MS = 8;
 /** Steps between two looks at the clock. */
 const STEPS_PER_LOOK = 256;
 
+const isStepped = (motion: Motion, task: Task): boolean => motion.kind !== 'continue' && motion.task === task.id;
+
 /** Whether a task stands at the beginning of a statement. */
 function atStatement(task: Task): boolean {
   return task.stack.length === 0 && task.access === null;
@@ -36,9 +38,14 @@ export class EmulatorTarget implements Target {
   #disposed = false;
   readonly #yield: () => Promise<void>;
 
-  /** `yieldToLoop` resolves after waiting messages were handled. */
-  constructor(program: Program, historyEntries: number, yieldToLoop: () => Promise<void>) {
-    this.run = new Run(program, historyEntries);
+  /** `yieldToLoop` resolves after waiting messages were handled; `plan` is the task of each of the first steps. */
+  constructor(
+    program: Program,
+    historyEntries: number,
+    yieldToLoop: () => Promise<void>,
+    plan: readonly number[] = [],
+  ) {
+    this.run = new Run(program, historyEntries, plan);
     this.#yield = yieldToLoop;
   }
 
@@ -83,8 +90,10 @@ export class EmulatorTarget implements Target {
 
   #oneStep(motion: Motion, watcher: Watcher, arrived: ((task: Task) => boolean) | undefined): Halt | undefined {
     const { run, machine } = this;
-    let task: Task | undefined;
-    if (motion.kind === 'continue') {
+    let task = run.planned();
+    if (task) {
+      // Who is stepped waits for the others as the schedule has it.
+    } else if (motion.kind === 'continue') {
       task = run.pick();
       if (!task) {
         const words = run.stuck();
@@ -108,7 +117,9 @@ export class EmulatorTarget implements Target {
     run.step(task);
     const match = watcher.check(machine, task.id);
     if (match) return { kind: 'matched', match };
-    if (arrived?.(task)) return task.state === 'done' && run.ended ? this.#ended() : { kind: 'step', task: task.id };
+    if (run.planEnds) return { kind: 'schedule-end' };
+    if (isStepped(motion, task) && arrived?.(task))
+      return task.state === 'done' && run.ended ? this.#ended() : { kind: 'step', task: task.id };
     return undefined;
   }
 

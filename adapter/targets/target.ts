@@ -37,6 +37,8 @@ export type Halt =
   | { readonly kind: 'matched'; readonly match: Match }
   | { readonly kind: 'step'; readonly task: number }
   | { readonly kind: 'pause' }
+  /** What was planned has been done; from here on any task may go on. */
+  | { readonly kind: 'schedule-end' }
   | { readonly kind: 'blocked'; readonly task: number; readonly lock: string; readonly owners: readonly number[] }
   /** `status`: what the guest ended with. */
   | { readonly kind: 'ended'; readonly status?: number }

@@ -5,6 +5,7 @@ import type { Gfn } from '../memory/words.ts';
 import { findEntry } from '../tdp/iterate.ts';
 import { preparesAtFault } from './gmem.ts';
 import { rmpEntry } from './rmp.ts';
+import { directBits } from './tdx.ts';
 
 const hex = (value: number): string => `0x${value.toString(16)}`;
 
@@ -27,7 +28,7 @@ function checkHugePages(machine: Machine, start: Gfn, end: Gfn): void {
       if (!isMixed || isConverting(machine, gfn, gfn + 512 ** (level - 1))) continue;
       for (const root of machine.roots()) {
         if (root.invalid) continue;
-        const entry = findEntry(machine, root.pfn, gfn, level);
+        const entry = findEntry(machine, root.pfn, gfn + directBits(machine, root.pfn), level);
         if (entry.level === level && machine.secondFormat.classify(level, entry.lo) === LEAF)
           reportMixed(machine, gfn, level);
       }

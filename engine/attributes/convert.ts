@@ -93,10 +93,10 @@ const beginStep: ConvertStep = {
 const zapStep: ConvertStep = {
   name: 'zap',
   text: 'kvm_unmap_gfn_range: clear what maps the range as what it was',
-  run(machine, task, { start, end }) {
+  run(machine, task, { start, end, isPrivate }) {
     task.result = 0;
     if (machine.policies['attribute-zap'] !== 'zap' || machine.injects('attributes-without-zap')) return NEXT;
-    return call(task, tdpMmuZapLeafs, zapLeafsLocals(machine, start, end));
+    return call(task, tdpMmuZapLeafs, zapLeafsLocals(machine, start, end, 0, isPrivate ? 'direct' : 'mirror'));
   },
 };
 

@@ -2,12 +2,13 @@ import { invalidateBegin, invalidateEnd } from '../host/invalidate.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
 import type { Machine } from '../machine.ts';
 import { backingPfn, hostMappingLevel } from '../memory/memslots.ts';
-import type { Gfn, Pfn } from '../memory/words.ts';
+import type { Gfn } from '../memory/words.ts';
 import { AGAIN, call, defineFunction, NEXT, returns } from '../operation.ts';
 import type { Ordering } from '../policies.ts';
 import { type PageFault, RET_PF } from '../tdp/fault.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
 import { tdpMmuZapLeafs, zapLeafsLocals } from '../tdp/zap.ts';
+import { clearFrame } from './clear-frame.ts';
 import { splitDirectMap } from './direct-map.ts';
 import { rmpEntry, rmpUpdate } from './rmp.ts';
 
@@ -93,17 +94,13 @@ export function needsPreparation(machine: Machine, fault: PageFault): boolean {
   return wanted(machine, fault) !== undefined;
 }
 
-function clearFrame(machine: Machine, pfn: Pfn): void {
-  if (!machine.memory.isWritten(pfn)) return;
-  for (let index = 0; index < 512; index++)
-    if (machine.readEntry(pfn, index) !== 0n) machine.storeData(pfn, index, 0, 0);
-}
-
 /** The largest page of a private gfn: what guest_memfd has, and of SNP what the RMP was given. */
 export function gmemLevel(machine: Machine, gfn: Gfn): number {
   const slot = machine.slots.find(gfn);
   if (!slot?.gmem) return 1;
   const level = hostMappingLevel(slot, gfn, slot.gmem);
+  // The module maps 4K alone.
+  if (machine.vm === 'tdx') return 1;
   if (machine.vm !== 'snp') return level;
   return Math.min(level, rmpEntry(machine, backingPfn(slot, gfn, slot.gmem))?.level ?? 1);
 }
@@ -132,7 +129,8 @@ export const kvmGmemPunchHole = defineFunction<PunchLocals>({
     {
       name: 'zap',
       text: 'kvm_mmu_unmap_gfn_range: clear what maps the range',
-      run: (machine, task, { start, end }) => call(task, tdpMmuZapLeafs, zapLeafsLocals(machine, start, end)),
+      run: (machine, task, { start, end }) =>
+        call(task, tdpMmuZapLeafs, zapLeafsLocals(machine, start, end, 0, 'mirror')),
     },
     {
       name: 'flush',

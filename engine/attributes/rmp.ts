@@ -85,7 +85,7 @@ export function checkRmp(
   if (entry === undefined) return { kind: 'owner', reason: `${frame} is not assigned to the guest` };
   if (entry.gfn !== gfn)
     return { kind: 'owner', reason: `${frame} is assigned as gfn 0x${entry.gfn.toString(16)}, not this one` };
-  if (level > entry.level)
+  if (level !== entry.level)
     return { kind: 'size', reason: `the second stage maps ${sizeOf(level)} where the RMP has ${sizeOf(entry.level)}` };
   if (!entry.validated && !isValidating)
     return { kind: 'not-validated', reason: `the guest has not accepted ${frame} (PVALIDATE)` };

@@ -4,6 +4,7 @@ import { call, defineFunction, NEXT, RETURNED, returns } from '../operation.ts';
 import { vcpuEnterGuest } from '../roots/enter.ts';
 import type { FaultInfo } from '../tdp/fault.ts';
 import { callConvert } from './convert.ts';
+import { frameOf } from './tdx.ts';
 
 /** The vCPU’s thread in userspace, after KVM_RUN has returned KVM_EXIT_MEMORY_FAULT. */
 export const vmmMemoryFault = defineFunction<{ readonly info: FaultInfo }>({
@@ -22,7 +23,7 @@ export const vmmMemoryFault = defineFunction<{ readonly info: FaultInfo }>({
         const kind = info.isPrivate ? 'private' : 'shared';
         machine.fail(
           task,
-          `KVM_EXIT_MEMORY_FAULT: gpa 0x${info.gpa!.toString(16)} is not ${kind} memory, as the access was`,
+          `KVM_EXIT_MEMORY_FAULT: gpa 0x${(frameOf(machine, info.gpa!) * 4096).toString(16)} is not ${kind} memory, as the access was`,
         );
         return RETURNED;
       },
@@ -31,7 +32,7 @@ export const vmmMemoryFault = defineFunction<{ readonly info: FaultInfo }>({
       name: 'convert',
       text: 'KVM_SET_MEMORY_ATTRIBUTES: the page becomes what the guest takes it for',
       run(machine, task, { info }) {
-        const gfn = Number(info.gpa! >> 12n);
+        const gfn = frameOf(machine, info.gpa!);
         return callConvert(machine, task, gfn, gfn + 1, info.isPrivate === true);
       },
     },

@@ -23,11 +23,11 @@ export function parseSchedule(program: Program, text: string): number[] {
   const plan: number[] = [];
   for (const part of text.split(/[\s,]+/).filter((each) => each !== '')) {
     const found = /^(\w+):(\d+)$/.exec(part);
-    if (!found) throw new ScheduleError(`schedule: ${part} is not of the form TASK:STEPS, such as vcpu0:12`);
+    if (!found) throw new ScheduleError(`${part} is not of the form TASK:STEPS, such as vcpu0:12`);
     const task = keys.indexOf(found[1]!);
-    if (task < 0) throw new ScheduleError(`schedule: there is no task ${found[1]}; there are ${keys.join(', ')}`);
+    if (task < 0) throw new ScheduleError(`there is no task ${found[1]}; there are ${keys.join(', ')}`);
     const steps = Number(found[2]);
-    if (plan.length + steps > MOST_STEPS) throw new ScheduleError(`schedule: more than ${MOST_STEPS} steps`);
+    if (plan.length + steps > MOST_STEPS) throw new ScheduleError(`more than ${MOST_STEPS} steps`);
     for (let step = 0; step < steps; step++) plan.push(task);
   }
   return plan;

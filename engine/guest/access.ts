@@ -1,5 +1,6 @@
 import { rmpFault } from '../attributes/explain.ts';
 import { checkRmp } from '../attributes/rmp.ts';
+import { sharedBit } from '../attributes/tdx.ts';
 import { vmmMemoryFault } from '../attributes/vmm.ts';
 import { ACC_EXEC, ACC_USER, ACC_WRITE } from '../formats/compile.ts';
 import { Kind } from '../history/log.ts';
@@ -14,7 +15,7 @@ import { EFAULT, type FaultInfo } from '../tdp/fault.ts';
 import { EXIT_EMULATED, EXIT_INJECTED } from '../tdp/results.ts';
 import { PFERR_FETCH, PFERR_USER, PFERR_WRITE, permissionFault } from './permission.ts';
 import type { PagingMode } from './registers.ts';
-import { isCanonical, startWalk, stepWalk, type Walk } from './walk.ts';
+import { isCanonical, type SecondStage, startWalk, stepWalk, type Walk } from './walk.ts';
 
 /** How the processor's part of an access ended. */
 export const TRANSLATED = 0;
@@ -54,10 +55,13 @@ export const pageWalk = defineFunction<WalkLocals>({
       run(machine, task, locals) {
         const vcpu = machine.vcpu(task.vcpu);
         machine.count('tlb.misses');
-        locals.walk = startWalk(vcpu.hardware, vcpu.second, locals.vfn, {
+        const isPage = !vcpu.mode.paging;
+        const walk = startWalk(vcpu.hardware, secondOf(vcpu, locals.access, isPage), locals.vfn, {
           bits: accessBits(locals.access),
           implicit: locals.access.implicit && !machine.injects('smap-ac-implicit'),
         });
+        if (isPage) walk.gfn += sharedBits(machine, locals.access);
+        locals.walk = walk;
         return NEXT;
       },
     },
@@ -69,7 +73,14 @@ export const pageWalk = defineFunction<WalkLocals>({
         if (vcpu.requests !== 0) return 'enter';
         const walk = locals.walk!;
         const memory = vcpu.shadowed ? machine.hostMemory : machine.walkMemory;
-        stepWalk(walk, vcpu.hardware, vcpu.second, memory);
+        const { level } = walk;
+        const second = secondOf(vcpu, locals.access, level === 0);
+        stepWalk(walk, vcpu.hardware, second, memory);
+        // The guest's entries lie in private memory; what they lead to may be shared, and is found in the other tables.
+        if (vcpu.secure && level > 0 && walk.level === 0) {
+          walk.secondTable = secondOf(vcpu, locals.access, true)!.root;
+          walk.gfn += sharedBits(machine, locals.access);
+        }
         if (walk.status === 'running') return AGAIN;
         machine.count('walks.references', walk.references);
         if (walk.status === 'done') return NEXT;
@@ -78,7 +89,7 @@ export const pageWalk = defineFunction<WalkLocals>({
           locals.fault = describeShadowFault(machine, vcpu, walk, locals.access);
           return 'exit';
         }
-        locals.fault = describeWalkFault(vcpu.id, walk, vcpu.mode, vcpu.second, locals.access, vcpu.guestMode?.guest);
+        locals.fault = describeWalkFault(vcpu.id, walk, vcpu.mode, second, locals.access, vcpu.guestMode?.guest);
         return walk.status === 'guest-fault' ? 'deliver' : 'exit';
       },
     },
@@ -166,11 +177,22 @@ export function deliverPageFault(machine: Machine, task: Task, fault: FaultInfo,
   machine.append(Kind.GUEST_FAULT, task.vcpu, injected ? 1 : 0, 0, task.errorCode, 0, fault);
 }
 
-function fillFromWalk(machine: Machine, vcpu: Vcpu, walk: Walk, { isPrivate }: PendingAccess): void {
+/** The second stage of a reference: of TDX private memory, tables among it, has the module's. */
+function secondOf(vcpu: Vcpu, { isPrivate }: PendingAccess, isPage: boolean): SecondStage | undefined {
+  return vcpu.secure && !(isPage && isPrivate === false) ? vcpu.secure : vcpu.second;
+}
+
+/** What a TDX guest adds to the frame of shared memory. */
+function sharedBits(machine: Machine, { isPrivate }: PendingAccess): number {
+  return machine.vm === 'tdx' && isPrivate === false ? sharedBit(machine) : 0;
+}
+
+function fillFromWalk(machine: Machine, vcpu: Vcpu, walk: Walk, access: PendingAccess): void {
+  const { isPrivate } = access;
   const level = Math.min(walk.leafLevel, vcpu.shadowed ? 3 : walk.secondLeafLevel, 3);
   machine.fillTlb(vcpu, {
     vfn: walk.vfn,
-    gfn: vcpu.shadowed ? machine.gfnOf(walk.pfn) : walk.gfn,
+    gfn: vcpu.shadowed ? machine.gfnOf(walk.pfn) : walk.gfn - sharedBits(machine, access),
     pfn: walk.pfn,
     level,
     access: walk.access,

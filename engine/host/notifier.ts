@@ -26,7 +26,7 @@ const zap = {
   text: 'kvm_unmap_gfn_range: clear what the reverse maps of shadow pages have, then the range in every root of the TDP MMU',
   run(machine: Machine, task: Task, { start, end }: RangeLocals) {
     const zapped = machine.shadow.rmaps.size > 0 ? zapRange(machine, start, end) : 0;
-    if (machine.isTdp) return call(task, tdpMmuZapLeafs, zapLeafsLocals(machine, start, end, zapped));
+    if (machine.isTdp) return call(task, tdpMmuZapLeafs, zapLeafsLocals(machine, start, end, zapped, 'direct'));
     task.result = zapped;
     return NEXT;
   },

@@ -13,6 +13,7 @@ import {
   REQ_TLB_FLUSH_GUEST,
   type Vcpu,
 } from '../machine.ts';
+import type { Pfn } from '../memory/words.ts';
 import { BLOCKED, call, defineFunction, NEXT, returns, type Step } from '../operation.ts';
 import { makePagesAvailable } from '../shadow/limits.ts';
 import { isObsolete, type ShadowPage } from '../shadow/pages.ts';
@@ -21,6 +22,7 @@ import { syncRoots, unsyncPrevious } from '../shadow/sync.ts';
 import { mmuHoldsRoots } from '../tdp/root.ts';
 import { clearMmioInfo, freeRoots, initMmu, rootPage } from './context.ts';
 import { ROOT_CURRENT, type RootInfo, rootPrevious } from './mmu.ts';
+import { withRole } from './role.ts';
 
 /** Whether a vCPU must pass through `vcpu_enter_guest` before it can touch memory. */
 export function mustEnter(vcpu: Vcpu): boolean {
@@ -174,6 +176,17 @@ function tdpRoot(machine: Machine, vcpu: Vcpu): RootInfo {
   return { pgd: 0n, pfn: root.pfn };
 }
 
+/** kvm_tdp_mmu_alloc_root of the mirror, which all vCPUs share and none gives up. */
+function tdpMirrorRoot(machine: Machine, vcpu: Vcpu): Pfn {
+  const role = withRole(vcpu.mmu.rootRole, { is_mirror: 1 });
+  const known = machine.roots().find((root) => root.role === role);
+  const level = machine.secondFormat.rootLevel;
+  return (
+    known?.pfn ??
+    machine.allocateTable({ gfn: 0, level, role, parent: -1, parentIndex: 0, nxHugePageDisallowed: false }, 1).pfn
+  );
+}
+
 /** Whether a vCPU's tables are shadow pages: of its own tables, or of L1's for the nested guest that it runs. */
 const isShadow = (machine: Machine, vcpu: Vcpu): boolean => !machine.isTdp || vcpu.active === 'guest';
 
@@ -197,7 +210,11 @@ export const kvmMmuLoad = defineFunction<object>({
         initMmu(machine, vcpu);
         const shadow = isShadow(machine, vcpu);
         if (shadow) makePagesAvailable(machine);
-        machine.setMmu(vcpu, { root: shadow ? allocateShadowRoots(machine, vcpu) : tdpRoot(machine, vcpu) });
+        const mirrorRoot = machine.vm === 'tdx' ? tdpMirrorRoot(machine, vcpu) : -1;
+        machine.setMmu(vcpu, {
+          root: shadow ? allocateShadowRoots(machine, vcpu) : tdpRoot(machine, vcpu),
+          mirrorRoot,
+        });
         return NEXT;
       },
     },

@@ -21,6 +21,8 @@ export interface Mmu {
   readonly root: RootInfo;
   /** `prev_roots`, the last used first. */
   readonly prevRoots: readonly RootInfo[];
+  /** `mirror_root_hpa`: of TDX, KVM's copy of the secure EPT; −1 for none. It stays as long as the VM. */
+  readonly mirrorRoot: Pfn;
   /** Frame of the four PDPTEs that the processor gets where it walks in PAE mode; −1 until they are needed. */
   readonly paeRoot: Pfn;
   /** `pdptrs`: the guest's PDPTEs as they were loaded, low and high words; undefined until the first time. */
@@ -32,6 +34,7 @@ export const NEW_MMU: Mmu = {
   rootRole: 0,
   root: INVALID_ROOT,
   prevRoots: Array.from({ length: PREV_ROOTS }, () => INVALID_ROOT),
+  mirrorRoot: -1,
   paeRoot: -1,
   pdptrs: undefined,
 };

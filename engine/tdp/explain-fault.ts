@@ -72,7 +72,7 @@ export function describeWalkFault(
       (rsvd ? PFERR_PRESENT : 0) +
       4 * ((walk.error & 4) === 0 ? 1 : 0) +
       where +
-      (access.isPrivate ? PFERR_GUEST_ENC : 0);
+      (access.isPrivate !== undefined && (table || access.isPrivate) ? PFERR_GUEST_ENC : 0);
   // What KVM makes of it: R, W and X of the access, PRESENT when any right was granted (vmx.c, __vmx_handle_ept_violation).
   const eptCode =
     ((accessBits & QUAL_READ) !== 0 ? 4 : 0) |
@@ -97,7 +97,8 @@ export function describeWalkFault(
     table: walk.secondTable,
     errorCode: misconfigured ? PFERR_RSVD : ept ? eptCode + where : exitInfo,
     exitInfo,
-    ...(access.isPrivate === undefined ? {} : { isPrivate: access.isPrivate }),
+    // A guest's tables are private memory.
+    ...(access.isPrivate === undefined ? {} : { isPrivate: table || access.isPrivate }),
     reason: secondReason(walk, second!, bits),
   };
 }

@@ -1,3 +1,4 @@
+import { directBits, rootFor } from '../attributes/tdx.ts';
 import { LEAF } from '../formats/compile.ts';
 import { defineFunction, NEXT, returns } from '../operation.ts';
 import { type PageFault, RET_PF } from './fault.ts';
@@ -39,7 +40,8 @@ export const fastPageFault = defineFunction<FastLocals>({
       run(machine, task, locals) {
         const { fault } = locals;
         const spte = spteFormat(machine.secondFormat);
-        const entry = findEntry(machine, machine.vcpu(task.vcpu).root, fault.gfn);
+        const root = rootFor(machine, machine.vcpu(task.vcpu), fault.isPrivate);
+        const entry = findEntry(machine, root, fault.gfn + directBits(machine, root));
         Object.assign(locals, {
           table: entry.table,
           index: entry.index,

@@ -1,7 +1,9 @@
 import { isConverting, reportMixed } from '../attributes/check.ts';
 import { gmemLevel } from '../attributes/gmem.ts';
 import { isMixed } from '../attributes/mixed.ts';
+import { directBits, enterModule, isMirror, pageAug, rootFor, septAdd } from '../attributes/tdx.ts';
 import { LEAF, TABLE } from '../formats/compile.ts';
+import type { Entry } from '../formats/encode.ts';
 import type { Machine } from '../machine.ts';
 import { disallowsHugePage, hostMappingLevel, type Memslot } from '../memory/memslots.ts';
 import type { Gfn } from '../memory/words.ts';
@@ -18,6 +20,7 @@ import { freeRemovedTable } from './removed-table.ts';
 import { splitHugePage } from './split.ts';
 import {
   allows,
+  frozenEntry,
   isFrozen,
   isMmio,
   isPresent,
@@ -30,6 +33,11 @@ import {
 
 interface MapLocals {
   readonly fault: PageFault;
+  /** What a gfn has beyond itself in these tables: TDX's shared bit, in frames. */
+  bits: number;
+  /** The entry of a mirror that is frozen until the TDX module has done the same: what it will be, and the table it leads to, or −1. */
+  final: Entry | null;
+  child: number;
   level: number;
   table: number;
   index: number;
@@ -76,7 +84,9 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
       local: true,
       run(machine, task, locals) {
         locals.level = machine.secondFormat.rootLevel;
-        locals.table = machine.vcpu(task.vcpu).root;
+        const root = rootFor(machine, machine.vcpu(task.vcpu), locals.fault.isPrivate);
+        locals.table = root;
+        locals.bits = directBits(machine, root);
         return NEXT;
       },
     },
@@ -87,7 +97,7 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
         const { fault } = locals;
         // A table that was taken out meanwhile has nothing but frozen entries.
         if (!machine.pages.has(locals.table)) return returns(task, RET_PF.RETRY);
-        const entry = readSpte(machine, locals.table, locals.level, fault.gfn);
+        const entry = readSpte(machine, locals.table, locals.level, fault.gfn + locals.bits);
         locals.index = entry.index;
         locals.lo = entry.lo;
         locals.hi = entry.hi;
@@ -121,6 +131,7 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
               nxHugePageDisallowed: fault.hugePageDisallowed,
             }).pfn;
         const entry = makeTable(spteFormat(machine.secondFormat), locals.level, child);
+        if (isMirror(machine, locals.table)) return freeze(machine, locals, entry, child);
         machine.setSpte(locals.table, locals.index, entry.lo, entry.hi);
         if (isPresent(locals.lo)) flushRemoteTlbs(machine);
         if (fault.hugePageDisallowed && fault.reqLevel >= locals.level) trackPossible(machine, child);
@@ -161,6 +172,7 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
           entry = { ...entry, lo: (entry.lo & ~machine.secondFormat.accessedLo) >>> 0 };
         const same = entry.lo === locals.lo && entry.hi === locals.hi;
         if (same && fault.slot >= 0) return returns(task, RET_PF.SPURIOUS);
+        if (isMirror(machine, locals.table)) return freeze(machine, locals, entry, -1);
         if (!same) machine.setSpte(locals.table, locals.index, entry.lo, entry.hi);
         if (locals.level > 1) checkMixed(machine, locals.level, fault.gfn);
         const wasTable = isPresent(locals.lo) && machine.secondFormat.classify(locals.level, locals.lo) === TABLE;
@@ -188,8 +200,49 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
         return returns(task, denied ? RET_PF.WRITE_PROTECTED : RET_PF.FIXED);
       },
     },
+    {
+      name: 'module',
+      text: 'call the TDX module, which locks its tables: where somebody else is in it, the entry is as it was, and the fault retries',
+      run(machine, task, locals) {
+        if (enterModule(machine, task)) return NEXT;
+        if (locals.child >= 0) machine.freeTable(locals.child);
+        machine.setSpte(locals.table, locals.index, locals.lo, locals.hi);
+        machine.trace('tdx_operand_busy', { gfn: locals.fault.gfn, level: locals.level });
+        return returns(task, RET_PF.RETRY);
+      },
+    },
+    {
+      name: 'external',
+      text: 'TDH.MEM.SEPT.ADD a table, or TDH.MEM.PAGE.AUG the page: the secure EPT has it',
+      run(machine, task, locals) {
+        if (locals.child >= 0) septAdd(machine, locals, locals.child);
+        else pageAug(machine, locals.table, locals.index, locals.fault.pfn);
+        machine.release(task, 'sept_lock');
+        return NEXT;
+      },
+    },
+    {
+      name: 'mirrored',
+      text: 'the mirror’s entry becomes what it is to be',
+      run(machine, task, locals) {
+        const { lo, hi } = locals.final!;
+        machine.setSpte(locals.table, locals.index, lo, hi);
+        if (locals.child < 0) return returns(task, RET_PF.FIXED);
+        locals.table = locals.child;
+        locals.level--;
+        return 'visit';
+      },
+    },
   ],
 });
+
+/** tdp_mmu_set_spte_atomic on a mirror: whoever meets the entry retries until the module has followed. */
+function freeze(machine: Machine, locals: MapLocals, final: Entry, child: number): string {
+  machine.setSpte(locals.table, locals.index, frozenEntry.lo, frozenEntry.hi);
+  locals.final = final;
+  locals.child = child;
+  return 'module';
+}
 
 /** A large page that was made over both kinds is found here, unless a conversion there will still find it. */
 function checkMixed(machine: Machine, level: number, gfn: Gfn): void {

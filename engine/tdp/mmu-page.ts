@@ -24,6 +24,8 @@ export interface MmuPage {
   readonly scheduledToZap: boolean;
   /** It stands for a large page that would be executable (`nx_huge_page_disallowed`). */
   readonly nxHugePageDisallowed: boolean;
+  /** Of a table that mirrors one of the TDX module's: that one's frame (`external_spt`). */
+  readonly external?: Pfn;
   /** Of shadow pages alone. */
   readonly shadow?: ShadowState;
 }

@@ -1,6 +1,7 @@
 import { canDoAsyncPf, isAwaited, setupAsyncPf } from '../async-pf/queue.ts';
 import { guestPgd } from '../async-pf/vcpu.ts';
 import { kvmGmemGetPfn, needsPreparation, sevGmemPrepare } from '../attributes/gmem.ts';
+import { sharedBit } from '../attributes/tdx.ts';
 import { Kind } from '../history/log.ts';
 import { roleField } from '../kernel/role.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
@@ -100,7 +101,11 @@ function countResult(machine: Machine, result: number, info: FaultInfo): void {
   machine.append(Kind.FAULT_RESULT, info.vcpu, 0, 0, Math.max(result, 0), 0, info);
   if (result === RET_PF.FIXED) machine.count('faults.fixed');
   else if (result === RET_PF.SPURIOUS) machine.count('faults.spurious');
-  else if (result === RET_PF.RETRY) machine.count('faults.retried');
+  else if (result === RET_PF.RETRY) {
+    machine.count('faults.retried');
+    // Whoever invalidates must come to its end.
+    machine.task(machine.acting).yields = machine.invalidation.inProgress > 0;
+  }
 }
 
 /** Whether the tables that the processor walks are shadow pages: of the guest's own tables, or of L1's for a nested guest. */
@@ -114,7 +119,7 @@ const addressOf = (machine: Machine, info: FaultInfo): bigint => (machine.isTdp 
 function newPageFault(machine: Machine, info: FaultInfo, prefetch = false): PageFault {
   const addr = addressOf(machine, info);
   // Behind shadow pages it becomes known by the walk of the guest's tables.
-  const gpa = info.gpa ?? 0n;
+  const gpa = (info.gpa ?? 0n) & ~leftOut(machine);
   const write = (info.errorCode & WRITE) !== 0;
   const exec = (info.errorCode & FETCH) !== 0;
   const large = machine.secondFormat.spec.largeLevels
@@ -141,6 +146,12 @@ function newPageFault(machine: Machine, info: FaultInfo, prefetch = false): Page
     prefetch,
     hugePageDisallowed: false,
   };
+}
+
+/** Of a TDX guest's address the shared bit, which is no part of the gfn. */
+function leftOut(machine: Machine): bigint {
+  if (machine.vm !== 'tdx' || machine.injects('tdx-shared-bit')) return 0n;
+  return BigInt(sharedBit(machine)) << 12n;
 }
 
 /** PFERR_PRIVATE_ACCESS: of SNP and TDX the guest says so, of a software-protected VM the attribute does. */
@@ -275,7 +286,17 @@ export const kvmTdpPageFault = defineFunction<FaultLocals>({
       text: 'kvm_tdp_mmu_map: install the translation',
       local: true,
       run: (_machine, task, { fault }) =>
-        call(task, kvmTdpMmuMap, { fault, level: 0, table: 0, index: 0, lo: 0, hi: 0 }),
+        call(task, kvmTdpMmuMap, {
+          fault,
+          bits: 0,
+          final: null,
+          child: -1,
+          level: 0,
+          table: 0,
+          index: 0,
+          lo: 0,
+          hi: 0,
+        }),
     },
     { ...unlockStep('mmu_lock'), text: 'kvm_mmu_finish_page_fault: mark the frame accessed and drop mmu_lock' },
   ],

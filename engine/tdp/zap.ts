@@ -1,3 +1,4 @@
+import { callRemove, directBits, isMirror } from '../attributes/tdx.ts';
 import { TABLE } from '../formats/compile.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
 import { type Machine, REQ_MMU_FREE_OBSOLETE_ROOTS } from '../machine.ts';
@@ -11,11 +12,12 @@ import { emptyEntry, isPresent } from './spte.ts';
 
 /** The first leaf at or after a gfn, below `end`. MMIO markers are not present to KVM, and stay. */
 function nextLeaf(machine: Machine, root: Pfn, from: Gfn, end: Gfn): Walker | undefined {
+  const bits = directBits(machine, root);
   const walker = new Walker(
     machine.memory,
     { format: machine.secondFormat, root },
-    from,
-    end,
+    from + bits,
+    end + bits,
     LEAF | ABSENT_TOO | READ_ONLY,
   );
   for (let visit = walker.next(); visit !== DONE; visit = walker.next()) {
@@ -23,6 +25,9 @@ function nextLeaf(machine: Machine, root: Pfn, from: Gfn, end: Gfn): Walker | un
   }
   return undefined;
 }
+
+/** Which roots: all, or of TDX those for shared (`direct`) or for private memory (`mirror`). */
+export type RootTypes = 'all' | 'direct' | 'mirror';
 
 interface ZapLeafsLocals {
   readonly start: Gfn;
@@ -34,13 +39,21 @@ interface ZapLeafsLocals {
 }
 
 /** @param zapped how many have been already, by reverse maps */
-export function zapLeafsLocals(machine: Machine, start: Gfn, end: Gfn, zapped = 0): ZapLeafsLocals {
+export function zapLeafsLocals(
+  machine: Machine,
+  start: Gfn,
+  end: Gfn,
+  zapped = 0,
+  types: RootTypes = 'all',
+): ZapLeafsLocals {
+  const isWanted = (root: Pfn): boolean =>
+    machine.vm !== 'tdx' || types === 'all' || isMirror(machine, root) === (types === 'mirror');
   return {
     start,
     end,
     roots: machine
       .roots()
-      .filter((root) => !root.invalid)
+      .filter((root) => !root.invalid && isWanted(root.pfn))
       .map((root) => root.pfn),
     next: start,
     zapped,
@@ -71,10 +84,11 @@ export const tdpMmuZapLeafs = defineFunction<ZapLeafsLocals>({
         }
         machine.setSpte(walker.table, walker.index, emptyEntry.lo, emptyEntry.hi);
         locals.zapped++;
-        locals.next = walker.frame + machine.secondFormat.span[walker.level]!;
-        return AGAIN;
+        locals.next = walker.frame - directBits(machine, root) + machine.secondFormat.span[walker.level]!;
+        return isMirror(machine, root) ? callRemove(task, walker.table, walker.index) : AGAIN;
       },
     },
+    { name: 'removed', text: 'of TDX, the module has removed the page: on with the next', run: () => 'leaf' },
   ],
 });
 
@@ -185,8 +199,10 @@ export const kvmMmuZapAllFast = defineFunction<object>({
       run(machine) {
         machine.trace('kvm_mmu_zap_all_fast', { valid_gen: machine.small.mmuValidGen, used_pages: machine.pages.size });
         makePagesObsolete(machine);
+        // The module's tables cannot be made anew: their mirror stays.
         for (const root of machine.roots())
-          if (!root.invalid) machine.updatePage(root.pfn, { invalid: true, scheduledToZap: true });
+          if (!root.invalid && !isMirror(machine, root.pfn))
+            machine.updatePage(root.pfn, { invalid: true, scheduledToZap: true });
         return NEXT;
       },
     },

@@ -8,6 +8,8 @@ import {
   type CompletionList,
   InsertTextFormat,
 } from 'vscode-languageserver-types';
+import { HAZARD_NAMES } from '../../engine/attributes/hazards.ts';
+import { VM_TYPES } from '../../engine/attributes/state.ts';
 import { PAGING, REGISTERS } from '../../engine/guest/registers.ts';
 import { POLICY_VALUES } from '../../engine/policies.ts';
 import { isScenario } from '../generated/ast.ts';
@@ -30,6 +32,12 @@ const ATTRIBUTES = ['r--', 'rw-', 'r-x', 'rwx', 'user', 'supervisor', 'global', 
 /** What follows a word at once, where that is a matter of words. */
 const FOLLOWERS: Readonly<Record<string, readonly string[]>> = {
   machine: ['x86-64'],
+  vm: VM_TYPES,
+  'memory-fault': ['convert', 'stop'],
+  'guest-memfd': ['2M'],
+  never: HAZARD_NAMES,
+  private: ['read', 'write'],
+  shared: ['read', 'write'],
   'second-stage': ['tdp', 'shadow'],
   tdp: ['ept 4-level', 'npt 4-level', 'ept 5-level', 'npt 5-level'],
   huge: ['2M', '1G'],
@@ -61,6 +69,10 @@ const CONSTANT = new Set([
   'migrate',
   'swap-out',
   'recover-nx-huge-pages',
+  'vm',
+  'launch',
+  'convert',
+  'punch',
 ]);
 
 /**
@@ -85,7 +97,7 @@ export class MmuCompletionProvider implements CompletionProvider {
     const line = textDocument.getText({ start: { line: params.position.line, character: 0 }, end: params.position });
     // The word at the cursor is what gets replaced.
     const partial =
-      /(?<![\w-])(second-\w*|read-\w*|x86-\w*|1g-\w*|execute-\w*|page-\w*|nx-[\w-]*|recover-[\w-]*|swap-\w*|async-\w*|send-\w*)$|\w*$/.exec(
+      /(?<![\w-])(second-\w*|read-\w*|x86-\w*|1g-\w*|execute-\w*|page-\w*|nx-[\w-]*|recover-[\w-]*|swap-\w*|async-\w*|send-\w*|memory-\w*|guest-\w*)$|\w*$/.exec(
         line,
       )![0];
     const start = offset - partial.length;

@@ -9,13 +9,26 @@ import { endOf, isComment, tokensOf } from './tokens.ts';
 const BEGINNINGS = new Set(
   (
     'machine memory second-stage cpu policy guest nested vcpu host expect map unmap protect zap migrate add read write fetch ' +
-    'invlpg invpcid invept enter smm repeat loop wait entry inject cpuid poke delete move log tables maxphyaddr'
+    'invlpg invpcid invept enter smm repeat loop wait entry inject cpuid poke delete move log tables maxphyaddr vm private launch ' +
+    'convert punch pvalidate never'
   ).split(' '),
 );
 /** In these a `+` outside parentheses announces a size. */
-const SIZED = new Set(['memory', 'map', 'unmap', 'protect', 'zap', 'migrate', 'add']);
+const SIZED = new Set([
+  'memory',
+  'map',
+  'unmap',
+  'protect',
+  'zap',
+  'migrate',
+  'add',
+  'private',
+  'launch',
+  'convert',
+  'punch',
+]);
 /** In these a `-` joins the parts of a word: 4-level. */
-const DASHED = new Set(['machine', 'second-stage', 'cpu', 'policy', 'guest', 'nested']);
+const DASHED = new Set(['machine', 'second-stage', 'cpu', 'policy', 'guest', 'nested', 'vm', 'inject', 'never']);
 /** Keywords after which an operand begins, so that a `-` is its sign. */
 const BEFORE_OPERAND = new Set(
   'read write fetch invlpg repeat expect until in huge slot at to key memory maxphyaddr level vcpu'.split(' '),

@@ -15,7 +15,7 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   maxphyaddr: 'MAXPHYADDR: bits of a physical address, 32 … 52. Address bits above are reserved in table entries.',
   cpu: 'What the processor offers: `1g-pages`, `execute-only`, or `none`; without the line it has both. `l1tf`: it has that bug.',
   policy:
-    'Where KVM can do a thing in more than one way: `policy page-split = eager` splits large pages when dirty logging starts, `lazy` at the first write. `roots` is what becomes of roots when the guest’s mode changes, `quadrant` how a shadow page’s part of a 32-bit table is found; `nx-huge-pages = on`: no large page is executable, as KVM’s module parameter nx_huge_pages has it.',
+    'Where KVM can do a thing in more than one way: `policy page-split = eager` splits large pages when dirty logging starts, `lazy` at the first write. `roots` is what becomes of roots when the guest’s mode changes, `quadrant` how a shadow page’s part of a 32-bit table is found; `conversion` in which order memory becomes private or shared, `attribute-zap`, `attribute-errors` and `guest-memfd` how; `nx-huge-pages = on`: no large page is executable, as KVM’s module parameter nx_huge_pages has it.',
   guest:
     'Page tables of the guest that exist before the vCPUs start: `guest NAME { … }`, or `guest NAME pae { … }` with another paging: 32-bit, pae, 4-level, 5-level. The name stands for the address of the root, as in `cr3 = NAME`.',
   tables:
@@ -61,6 +61,24 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   'async-pf':
     '`async-pf GPA`: the guest lets KVM tell it when a page is swapped out, by a #PF with a token, and when it is there (MSR_KVM_ASYNC_PF_EN); flags and token stand at GPA. In user mode alone, unless `send-always` follows. `async-pf off`: no more.',
   'send-always': 'KVM_ASYNC_PF_SEND_ALWAYS: in the guest’s kernel, too.',
+  vm: 'What protects the guests’ memory from the host: `vm snp` (with NPT), `vm tdx` (with EPT), `vm software-protected`; `ordinary`: nothing.',
+  'guest-memfd':
+    'The slot has a guest_memfd for its private pages (KVM_MEM_GUEST_MEMFD), in frames of their own. `guest-memfd 2M`: in large pages, which KVM does not do yet.',
+  private:
+    '`private GPA +SIZE` in a machine: private memory from the start. Before an access of the guest: made as private memory. Of the host: to a page’s private frame.',
+  shared:
+    'Before an access of the guest: made as shared memory, which the host sees. Of the host: to a page’s shared frame.',
+  launch:
+    '`launch GPA +SIZE`: private memory that is there when the guest starts, of SNP assigned to it and accepted, as the launch commands leave it.',
+  'memory-fault':
+    'What the VMM does about KVM_EXIT_MEMORY_FAULT: `convert` the page to the kind that the access was for, or `stop` the vCPU.',
+  convert:
+    '`convert GPA +SIZE private` or `shared`: KVM_SET_MEMORY_ATTRIBUTES. In a vcpu block the guest asks for it (page state change, MapGPA).',
+  pvalidate: '`pvalidate GPA` or `pvalidate GPA 2M`: an SNP guest accepts a page that was assigned to it.',
+  punch:
+    '`punch GPA +SIZE`: the VMM frees pages of guest_memfd (FALLOC_FL_PUNCH_HOLE); of SNP they are the host’s again.',
+  never:
+    '`expect never HAZARD`: it must not happen, in this run, or where `kvm-mmu explore` tries every order of the tasks’ steps, in any.',
   sanitize:
     'Checks after every step that KVM’s books agree: reverse maps, write protection, roles of roots, what TLBs keep. A breach ends the task.',
   invpcid:

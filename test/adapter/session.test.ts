@@ -394,7 +394,7 @@ test('launch attributes of the wrong type, missing files and bad scenarios are n
       ],
       [
         { program: 'x.mmu', stopAtEntry: true },
-        'unknown launch attribute "stopAtEntry"; there are "program", "target", "stopOnEntry", "stopAtEnd", "history", "policies", "image", "map", "registers", "paging", "el2", "trace", "machine", "guest", "memory", "slots", "vcpus", "dirtyRing", "helper", "lab", "kvmTables", "record", "connect", "pageFaultHandler"',
+        'unknown launch attribute "stopAtEntry"; there are "program", "target", "stopOnEntry", "stopAtEnd", "history", "policies", "schedule", "image", "map", "registers", "paging", "el2", "trace", "machine", "guest", "memory", "slots", "vcpus", "dirtyRing", "helper", "lab", "kvmTables", "record", "connect", "pageFaultHandler"',
       ],
       [
         { program: 'x.mmu', policies: [] },

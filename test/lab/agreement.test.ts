@@ -134,10 +134,11 @@ for (const kernel of KERNELS)
   });
 
 /**
- * What a shadow leaf must be, by the guest's own entries. The engine has no shadow paging yet: which leaves there are it cannot
- * say, nor upper levels, quadrants, reuse and write-protection of tables; what a leaf grants it can.
+ * What a shadow leaf must be, by the guest's own entries.
+ * @param emulated whether KVM emulates the supervisor (PVM): what its x86_emulate_instruction writes sets D by a walk of its own, and the leaf
+ * that a read had made before stays without W
  */
-function shadowProblems(machine: Machine, leaves: Map<number, Leaf>, wp: boolean): string[] {
+function shadowProblems(machine: Machine, leaves: Map<number, Leaf>, wp: boolean, emulated: boolean): string[] {
   const problems: string[] = [];
   for (let page = FIRST_GVA / 4096; page < FIRST_GVA / 4096 + PAGES; page++) {
     const leaf = leaves.get(page);
@@ -159,6 +160,7 @@ function shadowProblems(machine: Machine, leaves: Map<number, Leaf>, wp: boolean
     // of paging_tmpl.h).
     const lifted = !wp && has.w && !has.u && !rights.includes('w');
     if (lifted) continue;
+    if (emulated && may.w && !has.w && has.u === may.u && has.x === may.x) continue;
     if (has.w !== may.w || has.u !== may.u || has.x !== may.x)
       problems.push(`${name}; the guest grants ${rights}${dirty ? ', dirty' : ''}`);
   }
@@ -166,14 +168,14 @@ function shadowProblems(machine: Machine, leaves: Map<number, Leaf>, wp: boolean
 }
 
 /** Runs programs there, and compares what the leaf entries grant. @returns how many leaf entries there were */
-async function shadowAgreement(place: HelperPlace): Promise<number> {
+async function shadowAgreement(place: HelperPlace, emulated: boolean): Promise<number> {
   let compared = 0;
   for (let seed = FIRST; seed < FIRST + PROGRAMS; seed++) {
     const text = randomProgram(seed, { statements: 40, host: false, guest: true });
     const machine = emulate(text);
     const leaves = await onKvm(text, place, async (opened) => builtLeaves(await builtTables(opened)));
     const { wp } = machine.vcpu(0).mode;
-    assert.deepEqual(shadowProblems(machine, leaves, wp), [], `seed ${seed}\n${text}`);
+    assert.deepEqual(shadowProblems(machine, leaves, wp, emulated), [], `seed ${seed}\n${text}`);
     for (let page = 0; page < PAGES; page++) if (leaves.has(FIRST_GVA / 4096 + page)) compared++;
   }
   assert.ok(compared > PROGRAMS, `only ${compared} leaf entries were compared`);
@@ -184,7 +186,7 @@ for (const kernel of KERNELS)
   labTest(
     `${kernel}, shadow paging: what KVM's leaf entries grant is what the engine's guest walk grants`,
     async () => {
-      const compared = await shadowAgreement(await boot(kernel, { npt: '0' }));
+      const compared = await shadowAgreement(await boot(kernel, { npt: '0' }), false);
       console.log(`${compared} shadow leaf entries grant what the guest's entries do`);
     },
   );
@@ -196,5 +198,5 @@ test(`this machine's KVM, shadow paging: leaf entries as in labs`, {
 }, async (t) => {
   const why = await withoutShadow();
   if (why !== undefined) return t.skip(why);
-  console.log(`${await shadowAgreement(thisMachine())} shadow leaf entries grant what the guest's entries do`);
+  console.log(`${await shadowAgreement(thisMachine(), true)} shadow leaf entries grant what the guest's entries do`);
 });

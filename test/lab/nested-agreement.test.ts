@@ -24,6 +24,8 @@ const L1_TABLES = 0x180_0000n;
 /** L2’s own root tables, with a second stage of L1’s and without: who reads one first differs, by another entry. */
 const L2_ROOTS = [0x280n, 0x1600n];
 const DIRECT = 0x80n;
+const LEVEL = 0xfn;
+const ROOT_LEVEL = 5n;
 
 /** Where the code on KVM begins in memory, L1's and its guest's. */
 function stubsAt(text: string): bigint {
@@ -34,14 +36,24 @@ function stubsAt(text: string): bigint {
 /** Of L1's own accesses its data's faults, of its guest's everything. */
 function comparedOf(stubs: bigint): Compared {
   let isNested = false;
+  const direct = new Set<string>();
   return {
     fault(address) {
       isNested = address < L1 || address >= stubs;
       if (address >= L1_TABLES) return undefined;
       return L2_ROOTS.includes(address >> 12n) ? address & ~0xfffn : address;
     },
-    // In the kernel's words pages of the TDP MMU differ from direct ones of the shadow MMU by nothing.
-    isPage: (gfn, role) => (isNested || (role & DIRECT) === 0n) && gfn < stubs >> 12n,
+    // In the kernel's words pages of the TDP MMU differ from direct ones of the shadow MMU by nothing: they are told apart by whose fault they are
+    // made for, and go as what they were made as. At the level of a root there are no direct shadow pages, and roots are compared at the end.
+    isPage(gfn, role, isZap) {
+      if (gfn >= stubs >> 12n) return false;
+      if ((role & DIRECT) === 0n) return true;
+      const page = `${gfn} ${role & LEVEL}`;
+      if (isZap) return direct.delete(page);
+      const isShadow = isNested && (role & LEVEL) !== ROOT_LEVEL;
+      if (isShadow) direct.add(page);
+      return isShadow;
+    },
     isEntry: (gfn) => isNested && gfn < stubs >> 12n,
     roleKnown: 0x0001_1fff,
   };

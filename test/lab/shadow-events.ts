@@ -18,7 +18,7 @@ const ADDRESS = 0xf_ffff_ffff_f000n;
 export interface Compared {
   /** The address of a fault, as far as it can be compared; undefined for none that counts. */
   fault(address: bigint): bigint | undefined;
-  isPage(gfn: bigint, role: bigint): boolean;
+  isPage(gfn: bigint, role: bigint, isZap: boolean): boolean;
   isEntry(gfn: bigint): boolean;
   /** Bits of a role. */
   readonly roleKnown: number;
@@ -45,7 +45,7 @@ function told(recording: Recording, at: number, of: Compared): string | undefine
     case 'kvm_mmu_prepare_zap_page':
     case 'kvm_mmu_sync_page':
     case 'kvm_mmu_unsync_page': {
-      if (!of.isPage(field('gfn'), field('role'))) return undefined;
+      if (!of.isPage(field('gfn'), field('role'), name === 'kvm_mmu_prepare_zap_page')) return undefined;
       const role = roleWords(Number(field('role')) & of.roleKnown, of.roleKnown);
       const created = name === 'kvm_mmu_get_page' ? (field('created') ? ', new' : ', existing') : '';
       return `${name.slice('kvm_mmu_'.length)} ${hex('gfn')}: ${role}, ${field('root_count')} roots${field('unsync') ? ', unsync' : ''}${created}`;

@@ -1,0 +1,100 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { cli, file } from './cli.ts';
+
+// `kvm-mmu explore`: what can go wrong under which ordering of a conversion, and how.
+
+const RACE = `machine x86-64 {
+  memory 0 +4M huge 2M guest-memfd
+  second-stage tdp npt 4-level
+  vm snp
+  memory-fault stop
+}
+vcpu 0 {
+  wait until is_private(0x1000)
+  pvalidate 0x1000
+}
+host vmm {
+  convert 0x1000 +4K private
+}
+host kthread {
+  private write 0x2000 = 3
+}
+`;
+const race = file('race.mmu', RACE);
+
+interface Row {
+  readonly name: string;
+  readonly complete: boolean;
+  readonly outcomes: readonly { event: string; hazard: boolean; schedule: string; switches: number; steps: number }[];
+}
+
+test('a table of orderings and hazards, and the schedule to each', () => {
+  const { status, out, err } = cli('explore', race, '--policy', 'conversion=all');
+  assert.equal(status, 0, err);
+  const [header, ...lines] = out.split('\n');
+  assert.deepEqual(header!.trim().split(/ {2,}/), [
+    'states',
+    'transitions',
+    'rmp-fault-loop',
+    'fatal-rmp-fault',
+    'sleep-in-atomic',
+    'retry',
+    'rmp-fault',
+  ]);
+  const cells = (row: string): string[] =>
+    lines
+      .find((line) => line.startsWith(row))!
+      .split(/ {2,}/)
+      .slice(3);
+  const happens = (row: string): boolean[] => cells(row).map((cell) => cell !== '·');
+  assert.deepEqual(happens('O1 rfc-v8'), [true, false, false, true, true]);
+  assert.deepEqual(happens('O2 under-lock'), [false, false, true, true, false]);
+  assert.deepEqual(happens('O4 reversed-direct-map'), [true, true, false, true, true]);
+  assert.deepEqual(happens('O8 today'), [false, false, false, true, false]);
+  assert.match(
+    out,
+    /O1 rfc-v8: rmp-fault-loop: .*\n {2}vCPU 0's RMP fault at gpa 0x1000 .*\n {2}again every \d+ steps.*\n {2}schedule: vmm:\d+ vcpu0:\d+\n/,
+  );
+});
+
+test('a schedule leads there when it is run', () => {
+  const { out } = cli('explore', race, '--policy', 'conversion=reversed-direct-map', '--json');
+  const [row] = JSON.parse(out) as Row[];
+  const fatal = row!.outcomes.find(({ event }) => event === 'fatal-rmp-fault')!;
+  assert.equal(fatal.hazard, true);
+  const reversed = file('reversed.mmu', RACE.replace('vm snp', 'vm snp\n  policy conversion = reversed-direct-map'));
+  const ran = cli('run', reversed, '--schedule', fatal.schedule);
+  assert.equal(ran.status, 1);
+  assert.match(ran.err, /kthread writes hpa 0x140002000 through the direct map/);
+  const straight = cli('run', reversed);
+  assert.equal(straight.status, 0, 'in the default order nothing happens');
+});
+
+test('expect never fails where it can happen, and names ordering and line', () => {
+  const strict = file('strict.mmu', `${RACE}expect never fatal-rmp-fault\n`);
+  const all = cli('explore', strict, '--policy', 'conversion=today,reversed-direct-map');
+  assert.equal(all.status, 1);
+  assert.match(all.err, /strict\.mmu:17: expect never fatal-rmp-fault \(O4 reversed-direct-map\): kthread writes/);
+  assert.equal(cli('explore', strict).status, 0);
+  assert.equal(cli('run', strict).status, 0);
+});
+
+test('too many states, and what cannot be read', () => {
+  const few = cli('explore', race, '--max-states', '100');
+  assert.equal(few.status, 3);
+  assert.match(few.out, /given up after 100 states/);
+  for (const [args, words] of [
+    [['--policy', 'conversion=o9'], /policy conversion cannot be o9; it is today, rfc-v8/],
+    [['--policy', 'conversion'], /--policy takes NAME=VALUE/],
+    [['--policy', 'convrsion=all'], /unknown policy convrsion/],
+    [['--max-states', 'many'], /--max-states must be a whole number above 0, not many/],
+  ] as const) {
+    const { status, err } = cli('explore', race, ...args);
+    assert.equal(status, 2);
+    assert.match(err, words);
+  }
+  const odd = cli('run', race, '--schedule', 'vmm:3 nobody:2');
+  assert.equal(odd.status, 2);
+  assert.match(odd.err, /--schedule: there is no task nobody; there are vcpu0, vmm, kthread/);
+});
