@@ -3,7 +3,7 @@ import type { Memslot } from '../memory/memslots.ts';
 import { addressToFrame, frameToAddress, type Gfn, hex } from '../memory/words.ts';
 import type { Amount, AttributesAnswer, AttributesQuery, CellFacts, CellMapping, Change } from './answers.ts';
 import { type ChangedRange, changedRanges } from './memory-changes.ts';
-import { eachLeaf, frameKinds, stageRoots } from './memory-stages.ts';
+import { eachLeaf, frameKinds, type StageRoot, stageRoots } from './memory-stages.ts';
 import { MemoryState, PRIVATE, SHARED } from './memory-state.ts';
 
 /** As they are told, and the bit of each in a cell's mask. */
@@ -107,7 +107,7 @@ function gatherSlot(state: MemoryState, cells: Cells, into: Gathered, slot: Mems
 
 type Counts = ReturnType<MemoryState['counts']>;
 
-function gatherStage(state: MemoryState, cells: Cells, root: number | undefined): GatheredStage {
+function gatherStage(state: MemoryState, cells: Cells, stage: StageRoot): GatheredStage {
   const bits = (): Uint8Array => new Uint8Array(cells.count);
   const into: GatheredStage = {
     mapped: new Float64Array(cells.count),
@@ -116,10 +116,9 @@ function gatherStage(state: MemoryState, cells: Cells, root: number | undefined)
     stale: bits(),
     dirty: bits(),
   };
-  if (root === undefined) return into;
   const { dirtyLo, span } = state.machine.secondFormat;
   let slot: Memslot | undefined;
-  eachLeaf(state, root, cells.start, cells.end, (level, gfn, pfn, lo) => {
+  eachLeaf(state, stage, cells.start, cells.end, (level, gfn, pfn, lo) => {
     if (!slot || gfn < slot.base || gfn >= slot.base + slot.pages) slot = state.slots.find(gfn);
     const of = slot;
     const kinds = of ? frameKinds(of, gfn, pfn) : 0;
@@ -217,7 +216,7 @@ export function attributesAnswer(machine: Machine, query: AttributesQuery, since
     cells.each(first, last, (cell) => {
       gathered.invalidating[cell] = 1;
     });
-  const stages = stageRoots(state).map((root) => gatherStage(state, cells, root));
+  const stages = stageRoots(state).map((stage) => gatherStage(state, cells, stage));
   const mark = ({ change, start, end }: ChangedRange): void =>
     cells.each(start, end, (cell) => {
       gathered.changed[cell]! |= 1 << CHANGES.indexOf(change);

@@ -7,6 +7,7 @@ import type { IndexChange } from '../shadow/logged-map.ts';
 import type { MmuPage } from '../tdp/mmu-page.ts';
 import { isPresent } from '../tdp/spte.ts';
 import type { Change } from './answers.ts';
+import { stageOffset } from './memory-stages.ts';
 import type { MemoryState } from './memory-state.ts';
 
 /** Guest frames [start, end) of which something has changed. */
@@ -48,6 +49,10 @@ export function* changedRanges(state: MemoryState, since: number): Generator<Cha
   const until = at ?? log.length;
   // Backwards, because a frame may have held another table before.
   const tables = new Map<Pfn, MmuPage | undefined>();
+  // The TDX module's tables, by those of KVM's that mirror them.
+  const externals = new Map<Pfn, MmuPage>();
+  if (machine.vm === 'tdx')
+    for (const page of machine.pages.values()) if (page.external !== undefined) externals.set(page.external, page);
   for (let position = log.length - 1; position >= Math.max(since, log.first); position--) {
     const kind = log.kindAt(position);
     if (kind === Kind.TABLE_FREE) {
@@ -67,13 +72,20 @@ export function* changedRanges(state: MemoryState, since: number): Generator<Cha
       const { address, oldLo, newLo } = log.at(position);
       const frame = Math.floor(address / 512);
       const page = tables.has(frame) ? tables.get(frame) : machine.pages.get(frame);
-      if (!page || page.shadow) continue;
+      if (!page) {
+        const mirror = externals.get(frame);
+        if (mirror?.level === 1)
+          yield { change: 'mirror', start: mirror.gfn + (address % 512), end: mirror.gfn + (address % 512) + 1 };
+        continue;
+      }
+      if (page.shadow) continue;
       // A table that comes or goes maps nothing by itself.
       const isLeaf = (lo: number): boolean => isPresent(lo) && secondFormat.classify(page.level, lo) === LEAF;
       if (!isLeaf(oldLo) && !isLeaf(newLo)) continue;
       const span = secondFormat.span[page.level]!;
-      const start = page.gfn + (address % 512) * span;
-      yield { change: roleField(page.role, 'is_mirror') === 1 ? 'mirror' : 'second-stage', start, end: start + span };
+      const isMirror = roleField(page.role, 'is_mirror') === 1;
+      const start = page.gfn + (address % 512) * span - stageOffset(machine, isMirror);
+      yield { change: isMirror ? 'mirror' : 'second-stage', start, end: start + span };
     }
   }
 }

@@ -1,3 +1,4 @@
+import { sharedBit } from '../attributes/tdx.ts';
 import { roleField } from '../kernel/role.ts';
 import type { Machine } from '../machine.ts';
 import { backingPfn, type Memslot } from '../memory/memslots.ts';
@@ -14,15 +15,28 @@ export function stageNames(machine: Machine): readonly string[] {
     : [machine.secondFormat.spec.stage ?? machine.secondFormat.spec.title];
 }
 
-/** The root of each second stage; undefined where there is none yet. */
-export function stageRoots(state: MemoryState): readonly (Pfn | undefined)[] {
+/** A second stage as it stands. */
+export interface StageRoot {
+  /** −1: there is none yet. */
+  readonly root: Pfn;
+  /** What is added to a gfn to find it there: of TDX's shared EPT the shared bit. */
+  readonly offset: Gfn;
+}
+
+/** The second stages, in the order of their names. */
+export function stageRoots(state: MemoryState): readonly StageRoot[] {
   const { machine } = state;
   const walked = machine.vcpus.map(({ mmus }) => mmus.root.root.pfn);
   const all = state.roots().filter(({ role }) => roleField(role, 'guest_mode') === 0 && roleField(role, 'smm') === 0);
   return stageNames(machine).map((_, stage) => {
     const own = all.filter(({ role }) => roleField(role, 'is_mirror') === stage);
-    return (own.find(({ pfn }) => walked.includes(pfn)) ?? own[0])?.pfn;
+    const root = own.find(({ pfn }) => walked.includes(pfn)) ?? own[0];
+    return { root: root?.pfn ?? -1, offset: stageOffset(machine, stage === 1) };
   });
+}
+
+export function stageOffset(machine: Machine, isMirror: boolean): Gfn {
+  return machine.vm === 'tdx' && !isMirror ? sharedBit(machine) : 0;
 }
 
 /** Which of a page's frames is meant: SHARED, PRIVATE, both where pages are converted in place, 0 for neither. */
@@ -35,17 +49,17 @@ export function frameKinds(slot: Memslot, gfn: Gfn, pfn: Pfn): number {
 /** Visits the leaves of a second stage that map a part of [start, end). @param leaf hears level, first gfn, first frame, low word */
 export function eachLeaf(
   state: MemoryState,
-  root: Pfn,
+  { root, offset }: StageRoot,
   start: Gfn,
   end: Gfn,
-  leaf: (level: number, gfn: Gfn, pfn: Pfn, lo: number, walker: Walker) => void,
+  leaf: (level: number, gfn: Gfn, pfn: Pfn, lo: number) => void,
 ): void {
   const format = state.machine.secondFormat;
-  const limit = Math.min(end, format.inputFrames);
-  if (start >= limit) return;
-  const walker = new Walker(state.tables, { format, root }, start, limit, LEAF | READ_ONLY, () => {});
+  const limit = Math.min(end + offset, format.inputFrames);
+  if (root < 0 || start + offset >= limit) return;
+  const walker = new Walker(state.tables, { format, root }, start + offset, limit, LEAF | READ_ONLY, () => {});
   while (walker.next() !== DONE) {
     const { lo } = walker;
-    if (isPresent(lo)) leaf(walker.level, walker.frame, walker.target, lo, walker);
+    if (isPresent(lo)) leaf(walker.level, walker.frame - offset, walker.target, lo);
   }
 }

@@ -6,11 +6,12 @@ import { backingPfn, hostMappingLevel, type Memslot } from '../memory/memslots.t
 import { tlbSpan } from '../memory/tlb.ts';
 import { addressToFrame, formatSize, frameToAddress, type Gfn, hex, type Pfn } from '../memory/words.ts';
 import { rmapKey } from '../shadow/state.ts';
+import { findEntry } from '../tdp/iterate.ts';
 import { isPresent, spteFormat, spteNote } from '../tdp/spte.ts';
 import type { PageAnswer, PageRow, TableQuery } from './answers.ts';
 import { conversionProgress } from './attribute-map.ts';
 import { needPrivateMemory } from './attributes.ts';
-import { frameKinds, stageNames, stageRoots } from './memory-stages.ts';
+import { frameKinds, type StageRoot, stageNames, stageRoots } from './memory-stages.ts';
 import { MemoryState, PRIVATE, SHARED } from './memory-state.ts';
 
 const PAGES_2M = 512;
@@ -85,16 +86,17 @@ function frameRows(state: MemoryState, slot: Memslot, gfn: Gfn): PageRow[] {
 function stageRow(
   state: MemoryState,
   name: string,
-  root: Pfn | undefined,
+  { root, offset }: StageRoot,
   slot: Memslot | undefined,
   gfn: Gfn,
 ): PageRow {
-  if (root === undefined) return exact(name, 'no root yet: KVM makes it when a vCPU first enters the guest');
+  if (root < 0) return exact(name, 'no root yet: KVM makes it when a vCPU first enters the guest');
   const { machine, tables } = state;
   const format = machine.secondFormat;
+  const input = gfn + offset;
   let [table, level] = [root, format.rootLevel];
   for (;;) {
-    const index = format.indexOf(gfn, level);
+    const index = format.indexOf(input, level);
     const page = tables.page(table);
     const [lo, hi] = [page[2 * index]!, page[2 * index + 1]!];
     const entry = format.classify(level, lo);
@@ -106,7 +108,7 @@ function stageRow(
     const span = format.span[level]!;
     const where = format.level(level).entry;
     const place: Pick<PageRow, 'table'> =
-      state.at === undefined ? { table: tableQuery(table, level, gfn - (gfn % (span * PAGES_2M))) } : {};
+      state.at === undefined ? { table: tableQuery(table, level, input - (input % (span * PAGES_2M))) } : {};
     if (entry !== LEAF || !isPresent(lo)) {
       const note = spteNote(spteFormat(format), lo, hi) ?? decodeEntry(format, level, lo, hi).state;
       return exact(name, `not mapped: ${where} ${index} (level ${level}) is ${note}`, place);
@@ -134,6 +136,23 @@ function stageRow(
       ...wrong(state, gfn, stale),
     });
   }
+}
+
+/** What the TDX module has for a page, where the mirror says that it has something, or where it blocks it. */
+function moduleRows({ machine, at }: MemoryState, mirror: StageRoot | undefined, gfn: Gfn): PageRow[] {
+  if (!mirror || mirror.root < 0) return [];
+  if (at !== undefined) return [{ name: 'S-EPT', words: 'not remembered of the past', certainty: 'unknown' }];
+  const root = machine.page(mirror.root).external;
+  if (root === undefined) return [];
+  const format = machine.secondFormat;
+  const { level, lo, hi } = findEntry(machine, root, gfn);
+  if (level > 1 || (lo === 0 && hi === 0)) return [exact('S-EPT', 'the TDX module has no page there')];
+  const isBlocked = format.classify(level, lo) !== LEAF;
+  return [
+    exact('S-EPT', `the TDX module has the page${isBlocked ? ', blocked (TDH.MEM.RANGE.BLOCK)' : ''}`, {
+      value: address(format.frame(level, lo, hi)),
+    }),
+  ];
 }
 
 function tableQuery(table: Pfn, level: number, base: Gfn): TableQuery {
@@ -224,7 +243,8 @@ export function pageAnswer(machine: Machine, gpa: string, at: number | undefined
     ...underWayRows(state, gfn),
     slotRow(slot),
     ...(slot ? frameRows(state, slot, gfn) : []),
-    ...stageNames(machine).map((name, stage) => stageRow(state, name, roots[stage], slot, gfn)),
+    ...stageNames(machine).map((name, stage) => stageRow(state, name, roots[stage]!, slot, gfn)),
+    ...moduleRows(state, roots[1], gfn),
     ...tlbRows(state, slot, gfn),
     ...(slot?.gmem ? ([2, 3] as const).map((level) => mixedRow(state, slot, gfn, level)) : []),
     ...(at === undefined

@@ -330,7 +330,7 @@ test('a page tells its frames, entries and translations', () => {
   const converted = rows('0x10000');
   assert.ok(converted.includes('attribute: shared'), converted.join('\n'));
   assert.ok(
-    converted.some((row) => /^RMP entry: the guest’s, as gpa 0x10000, 2M, validated/.test(row)),
+    converted.some((row) => /^RMP entry: the guest’s, as gpa 0x10000, 4K, validated/.test(row)),
     converted.join('\n'),
   );
   assert.ok(
@@ -392,4 +392,54 @@ test('what a view asks is checked, and what is wrong is named', () => {
   const { answer: found } = answer(machine, { kind: 'page', gpa: '0x0', at: 1e6 }, { since: 0, fault: undefined });
   assert.ok(found.kind === 'error');
   assert.match(found.message, /log position 1000000 is not in the history/);
+});
+
+test('of TDX both trees are told: the shared EPT, and what mirrors the module’s', () => {
+  const run = new Run(
+    programOf(`machine {
+  memory 0 +4M guest-memfd
+  second-stage tdp ept 4-level
+  vm tdx
+  private 0x100000 +64K
+}
+vcpu 0 {
+  private write 0x100000 = 1
+  shared write 0x1000 = 2
+  private write 0x101000 = 3
+}
+host vmm {
+  wait until accesses == 3
+  convert 0x100000 +4K shared
+}
+expect accesses == 3
+`),
+  );
+  run.runToEnd();
+  assert.deepEqual(run.machine.small.failures, []);
+  const map = ask(run.machine, { kind: 'attribute-map' });
+  assert.deepEqual(map.stages, ['shared EPT', 'S-EPT (mirror)']);
+  const cells = cellsOf(ask(run.machine, { kind: 'attributes', start: '0x0', end: '0x400000', cells: 1024 }));
+  const mapped = (stage: number): string[] =>
+    cells.flatMap(({ stages }, gfn) =>
+      stages[stage] ? [`${hex(gfn)} ${stages[stage]!.frames} ${stages[stage]!.stale}`] : [],
+    );
+  assert.deepEqual(mapped(0), ['0x1 shared none']);
+  assert.deepEqual(mapped(1), ['0x101 private none']);
+  assert.deepEqual(
+    cells.flatMap(({ changed }, gfn) => (changed?.includes('mirror') ? [hex(gfn)] : [])),
+    ['0x100', '0x101'],
+  );
+  const rows = (gpa: string): string[] =>
+    ask(run.machine, { kind: 'page', gpa }).rows.map(({ name, words }) => `${name}: ${words}`);
+  const page = rows('0x101000');
+  assert.ok(page.includes('S-EPT: the TDX module has the page'), page.join('\n'));
+  assert.ok(
+    page.some((row) => /^S-EPT \(mirror\): EPT PTE 257 \(level 1, 4K\) maps the private frame/.test(row)),
+    page.join('\n'),
+  );
+  assert.ok(
+    page.some((row) => /^shared EPT: not mapped/.test(row)),
+    page.join('\n'),
+  );
+  assert.ok(rows('0x100000').includes('S-EPT: the TDX module has no page there'));
 });
