@@ -9,6 +9,7 @@ const KINDS = {
   walk: 'Walk',
   recording: 'Recording',
   'root-cache': 'Root Cache',
+  attributes: 'Memory Attributes',
   comparison: 'Comparison',
 } as const;
 type ViewKind = keyof typeof KINDS;
@@ -201,6 +202,7 @@ export class Views implements vscode.Disposable {
       vscode.commands.registerCommand('kvm-mmu.showWalk', () => this.show('walk')),
       vscode.commands.registerCommand('kvm-mmu.showRecording', () => this.show('recording')),
       vscode.commands.registerCommand('kvm-mmu.showRootCache', () => this.show('root-cache')),
+      vscode.commands.registerCommand('kvm-mmu.showAttributes', () => this.show('attributes')),
       vscode.commands.registerCommand('kvm-mmu.showComparison', () => this.show('comparison')),
       vscode.commands.registerCommand('kvm-mmu.pinView', () =>
         [...this.#open.values()].find((view) => view.panel.active)?.togglePin(),

@@ -75,6 +75,7 @@ export async function buildAll() {
         'webview/walk': 'webview/walk/main.ts',
         'webview/recording': 'webview/recording/main.ts',
         'webview/root-cache': 'webview/root-cache/main.ts',
+        'webview/attributes': 'webview/attributes/main.ts',
         'webview/comparison': 'webview/comparison/main.ts',
       }),
       platform: 'browser',

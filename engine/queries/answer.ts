@@ -26,10 +26,13 @@ import type {
   TableQuery,
   WalkAnswer,
 } from './answers.ts';
+import { attributeMapAnswer } from './attribute-map.ts';
+import { attributesAnswer } from './attributes.ts';
 import { builtCertainty, builtPage, builtRoots, builtStage, builtTable, withBuilt } from './built-answers.ts';
 import { comparePolicies } from './comparison.ts';
 import { emulatorBuilt } from './emulator-built.ts';
 import { mirrorRoots, mirrorStage, mirrorWalk } from './mirror-answers.ts';
+import { pageAnswer } from './page.ts';
 import { faultsAnswer, type RecordingView, recordingAnswer } from './recording-answers.ts';
 import { rootCacheAnswer } from './root-cache.ts';
 import { addressFields, countPresent, levelShapes, tableName } from './shapes.ts';
@@ -108,6 +111,12 @@ function dispatch(machine: Machine, query: Query, moment: Moment, frames: Set<Pf
       return faultsAnswer(recordingOf(machine), query.first, query.count);
     case 'root-cache':
       return rootCacheAnswer(machine);
+    case 'attribute-map':
+      return attributeMapAnswer(machine, query.at);
+    case 'attributes':
+      return attributesAnswer(machine, query, moment.since);
+    case 'page':
+      return pageAnswer(machine, query.gpa, query.at);
     case 'comparison':
       if (machine.mirror)
         throw new Error(

@@ -28,12 +28,31 @@ export type Query =
   | { readonly kind: 'root-cache' }
   /** The scenario's runs to its end under several values of a policy, beside each other. */
   | { readonly kind: 'comparison'; readonly policy: string; readonly values: readonly string[] }
+  /** Private and shared memory as a whole: slots, conversions under way, and what changed when. */
+  | { readonly kind: 'attribute-map'; readonly at?: number }
+  /** A window of guest-physical memory in cells. */
+  | AttributesQuery
+  /** All that is known of one page of guest-physical memory. */
+  | { readonly kind: 'page'; readonly gpa: string; readonly at?: number }
   /** Of a recording that a machine is shown from: where in it the session stands, and what is in it. */
   | { readonly kind: 'recording' }
   /** Its faults, from the `first` on. */
   | { readonly kind: 'faults'; readonly first: number; readonly count: number }
   /** Changes of entries and memory in a guest-physical or host-physical range, newest first. */
   | { readonly kind: 'history'; readonly space: 'gpa' | 'hpa'; readonly address: string; readonly size: string };
+
+export interface AttributesQuery {
+  readonly kind: 'attributes';
+  /** First and last + 1 address, gpa. They are widened to whole cells. */
+  readonly start: string;
+  readonly end: string;
+  /** Into how many cells at most, 1 … 4096: a cell is the least power of two of pages that does. */
+  readonly cells: number;
+  /** As memory was at a position of the log, which the moments of an `attribute-map` name; now, unless told. */
+  readonly at?: number;
+  /** What has changed since this position of the log is marked; since the last stop, unless told. */
+  readonly since?: number;
+}
 
 export interface TableQuery {
   readonly kind: 'table';
@@ -390,8 +409,147 @@ export interface RootCacheAnswer {
   readonly moreMoments: boolean;
 }
 
+/** How many of a cell's pages. */
+export type Amount = 'none' | 'some' | 'all';
+
+/** How a second stage maps the pages of a cell. */
+export interface CellMapping {
+  /** Of the pages that a slot holds. */
+  readonly mapped: 'some' | 'all';
+  /** Levels of the leaves, the least first: 1 is 4K, 2 is 2M, 3 is 1G. */
+  readonly levels: readonly number[];
+  /** Which frames: the private ones of guest_memfd, or the shared ones of userspace's mapping. */
+  readonly frames: 'private' | 'shared' | 'both';
+  /** How many of these map a frame that is not the page's now: private as shared, or shared as private. */
+  readonly stale: Amount;
+  /** How many of these have the entry's D bit. */
+  readonly dirty: Amount;
+}
+
+/** A band of the map in which something has changed. */
+export type Change = 'attribute' | 'private-page' | 'direct-map' | 'second-stage' | 'mirror';
+
+/** What is the same of all pages of a cell, and of what there is a part. */
+export interface CellFacts {
+  /** Pages that a slot holds; what follows is of these alone. */
+  readonly slot: Amount;
+  /** Those of slots with guest_memfd. */
+  readonly gmem: Amount;
+  readonly private: Amount;
+  /** What a conversion that has not returned makes of some of them. */
+  readonly converting?: 'private' | 'shared' | 'both';
+  /** Some lie in the range that is being invalidated. */
+  readonly invalidating?: true;
+  /** guest_memfd has a page for them. */
+  readonly folios?: 'some' | 'all';
+  /** Their private frames are the guest's in the RMP; of these, by entries of 2M, and accepted (PVALIDATE). */
+  readonly rmp?: { readonly assigned: 'some' | 'all'; readonly large: Amount; readonly validated: Amount };
+  /** The kernel's direct map has their private frames in 4K; it leaves them out. */
+  readonly split?: 'some' | 'all';
+  readonly holes?: 'some' | 'all';
+  /** By second stage, as the `attribute-map` names them; null: nothing is mapped. */
+  readonly stages: readonly (CellMapping | null)[];
+  readonly changed?: readonly Change[];
+}
+
+export interface AttributesAnswer {
+  readonly kind: 'attributes';
+  readonly certainty: Certainty;
+  /** gpa of the first cell. */
+  readonly start: string;
+  /** Bytes of a cell: 4096 times a power of two. */
+  readonly cellSize: number;
+  readonly cells: number;
+  /** The different cells that there are. */
+  readonly facts: readonly CellFacts[];
+  /** Pairs: so many cells, and the number of their facts. Together they are all cells. */
+  readonly runs: readonly number[];
+}
+
+/** A range of guest-physical memory. */
+export interface RangeAnswer {
+  readonly gpa: string;
+  /** Bytes. */
+  readonly size: number;
+}
+
+export interface ConversionAnswer extends RangeAnswer {
+  readonly task: string;
+  readonly to: 'private' | 'shared';
+  /** The function that runs for it, and its next step. */
+  readonly fn?: string;
+  readonly step?: string;
+  readonly text?: string;
+  /** The page that is next. */
+  readonly page?: string;
+}
+
+/** A step that changed something about private and shared memory. */
+export interface AttributeMoment {
+  /** Positions of the log before and after it. */
+  readonly since: number;
+  readonly at: number;
+  readonly step: number;
+  readonly by: string;
+  readonly words: string;
+  /** Where, if it is about a part of memory. */
+  readonly range?: RangeAnswer;
+  /** A conversion began. */
+  readonly begins?: true;
+}
+
+export interface AttributeMapAnswer {
+  readonly kind: 'attribute-map';
+  readonly certainty: Certainty;
+  readonly vm: string;
+  readonly step: number;
+  /** Second stages, as they are called: `NPT`; of TDX `shared EPT` and `S-EPT (mirror)`. */
+  readonly stages: readonly string[];
+  /** Whether there is an RMP. */
+  readonly rmp: boolean;
+  readonly policy: string;
+  readonly slots: readonly (RangeAnswer & {
+    readonly id: number;
+    readonly readonly: boolean;
+    readonly logDirty: boolean;
+    readonly invalid: boolean;
+    readonly gmem: boolean;
+  })[];
+  /** KVM_SET_MEMORY_ATTRIBUTES that have not returned. Of the past they are not remembered. */
+  readonly conversions: readonly ConversionAnswer[];
+  readonly invalidation?: RangeAnswer & { readonly count: number };
+  /** The oldest first. */
+  readonly moments: readonly AttributeMoment[];
+  readonly moreMoments: boolean;
+}
+
+export interface PageRow {
+  /** `attribute`, `RMP entry`. */
+  readonly name: string;
+  readonly words: string;
+  /** An address in it that can be copied. */
+  readonly value?: string;
+  readonly certainty: Certainty;
+  /** `here`: this happens now. `problem`: this must not be. */
+  readonly mark?: 'here' | 'problem';
+  /** The table that says so. */
+  readonly table?: TableQuery;
+}
+
+export interface PageAnswer {
+  readonly kind: 'page';
+  readonly certainty: Certainty;
+  readonly gpa: string;
+  /** In one sentence. */
+  readonly sentence: string;
+  readonly rows: readonly PageRow[];
+}
+
 export type Answer =
   | WalkAnswer
+  | AttributesAnswer
+  | AttributeMapAnswer
+  | PageAnswer
   | RootCacheAnswer
   | TableAnswer
   | RootsAnswer

@@ -1,4 +1,4 @@
-import type { Answer, Query, StopAnswer, TableQuery } from './answers.ts';
+import type { Answer, AttributesQuery, Query, StopAnswer, TableQuery } from './answers.ts';
 
 /** What a view asks and hears. The extension relays it unread; the adapter checks requests with `parseRequest`. */
 export type ViewRequest =
@@ -26,6 +26,8 @@ export interface ShowTable {
 const MAX_ID = 200;
 /** Runs that are compared at once. */
 const MAX_RUNS = 8;
+/** Cells of a window of memory. */
+const MAX_CELLS = 4096;
 
 function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
@@ -79,6 +81,26 @@ function tableQuery(value: Record<string, unknown>): TableQuery {
   };
 }
 
+/** A position of the log, where one is told. */
+function position<K extends 'at' | 'since'>(value: Record<string, unknown>, name: K): { readonly [key in K]?: number } {
+  if (value[name] === undefined) return {};
+  const told = integer(value[name], `query.${name}`, 0, Number.MAX_SAFE_INTEGER);
+  return { [name]: told } as { readonly [key in K]?: number };
+}
+
+function attributesQuery(value: Record<string, unknown>): AttributesQuery {
+  const [start, end] = [address(value.start, 'query.start'), address(value.end, 'query.end')];
+  if (BigInt(end) <= BigInt(start)) throw new Invalid(`query.end must lie behind query.start ${start}, not at ${end}`);
+  return {
+    kind: 'attributes',
+    start,
+    end,
+    cells: integer(value.cells, 'query.cells', 1, MAX_CELLS),
+    ...position(value, 'at'),
+    ...position(value, 'since'),
+  };
+}
+
 function query(value: unknown): Query {
   if (!isRecord(value)) throw new Invalid(`query must be an object, not ${describe(value)}`);
   const kind = oneOf(value.kind, 'query.kind', [
@@ -92,6 +114,9 @@ function query(value: unknown): Query {
     'recording',
     'faults',
     'comparison',
+    'attribute-map',
+    'attributes',
+    'page',
   ]);
   switch (kind) {
     case 'walk':
@@ -125,6 +150,12 @@ function query(value: unknown): Query {
         values: values.map((each) => text(each, 'query.values')),
       };
     }
+    case 'attribute-map':
+      return { kind, ...position(value, 'at') };
+    case 'attributes':
+      return attributesQuery(value);
+    case 'page':
+      return { kind, gpa: address(value.gpa, 'query.gpa'), ...position(value, 'at') };
     case 'faults':
       return {
         kind,

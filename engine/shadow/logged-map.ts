@@ -12,6 +12,7 @@ export interface IndexChange {
 /** An index of KVM's beside its tables, such as its reverse maps: every change is logged, and undone with the log. */
 export class LoggedMap<V> {
   readonly #entries = new Map<number, V>();
+  #observers: ((key: number, before: V | undefined, after: V | undefined) => void)[] | undefined;
 
   get(key: number): V | undefined {
     return this.#entries.get(key);
@@ -31,7 +32,14 @@ export class LoggedMap<V> {
     this.restore(key, value);
   }
 
+  /** Calls back at every change from now on, undone ones included: for who keeps counts of what is in it. */
+  observe(observer: (key: number, before: V | undefined, after: V | undefined) => void): void {
+    this.#observers ??= [];
+    this.#observers.push(observer);
+  }
+
   restore(key: number, value: V | undefined): void {
+    if (this.#observers) for (const observer of this.#observers) observer(key, this.#entries.get(key), value);
     if (value === undefined) this.#entries.delete(key);
     else this.#entries.set(key, value);
   }

@@ -1,5 +1,18 @@
 import { h } from './element.ts';
-import { type Look, PATTERNS, TILE } from './permissions.ts';
+import { type Line, type Look, PATTERNS, TILE } from './permissions.ts';
+
+/** A colour and a pattern to fill with. */
+export interface Paint {
+  /** The same for the same colour and lines. */
+  readonly name: string;
+  /** CSS variable of the theme. */
+  readonly colour: string;
+  /** Lines of the pattern's tile. */
+  readonly lines: readonly Line[];
+  /** How opaque the colour and the lines are, 0 … 1. */
+  readonly tint: number;
+  readonly ink: number;
+}
 
 /** A canvas that fills its box at the screen's resolution and is drawn again when its size or the theme changes. */
 export class Canvas {
@@ -57,42 +70,54 @@ export class Canvas {
   /** Fills a rectangle with a look's tint and pattern. */
   fillLook(look: Look, x: number, y: number, width: number, height: number): void {
     const { context } = this;
-    const colour = this.token(look.colour);
     context.save();
     context.beginPath();
     context.rect(x, y, width, height);
     context.clip();
-    context.fillStyle = colour;
-    if (look.kind !== 'absent') {
-      context.globalAlpha = look.table ? 0.07 : 0.22;
-      context.fillRect(x, y, width, height);
-    }
-    const pattern = this.#pattern(look);
-    if (pattern) {
-      context.globalAlpha = look.table ? 0.35 : 0.75;
-      // The tile starts at the field's corner, so that it moves with it.
-      context.translate(x, y);
-      context.fillStyle = pattern;
-      context.fillRect(0, 0, width, height);
-      context.translate(-x, -y);
-    }
-    context.globalAlpha = 1;
-    context.fillStyle = colour;
+    const tint = look.kind === 'absent' ? 0 : look.table ? 0.07 : 0.22;
+    const paint = {
+      name: look.kind,
+      colour: look.colour,
+      lines: PATTERNS[look.kind],
+      tint,
+      ink: look.table ? 0.35 : 0.75,
+    };
+    this.fill(paint, x, y, width, height);
+    context.fillStyle = this.token(look.colour);
     if (look.user) context.fillRect(x, y + height - 3, width, 3);
     context.restore();
   }
 
-  #pattern(look: Look): CanvasPattern | undefined {
-    const lines = PATTERNS[look.kind];
+  /** Fills a rectangle with a colour and a pattern, a tile of which starts at `origin`: at the rectangle's corner unless told. */
+  fill(paint: Paint, x: number, y: number, width: number, height: number, origin = x): void {
+    const { context } = this;
+    if (paint.tint > 0) {
+      context.fillStyle = this.token(paint.colour);
+      context.globalAlpha = paint.tint;
+      context.fillRect(x, y, width, height);
+    }
+    const pattern = this.#pattern(paint);
+    if (pattern) {
+      context.globalAlpha = paint.ink;
+      // The tile starts at the field's corner, or at another's, so that it moves with it.
+      context.translate(origin, y);
+      context.fillStyle = pattern;
+      context.fillRect(x - origin, 0, width, height);
+      context.translate(-origin, -y);
+    }
+    context.globalAlpha = 1;
+  }
+
+  #pattern({ name, colour, lines }: Paint): CanvasPattern | undefined {
     if (lines.length === 0) return undefined;
     const ratio = devicePixelRatio;
-    const key = `${look.kind} ${ratio}`;
+    const key = `${name} ${ratio}`;
     const known = this.#patterns.get(key);
     if (known) return known;
     const tile = h('canvas', { width: Math.round(TILE * ratio), height: Math.round(TILE * ratio) });
     const context = tile.getContext('2d')!;
     context.scale(tile.width / TILE, tile.height / TILE);
-    context.strokeStyle = this.token(look.colour);
+    context.strokeStyle = this.token(colour);
     for (const [x1, y1, x2, y2] of lines) {
       context.beginPath();
       context.moveTo(x1, y1);

@@ -12,6 +12,9 @@ const ANSWER_KINDS = [
   'recording',
   'faults',
   'comparison',
+  'attribute-map',
+  'attributes',
+  'page',
   'error',
 ];
 
@@ -36,6 +39,12 @@ function isAnswer(value: unknown): value is Answer {
       return Array.isArray(value.rows);
     case 'comparison':
       return Array.isArray(value.columns) && Array.isArray(value.rows) && Array.isArray(value.tables);
+    case 'attribute-map':
+      return Array.isArray(value.slots) && Array.isArray(value.stages) && Array.isArray(value.moments);
+    case 'attributes':
+      return Array.isArray(value.facts) && Array.isArray(value.runs);
+    case 'page':
+      return Array.isArray(value.rows);
     case 'error':
       return typeof value.message === 'string';
     default:

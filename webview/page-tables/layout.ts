@@ -1,6 +1,6 @@
 import type { EntryRun, RootAnswer, TableQuery } from '../../engine/queries/answers.ts';
+import type { Viewport } from '../kit/viewport.ts';
 import { type EntryPath, type GetTable, totalSize } from './model.ts';
-import type { Viewport } from './viewport.ts';
 
 /** A run of entries as drawn: one row a level, across the addresses that it covers. */
 export interface Box {

@@ -10,6 +10,7 @@ import { keep, kept, lastStop, onSession, onShowTable, session, unwatch, watch }
 import { legend, legendMark } from '../kit/legend.ts';
 import { emptyState, problem, StopLine } from '../kit/page.ts';
 import { Selection } from '../kit/selection.ts';
+import { fit } from '../kit/viewport.ts';
 import {
   type EntryPath,
   findTable,
@@ -28,7 +29,6 @@ import { rowKey, treeRows } from './rows.ts';
 import { runFacts } from './run-words.ts';
 import { Tables } from './tables.ts';
 import { Tree } from './tree.ts';
-import { fit } from './viewport.ts';
 
 /** What survives a reload of the page. */
 interface Kept {

@@ -8,10 +8,10 @@ import { duration } from '../kit/motion.ts';
 import { lookOf, rightsWords } from '../kit/permissions.ts';
 import type { Selection } from '../kit/selection.ts';
 import { hideTooltip, showTooltipSoon } from '../kit/tooltip.ts';
+import { clampViewport, fit, pan, ticks, type Viewport, zoomAround, zoomPath } from '../kit/viewport.ts';
 import { type Box, boxAt, layout, wholeSpace } from './layout.ts';
 import { addressAt, type EntryPath, type GetTable, totalSize } from './model.ts';
 import { runFacts } from './run-words.ts';
-import { clampViewport, fit, pan, ticks, type Viewport, zoomAround, zoomPath } from './viewport.ts';
 
 const AXIS = 20;
 const ROW = 34;

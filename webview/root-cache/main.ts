@@ -8,13 +8,13 @@ import { h } from '../kit/element.ts';
 import { formatAddress } from '../kit/format.ts';
 import { keep, kept, onSession, session, watch } from '../kit/host.ts';
 import { emptyState, problem, StopLine } from '../kit/page.ts';
+import { Timeline } from '../kit/timeline.ts';
 import { Cards, cardsNow, cardsThen } from './cards.ts';
-import { momentSentence, momentsOf } from './moments.ts';
+import { momentSentence, momentsOf, timelineMoments } from './moments.ts';
 import { PageList } from './page-list.ts';
 import { filterPages, pageRows } from './pages.ts';
 import { roleGrid } from './role-grid.ts';
 import { compareRoles, differingFields } from './roles.ts';
-import { Timeline } from './timeline.ts';
 
 /** What survives a reload of the page. */
 interface Kept {
@@ -34,7 +34,7 @@ const kind = h('span', { class: 'quiet' });
 const toolbar = h('div', { class: 'toolbar' }, picker, kind);
 const trust = h('p', { class: 'trust' });
 const cause = h('p', { class: 'cause', 'aria-live': 'polite' });
-const timeline = new Timeline((index) => {
+const timeline = new Timeline('Changes of the roots', (index) => {
   at = index;
   draw();
 });
@@ -184,7 +184,7 @@ function drawRoots({ moments: all, moreMoments, policy }: RootCacheAnswer, vcpu:
         : '';
   cause.hidden = !moment;
   cause.textContent = moment ? momentSentence(moment, moments[(at ?? moments.length - 1) - 1]) : '';
-  timeline.show(moments, at, none, moreMoments);
+  timeline.show(timelineMoments(moments), at, none, moreMoments);
   body.classList.toggle('then', at !== undefined);
   if (at !== undefined && moment) cards.show(cardsThen(moment, vcpu.pgdName, direct));
   else cards.show(cardsNow(vcpu));

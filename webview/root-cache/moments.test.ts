@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { RootCacheMoment } from '../../engine/queries/answers.ts';
-import { causeWords, changeWords, momentSentence, momentsOf, placeMoments } from './moments.ts';
+import { placeOfMoment } from '../kit/timeline.ts';
+import { causeWords, changeWords, momentSentence, momentsOf, timelineMoments } from './moments.ts';
 
 const A = { hpa: '0x1001000', pgd: '0xfff000' };
 const B = { hpa: '0x1009000', pgd: '0xbff000' };
@@ -18,14 +19,17 @@ const moment = (roots: readonly (typeof A | null)[], changes: Partial<RootCacheM
 
 test('moments stand equally far apart, and where another register write begins is told', () => {
   const list = [moment([]), moment([A]), moment([], { cause: WP }), moment([B], { cause: WP })];
-  assert.deepEqual(placeMoments(list), [
-    { index: 0, x: 0, begins: true },
-    { index: 1, x: 1 / 3, begins: false },
-    { index: 2, x: 2 / 3, begins: true },
-    { index: 3, x: 1, begins: false },
-  ]);
-  assert.deepEqual(placeMoments([moment([])]), [{ index: 0, x: 1, begins: true }]);
-  assert.deepEqual(placeMoments([]), []);
+  assert.deepEqual(
+    timelineMoments(list).map(({ begins }) => begins),
+    [true, false, true, false],
+  );
+  assert.equal(timelineMoments(list)[1]!.sentence, momentSentence(list[1]!, list[0]));
+  assert.deepEqual(
+    list.map((_, index) => placeOfMoment(index, list.length)),
+    [0, 1 / 3, 2 / 3, 1],
+  );
+  assert.equal(placeOfMoment(0, 1), 1);
+  assert.deepEqual(timelineMoments([]), []);
 });
 
 test('each vCPU has its own', () => {

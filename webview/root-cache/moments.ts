@@ -1,5 +1,6 @@
 import type { RootCacheMoment } from '../../engine/queries/answers.ts';
 import { formatAddress } from '../kit/format.ts';
+import type { TimelineMoment } from '../kit/timeline.ts';
 
 type Root = RootCacheMoment['roots'][number];
 
@@ -17,20 +18,17 @@ export function momentsOf(
   return moments.filter((moment) => moment.vcpu === vcpu && moment.mmu === mmu);
 }
 
-/** A moment on the line of all: `x` from 0 to 1. */
-export interface Tick {
-  readonly index: number;
-  readonly x: number;
-  /** Another register write led to it than to the one before. */
-  readonly begins: boolean;
-}
-
-/** Places for moments, equally far apart: most follow each other within few steps, and each must be hit. */
-export function placeMoments(moments: readonly RootCacheMoment[]): readonly Tick[] {
-  const last = Math.max(1, moments.length - 1);
+/** Moments as the timeline shows them. */
+export function timelineMoments(moments: readonly RootCacheMoment[]): readonly TimelineMoment[] {
   return moments.map((moment, index) => {
-    const begins = index === 0 || moments[index - 1]!.cause !== moment.cause;
-    return { index, x: moments.length === 1 ? 1 : index / last, begins };
+    const before = moments[index - 1];
+    return {
+      step: moment.step,
+      // Another register write led to it than to the one before.
+      begins: !before || before.cause !== moment.cause,
+      sentence: momentSentence(moment, before),
+      note: `wanted role ${moment.rootRole}`,
+    };
   });
 }
 

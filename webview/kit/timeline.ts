@@ -1,22 +1,37 @@
 import { select as d3select } from 'd3';
-import type { RootCacheMoment } from '../../engine/queries/answers.ts';
-import { button, h, svg } from '../kit/element.ts';
-import { momentSentence, placeMoments, type Tick } from './moments.ts';
+import { button, h, svg } from './element.ts';
 
-/** A vCPU's moments as a line with a tick for each, to go along by pointer and keyboard; the last is now. */
+/** A moment that a timeline goes to. */
+export interface TimelineMoment {
+  readonly step: number;
+  /** Something new begins here: its tick stands out. */
+  readonly begins: boolean;
+  /** What changed, in one sentence. */
+  readonly sentence: string;
+  /** Said beside `as of step`. */
+  readonly note?: string;
+}
+
+/** A place on the line of all moments: `x` from 0 to 1. Equally far apart: most follow each other within few steps, and each must be hit. */
+export function placeOfMoment(index: number, count: number): number {
+  return count <= 1 ? 1 : index / (count - 1);
+}
+
+/** Moments as a line with a tick for each, to go along by pointer and keyboard; the last is now. */
 export class Timeline {
   readonly element: HTMLElement;
-  readonly #slider = h('input', { type: 'range', min: 0, step: 1, 'aria-label': 'Changes of the roots' });
+  readonly #slider: HTMLInputElement;
   readonly #ticks = svg('svg', { class: 'ticks', 'aria-hidden': 'true' });
   readonly #from = h('span', { class: 'quiet' });
   readonly #asOf = h('b', { class: 'as-of' });
   readonly #back: HTMLButtonElement;
   readonly #line: HTMLElement;
   readonly #none = h('p', { class: 'quiet' });
-  #moments: readonly RootCacheMoment[] = [];
+  #moments: readonly TimelineMoment[] = [];
 
   /** @param go hears of the moment to show; undefined: now */
-  constructor(go: (index: number | undefined) => void) {
+  constructor(label: string, go: (index: number | undefined) => void) {
+    this.#slider = h('input', { type: 'range', min: 0, step: 1, 'aria-label': label });
     this.#back = button('Back to now', () => go(undefined), { class: 'secondary', title: 'Back to now (Escape)' });
     this.#line = h(
       'div',
@@ -40,7 +55,7 @@ export class Timeline {
   }
 
   /** @param at the moment that is shown; undefined: now. @param none what is said where there are no moments */
-  show(moments: readonly RootCacheMoment[], at: number | undefined, none: string, more: boolean): void {
+  show(moments: readonly TimelineMoment[], at: number | undefined, none: string, more: boolean): void {
     this.#moments = moments;
     const last = moments.length - 1;
     const shown = at ?? last;
@@ -52,20 +67,19 @@ export class Timeline {
     this.#slider.disabled = last < 1;
     const moment = moments[shown];
     if (!moment) return;
-    this.#slider.setAttribute(
-      'aria-valuetext',
-      `${at === undefined ? 'now' : `as of step ${moment.step}`}: ${momentSentence(moment, moments[shown - 1])}`,
-    );
+    const { step, sentence, note } = moment;
+    this.#slider.setAttribute('aria-valuetext', `${at === undefined ? 'now' : `as of step ${step}`}: ${sentence}`);
     this.#from.textContent = `${more ? 'older ones are forgotten; ' : ''}step ${moments[0]!.step}`;
-    this.#asOf.textContent = at === undefined ? '' : `As of step ${moment.step}, wanted role ${moment.rootRole}`;
+    this.#asOf.textContent = at === undefined ? '' : `As of step ${step}${note === undefined ? '' : `, ${note}`}`;
     this.#back.hidden = at === undefined;
+    const x = (_: TimelineMoment, index: number): string => `${placeOfMoment(index, moments.length) * 100}%`;
     d3select(this.#ticks)
-      .selectAll<SVGLineElement, Tick>('line')
-      .data(placeMoments(moments), ({ index }) => index)
+      .selectAll<SVGLineElement, TimelineMoment>('line')
+      .data(moments, (_, index) => index)
       .join('line')
-      .attr('class', ({ index, begins }) => `tick${begins ? ' begins' : ''}${index === shown ? ' shown' : ''}`)
-      .attr('x1', ({ x }) => `${x * 100}%`)
-      .attr('x2', ({ x }) => `${x * 100}%`)
+      .attr('class', ({ begins }, index) => `tick${begins ? ' begins' : ''}${index === shown ? ' shown' : ''}`)
+      .attr('x1', x)
+      .attr('x2', x)
       .attr('y1', ({ begins }) => (begins ? 0 : 6))
       .attr('y2', 14);
   }
