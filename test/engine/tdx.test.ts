@@ -216,3 +216,10 @@ test('going back takes the secure EPT along', () => {
   const again = [...run.machine.memory.frames()].map((pfn) => [pfn, [...run.machine.memory.page(pfn)].join()]);
   assert.deepEqual(again, frames);
 });
+
+test('a slot of a TDX guest is not taken away, and it says so', () => {
+  const { diagnostics } = parseScenario(
+    'machine {\n memory 0 +4M guest-memfd\n second-stage tdp ept 4-level\n vm tdx\n}\nhost h {\n delete slot 0\n}',
+  );
+  assert.match(JSON.stringify(diagnostics), /taking a slot away from a TDX guest is not modelled yet/);
+});
