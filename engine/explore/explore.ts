@@ -1,7 +1,7 @@
 import { HAZARDS, type Hazard } from '../attributes/hazards.ts';
 import { evaluate, truthy } from '../expression.ts';
 import { Kind } from '../history/log.ts';
-import type { Machine, SmallState } from '../machine.ts';
+import { COUNTERS, type CounterName, type Machine, MachineError, type SmallState } from '../machine.ts';
 import { functionSpec, type Task } from '../operation.ts';
 import type { Program } from '../program.ts';
 import { programScope } from '../queries/scope.ts';
@@ -31,7 +31,7 @@ export function isHazard(event: Event): event is Hazard {
 export interface ExploreOptions {
   /** States after which the exploration gives up. */
   readonly maxStates: number;
-  /** Whether a step that touches nothing shared is joined to the one behind it. */
+  /** Whether a step that touches nothing shared is joined to the one behind it; not where tasks ask for counters. */
   readonly reduce: boolean;
 }
 
@@ -83,6 +83,7 @@ export class Explorer {
   /** Of each task the hash; a new list for every state. */
   #tasks: readonly Hash[];
   readonly #options: ExploreOptions;
+  readonly #counted: readonly CounterName[];
   readonly #known = new Map<number, Map<number, number> | number>();
   readonly #words: number[] = [];
   readonly #frames: Frame[] = [];
@@ -93,7 +94,9 @@ export class Explorer {
   #complete = true;
 
   constructor(program: Program, options: ExploreOptions) {
-    this.#options = options;
+    this.#counted = countersOf(program);
+    // Local steps count, too: where a count is asked for, others see them.
+    this.#options = { ...options, reduce: options.reduce && this.#counted.length === 0 };
     this.machine = createMachine(withValues(program), 1 << 22);
     this.graph = new Graph(this.machine.tasks.length);
     this.#tasks = this.machine.tasks.map(hashTask);
@@ -208,7 +211,7 @@ export class Explorer {
 
   /** The number of the state that the machine is in. */
   #intern(): number {
-    const small = hashSmall(this.machine);
+    const small = hashSmall(this.machine, this.#counted);
     let { a, b } = this.#hash;
     a ^= small.a;
     b ^= small.b;
@@ -344,6 +347,23 @@ function eventOf({
     default:
       return undefined;
   }
+}
+
+/**
+ * Counters that tasks ask for, by which states then differ. @throws MachineError where they ask for the number of steps, by which every
+ * state is another
+ */
+function countersOf({ tasks }: Program): CounterName[] {
+  const names = new Set<string>();
+  const visit = (node: object): void => {
+    const { kind, path } = node as { kind?: unknown; path?: unknown };
+    if (kind === 'name' && Array.isArray(path)) names.add(path.join('.'));
+    for (const value of Object.values(node)) if (isObject(value)) visit(value);
+  };
+  visit(tasks);
+  if (names.has('step'))
+    throw new MachineError('explore: a task asks for step, which is another in every order of the tasks’ steps');
+  return COUNTERS.filter((name) => names.has(name));
 }
 
 /** Stores without a value would store the number of steps, which depends on the schedule: here they store their line. */

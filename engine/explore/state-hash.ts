@@ -1,5 +1,5 @@
 import { Kind, type Log } from '../history/log.ts';
-import type { Machine } from '../machine.ts';
+import type { CounterName, Machine } from '../machine.ts';
 import type { Task } from '../operation.ts';
 import { emptyEntry } from '../tdp/spte.ts';
 import { NEVER_CHANGED } from './snapshot.ts';
@@ -312,13 +312,15 @@ export function hashTask(task: Task): Hash {
   return mixer.end();
 }
 
-/** The rest of what decides how a machine goes on. */
-export function hashSmall({ small }: Machine): Hash {
+/** The rest of what decides how a machine goes on. @param counted counters that the program asks for */
+export function hashSmall(machine: Machine, counted: readonly CounterName[]): Hash {
+  const { small } = machine;
   const { mmioPages, mmuValidGen, injected, lateUnsync, conversions, nextBacking, tablePools } = small;
   const { asyncPf, possibleNxHugePages } = small;
   const mixer = new Mixer();
   mixer.value([mmioPages, mmuValidGen, injected, lateUnsync, nextBacking, tablePools, asyncPf, possibleNxHugePages]);
   for (const { task, start, end, isPrivate } of [...conversions].sort((a, b) => a.task - b.task))
     mixer.value([task, start, end, isPrivate]);
+  for (const name of counted) mixer.number(machine.counter(name));
   return mixer.end();
 }

@@ -191,6 +191,18 @@ host vmm {
   assert.ok(!hazardsOf(explored(programOf(mapped))).includes('no-progress'));
 });
 
+test('counters that tasks ask for tell states apart, and the number of steps is refused', () => {
+  const waits = (condition: string): Program =>
+    programOf(
+      `vcpu 0 {\n  shared write 0x1000 = 1\n  shared write 0x1000 = 1\n}\nhost vmm {\n  wait until ${condition}\n  convert 0x1000 +4K private\n}`,
+    );
+  const found = explored(waits('accesses == 1'));
+  // The vCPU may be through before the VMM has looked: then it waits for ever, which only a count that is part of the state can tell.
+  assert.ok(eventsOf(found).includes('no-progress'));
+  assert.ok(!eventsOf(explored(waits('accesses >= 1'))).includes('no-progress'));
+  assert.throws(() => explored(waits('step > 3')), /explore: a task asks for step/);
+});
+
 test('an exploration that is given up says so', () => {
   const found = explore(programOf(STALE), { maxStates: 50, reduce: true });
   assert.equal(found.complete, false);
