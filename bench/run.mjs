@@ -2,11 +2,15 @@
 // the time from launch to the first stop.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { accessSync, closeSync, constants, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
+import { buildAll } from '../scripts/build.mjs';
 import { buildNative, withoutCompiler } from '../scripts/native.mjs';
+import { chromiumFlags, findChromium } from '../test/vscode/chromium.mjs';
+import { installTestTools } from '../test/vscode/install.mjs';
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)));
 
@@ -87,6 +91,54 @@ async function measureTraces(bundle) {
   }
 }
 
+/** The map of memory in a browser, beside a plain SVG of the same ranges. */
+async function measureFrames() {
+  const executablePath = findChromium();
+  if (!executablePath) {
+    console.log('frames of the map: skipped, there is no Chromium (install it, or set CHROMIUM to its path)');
+    return;
+  }
+  await installTestTools({ server: false });
+  await buildAll();
+  const { chromium } = createRequire(new URL('../test/vscode/package.json', import.meta.url))('playwright-core');
+  const outfile = join(folder, 'attribute-frames.js');
+  await build({
+    entryPoints: ['bench/attribute-frames.ts'],
+    bundle: true,
+    platform: 'browser',
+    format: 'iife',
+    target: 'es2022',
+    alias: { url: './adapter/worker-shims/url.ts' },
+    minify: true,
+    outfile,
+    logLevel: 'error',
+  });
+  const ranges = Number(process.env.BENCH_RANGES ?? 1e6);
+  const browser = await chromium.launch({ executablePath, args: chromiumFlags });
+  try {
+    const page = await browser.newPage({ viewport: { width: 1000, height: 400 } });
+    await page.addStyleTag({ path: 'dist/webview/attributes.css' });
+    await page.addScriptTag({ path: outfile });
+    const { canvas, svg, built } = await page.evaluate((count) => globalThis.attributeFrames(count, 200, 5), ranges);
+    const middle = (times) => [...times].sort((a, b) => a - b)[Math.floor(times.length / 2)];
+    const most = (times) => Math.max(...times);
+    console.log(`frames of the map, ${ranges} ranges         median ms   worst ms       ratio of medians`);
+    console.log(
+      `canvas, ${canvas.length} frames of pan and zoom`.padEnd(44),
+      middle(canvas).toFixed(2).padStart(8),
+      most(canvas).toFixed(2).padStart(10),
+    );
+    console.log(
+      `plain SVG, ${svg.length} frames (built in ${built.toFixed(0)} ms)`.padEnd(44),
+      middle(svg).toFixed(2).padStart(8),
+      most(svg).toFixed(2).padStart(10),
+      (middle(svg) / middle(canvas)).toPrecision(3).padStart(12),
+    );
+  } finally {
+    await browser.close();
+  }
+}
+
 const folder = mkdtempSync(join(tmpdir(), 'kvm-mmu-bench-'));
 try {
   const bundle = (entry, name) =>
@@ -146,6 +198,13 @@ try {
   );
   await bundle('bench/explore.ts', 'explore.mjs');
   console.log(execFileSync(process.execPath, [join(folder, 'explore.mjs')], { encoding: 'utf8' }).trim());
+  await bundle('bench/attributes.ts', 'attributes.mjs');
+  console.log(
+    execFileSync(process.execPath, ['--max-old-space-size=12000', join(folder, 'attributes.mjs')], {
+      encoding: 'utf8',
+    }).trim(),
+  );
+  await measureFrames();
   const why = withoutKvm();
   if (why !== undefined) console.log(`on KVM: skipped, ${why}`);
   else await measureKvm(bundle, measure);

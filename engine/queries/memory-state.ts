@@ -55,11 +55,6 @@ const large: Frames<RmpEntry> = (pfn, { level }) => (level === 2 ? [pfn, PAGES_2
 const validated: Frames<RmpEntry> = (pfn, entry) => (entry.validated ? assigned(pfn, entry) : undefined);
 const block: Frames<true> = (number) => [number * PAGES_2M, PAGES_2M];
 
-/** What pages are counted by. */
-export interface Counted {
-  count(start: Pfn, end: Pfn): number;
-}
-
 /** A map of the machine's as it was: keys that have changed since, with the values that they had. */
 class PastMap<V> {
   readonly #map: LoggedMap<V>;
@@ -73,15 +68,11 @@ class PastMap<V> {
     return this.overlay.has(key) ? this.overlay.get(key) : this.#map.get(key);
   }
 
-  counted(frames: Frames<V>): Counted {
+  counted(frames: Frames<V>): PageCounts {
     const now = countsOf(this.#map, frames);
     const counts = this.overlay.size === 0 ? now : new PageCounts(now);
     for (const [key, before] of this.overlay) change(counts, frames, key, this.#map.get(key), before);
-    const has = (pfn: Pfn): boolean => {
-      const value = this.get(pfn);
-      return value !== undefined && frames(pfn, value) !== undefined;
-    };
-    return { count: (start, end) => counts.count(start, end, has) };
+    return counts;
   }
 }
 

@@ -145,10 +145,17 @@ function randomScenario(next: (limit: number) => number): string {
   const pick = <T>(list: readonly T[]): T => list[next(list.length)]!;
   const page = (): string => hex(pick([0, 512, 1024 - 8, 1024, 2048]) * 4096 + next(40) * 4096);
   const size = (): string => pick(['4K', '4K', '16K', '2M', '2056K']);
-  const convert = (): string => `  convert ${page()} +${size()} ${pick(['private', 'shared'])}`;
+  const convert = (): string => {
+    const range = next(3) === 0 ? `${pick(['0', '0x200000'])} +2M` : `${page()} +${size()}`;
+    return `  convert ${range} ${pick(['private', 'shared'])}`;
+  };
   const vm = pick(['snp', 'snp', 'software-protected']);
-  const access = (): string =>
-    `  ${vm === 'snp' ? `${pick(['private', 'shared'])} ` : ''}${pick(['read', 'write'])} ${page()}`;
+  const access = (): string => {
+    const how = `${pick(['read', 'write'])} ${page()}`;
+    if (vm !== 'snp') return `  ${how}`;
+    if (next(14) === 0) return `  pvalidate ${next(2) === 0 ? page() : `${pick(['0', '0x200000'])} 2M`}`;
+    return `  ${pick(['private', 'shared'])} ${how}`;
+  };
   const lines = (line: () => string, count: number): string => Array.from({ length: count }, line).join('\n');
   const huge = pick(['huge 2M ', '']);
   return `machine x86-64 {
@@ -162,10 +169,10 @@ function randomScenario(next: (limit: number) => number): string {
   policy conversion = ${pick(ORDERINGS)}
 }
 vcpu 0 {
-${lines(access, 12)}
+${lines(access, 20)}
 }
 vcpu 1 {
-${lines(access, 12)}
+${lines(access, 20)}
 }
 host vmm {
 ${lines(() => (next(4) === 0 ? `  punch ${page()} +${pick(['4K', '16K'])}` : convert()), 6)}
@@ -182,7 +189,7 @@ function withGmem(program: Program, next: (limit: number) => number): Program {
 
 test('random machines are shown as they are, and as they were', () => {
   const seen = new Set<string>();
-  for (let seed = 1; seed <= 60; seed++) {
+  for (let seed = 1; seed <= 110; seed++) {
     const next = random(seed);
     const program = withGmem(programOf(randomScenario(next)), next);
     const run = new Run(program);
@@ -195,7 +202,7 @@ test('random machines are shown as they are, and as they were', () => {
       }
     };
     for (let stop = 0; stop < 6; stop++) {
-      stepTo(run, run.machine.steps + 1 + next(80));
+      stepTo(run, run.machine.steps + 1 + next(160));
       const { machine } = run;
       stops.push({ steps: machine.steps, at: machine.log.length });
       const start = next(2600);
@@ -287,6 +294,33 @@ test('a step marks what it changes, and nothing else', () => {
       before = now.map(withoutChanged);
     }
   }
+});
+
+test('an RMP entry of 2M that goes marks all of its pages', () => {
+  const run = new Run(
+    programOf(`machine {
+  memory 0 +4M huge 2M guest-memfd 2M
+  second-stage tdp npt 4-level
+  vm snp
+  launch 0 +2M
+  policy conversion = rfc-v8
+}
+host vmm {
+  convert 0 +2M shared
+}
+`),
+  );
+  const query = { kind: 'attributes', start: '0x0', end: '0x400000', cells: 1024 } as const;
+  for (let task = run.pick(); task; task = run.pick()) {
+    const since = run.machine.log.length;
+    const entries = run.machine.attributes.rmp.size;
+    run.step(task);
+    if (run.machine.attributes.rmp.size === entries) continue;
+    const marked = cellsOf(ask(run.machine, query, since)).filter(({ changed }) => changed?.includes('private-page'));
+    assert.equal(marked.length, 512);
+    return;
+  }
+  assert.fail('no entry ever went');
 });
 
 const EXAMPLE = readFileSync('examples/conversion.mmu', 'utf8');

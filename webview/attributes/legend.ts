@@ -45,6 +45,6 @@ export function memoryLegend(rmp: boolean): HTMLElement {
     legendMark('mark-dirty', 'dirty'),
     legendMark('mark-invalidation', 'being invalidated'),
     legendMark('mark-here', 'conversion under way'),
-    legendMark('mark-outline', 'changed by the last step'),
+    legendMark('mark-outline', 'changed since the last stop'),
   );
 }

@@ -399,15 +399,22 @@ export class MemoryMap {
         context.fillRect(left - (across === 3 ? 1 : 0), top + height - 4, across, 4);
         continue;
       }
+      // Apart from what is within, which may be of the same colour.
+      context.strokeStyle = this.#canvas.token('--surface');
+      context.lineWidth = 4;
+      context.strokeRect(left + 2, top + 2, across - 4, height - 4);
+      context.strokeStyle = this.#canvas.token('--changed');
       context.lineWidth = 2;
       context.strokeRect(left + 1, top + 1, across - 2, height - 2);
       context.lineWidth = 1;
       // A corner, which no other outline has.
+      context.fillStyle = this.#canvas.token('--text');
       context.beginPath();
       context.moveTo(left + across, top);
       context.lineTo(left + across - 9, top);
       context.lineTo(left + across, top + 9);
       context.fill();
+      context.fillStyle = this.#canvas.token('--changed');
     }
   }
 

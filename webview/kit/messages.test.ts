@@ -53,3 +53,20 @@ test('a root cache without its lists is none', () => {
   assert.deepEqual(changed(whole), { type: 'changed', answers: [{ id: 'a', answer: whole }] });
   assert.deepEqual(changed({ ...whole, moments: undefined }), { type: 'changed', answers: [] });
 });
+
+test('answers about memory without their lists are none', () => {
+  const changed = (answer: object) => parseEvent({ type: 'changed', answers: [{ id: 'a', answer }] });
+  for (const whole of [
+    { kind: 'attributes', facts: [], runs: [] },
+    { kind: 'attribute-map', slots: [], stages: [], moments: [] },
+    { kind: 'page', rows: [] },
+  ]) {
+    assert.deepEqual(changed(whole), { type: 'changed', answers: [{ id: 'a', answer: whole }] });
+    for (const name of Object.keys(whole).slice(1))
+      assert.deepEqual(
+        changed({ ...whole, [name]: undefined }),
+        { type: 'changed', answers: [] },
+        `${whole.kind} without ${name}`,
+      );
+  }
+});
