@@ -61,7 +61,7 @@ function trace(machine: Machine, info: FaultInfo, pfn: number, level: number, re
   machine.trace('kvm_rmp_fault', {
     vcpu_id: info.vcpu,
     gpa: info.gpa,
-    pfn,
+    pfn: Math.max(pfn, 0),
     error_code: info.errorCode,
     rmp_level: level,
     psmash_ret: result,

@@ -170,6 +170,10 @@ function traceText(machine: Machine, event: string, fields: Readonly<Record<stri
       return `gfn ${number('gfn')} spte ${spte('spte')} level ${fields.level} errno ${fields.errno}`;
     case 'kvm_mmu_zap_all_fast':
       return `kvm-mmu-valid-gen ${fields.valid_gen} used_pages ${number('used_pages')}`;
+    case 'kvm_vm_set_mem_attributes':
+      return `0x${number('start').padStart(14, '0')} -- 0x${number('end').padStart(14, '0')} [0x${number('attr')}]`;
+    case 'kvm_rmp_fault':
+      return `vcpu ${fields.vcpu_id} gpa ${number('gpa').padStart(16, '0')} pfn 0x${number('pfn')} error_code 0x${number('error_code')} rmp_level ${fields.rmp_level} psmash_ret ${fields.psmash_ret}`;
     case 'kvm_unmap_hva_range':
       return `mmu notifier unmap range: 0x${number('start').padStart(14, '0')} -- 0x${number('end').padStart(14, '0')}`;
     default:

@@ -207,7 +207,6 @@ export const kvmTdpMmuMap = defineFunction<MapLocals>({
         if (enterModule(machine, task)) return NEXT;
         if (locals.child >= 0) machine.freeTable(locals.child);
         machine.setSpte(locals.table, locals.index, locals.lo, locals.hi);
-        machine.trace('tdx_operand_busy', { gfn: locals.fault.gfn, level: locals.level });
         return returns(task, RET_PF.RETRY);
       },
     },
