@@ -109,14 +109,37 @@ export function allowed(
   kvm: readonly string[],
   [major, minor]: readonly number[],
 ): string[] {
-  if (major! > 6 || (major === 6 && minor! >= 13)) return [...kvm];
+  const once = withoutRetries(engine, kvm);
+  if (major! > 6 || (major === 6 && minor! >= 13)) return once;
   const kept: string[] = [];
   let isSynced = false;
-  kvm.forEach((event, at) => {
+  once.forEach((event, at) => {
     isSynced ||= event.startsWith('sync_page') || event.endsWith(', unsync, existing');
-    const isAgain = isSynced && event.startsWith('set_spte') && kvm[at + 1] === engine[kept.length];
+    const isAgain = isSynced && event.startsWith('set_spte') && once[at + 1] === engine[kept.length];
     if (event === engine[kept.length] || !isAgain) kept.push(event);
   });
+  return kept;
+}
+
+/**
+ * mmu_sync_children gives up behind a page that it has synchronized where another task wants the processor, and the fault is tried again: told
+ * are the fault and the pages on its way once more. Accepted where that is all, and the next event lines up.
+ */
+function withoutRetries(engine: readonly string[], kvm: readonly string[]): string[] {
+  const kept: string[] = [];
+  for (let at = 0; at < kvm.length; at++) {
+    const event = kvm[at]!;
+    const first = kept.lastIndexOf(event);
+    const isRetry =
+      event.startsWith('#PF') &&
+      kept.at(-1)?.startsWith('sync_page') &&
+      first >= 0 &&
+      !kept.slice(first + 1).some((each) => each.startsWith('#PF'));
+    let next = at + 1;
+    while (isRetry && kvm[next]?.startsWith('get_page') && kept.indexOf(kvm[next]!, first) >= 0) next++;
+    if (isRetry && engine[kept.length] !== event && kvm[next] === engine[kept.length]) at = next - 1;
+    else kept.push(event);
+  }
   return kept;
 }
 
