@@ -28,6 +28,7 @@ function scenario(name: string, text: string): string {
 /** Examples that KVM cannot be told, and why. */
 const UNFIT: Readonly<Record<string, RegExp>> = {
   'conversion.mmu': /vm snp: scenarios with private memory run in the emulator alone so far/,
+  'conversion-race.mmu': /vm snp: scenarios with private memory run in the emulator alone so far/,
   'huge-pages.mmu': /vcpu 0 runs without paging/,
   'mode-switch.mmu': /cr0\.pg: the code that makes the accesses on KVM stays with 32-bit paging/,
   'populate.mmu': /vcpu 0 runs without paging/,
