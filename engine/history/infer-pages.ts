@@ -93,6 +93,11 @@ export function isLeaf(level: number, lo: number): boolean {
   return (lo & PRESENT) !== 0 && (level === 1 || (lo & LARGE) !== 0);
 }
 
+/** Indices of a table's entries that map pages. */
+export function leavesOf({ level, entries }: InferredTable): number[] {
+  return [...Array(ENTRIES).keys()].filter((index) => isLeaf(level, entries[2 * index]!));
+}
+
 /** The frame that an entry has (bits 51:12). */
 export function frameOf(lo: number, hi: number): number {
   return (hi & 0xf_ffff) * 2 ** 20 + (lo >>> 12);

@@ -4,6 +4,7 @@ import {
   type InferredTable,
   indexOf,
   isTold,
+  leavesOf,
   placeKey,
   secondStageOf,
   writeLink,
@@ -341,10 +342,10 @@ export function syncPage(state: State, at: number, pid: number): void {
   const { recording } = state;
   const machine = ownerOf(state, pid);
   const table = machine && pageByKey(state, machine, at);
-  if (table) table.unsync = recording.kind(at) === UNSYNC;
+  if (!table) return;
   // What is synchronized is dropped or changed without a word.
-  if (machine && table && recording.kind(at) === SYNC)
-    machine.stale ||= 'a shadow page was synchronized with the guest’s table: what became of its entries is not traced';
+  if (table.unsync) for (const index of leavesOf(table)) table.doubtful.set(index, 'stale');
+  table.unsync = recording.kind(at) === UNSYNC;
 }
 
 export function zapPage(state: State, at: number, pid: number): void {

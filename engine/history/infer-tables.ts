@@ -1,6 +1,7 @@
 import type { KvmRoot, KvmTable, KvmTables } from '../kernel/tables.ts';
+import type { Certainty } from '../queries/answers.ts';
 import type { Machine } from './infer-machine.ts';
-import { type InferredRoot, isTold } from './infer-pages.ts';
+import { type InferredRoot, type InferredTable, isTold, leavesOf } from './infer-pages.ts';
 import { type State, WHOSE } from './infer-state.ts';
 
 export function tablesOf(state: State, machine: Machine, number: number, at: number): KvmTables {
@@ -16,7 +17,7 @@ export function tablesOf(state: State, machine: Machine, number: number, at: num
       roleKnown: table.roleKnown,
       entries: table.entries,
       certainty: stale === '' ? 'inferred' : 'stale',
-      doubtful: table.doubtful,
+      doubtful: doubtsOf(table),
       ...(isTold(table) ? {} : { untold: true }),
     });
   }
@@ -36,10 +37,19 @@ export function tablesOf(state: State, machine: Machine, number: number, at: num
     kind: machine.kind ?? 'npt',
     source: 'events',
     certainty: stale === '' ? 'inferred' : 'stale',
-    why: stale === '' ? `worked out from tracepoints${looseWords(machine, removed)}` : stale,
+    why: stale === '' ? `worked out from tracepoints${looseWords(machine, removed)}${unsyncWords(machine)}` : stale,
     tables,
     roots,
   };
+}
+
+/**
+ * Of an unsync page every leaf is doubtful: what the vCPU invalidates is dropped, or made anew of the guest's entry, and no event says
+ * so (`kvm_mmu_invalidate_addr`, `kvm_sync_spte`).
+ */
+function doubtsOf(table: InferredTable): ReadonlyMap<number, Certainty> {
+  if (!table.unsync) return table.doubtful;
+  return new Map([...table.doubtful, ...leavesOf(table).map((index) => [index, 'stale'] as const)]);
 }
 
 /**
@@ -58,6 +68,12 @@ function looseWords({ tables, roots, dying }: Machine, removed: ReadonlySet<numb
   const loose = [...tables.values()].filter(({ id, parent }) => !parent && !tops.has(id) && !removed.has(id)).length;
   if (loose === 0) return '';
   return `; they do not tell which entries lead to ${loose} of its ${tables.size} tables`;
+}
+
+function unsyncWords({ tables }: Machine): string {
+  const changed = [...tables.values()].filter((table) => [...doubtsOf(table).values()].includes('stale')).length;
+  if (changed === 0) return '';
+  return `; ${changed} ${changed === 1 ? 'table has' : 'tables have'} entries that KVM may have changed since without an event`;
 }
 
 function staleWords(state: State, machine: Machine, number: number, at: number): string {

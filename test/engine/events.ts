@@ -46,6 +46,12 @@ export class Events {
     return this.tell(pid, 'kvm_mmu_prepare_zap_page', { mmu_valid_gen: 0, gfn, role, root_count: 0, unsync: 0 });
   }
 
+  /** A shadow page may differ from the guest's table from now on, or is made to agree with it. */
+  sync(pid: number, gfn: number, role: number, word: 'sync' | 'unsync'): this {
+    const unsync = word === 'sync' ? 1 : 0;
+    return this.tell(pid, `kvm_mmu_${word}_page`, { mmu_valid_gen: 0, gfn, role, root_count: 0, unsync });
+  }
+
   zapAll(pid: number): this {
     return this.tell(pid, 'kvm_mmu_zap_all_fast', { mmu_valid_gen: 1, mmu_used_pages: 0 });
   }

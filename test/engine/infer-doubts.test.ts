@@ -109,6 +109,21 @@ test('memory that the host takes back puts every machine with shadow tables in d
     );
 });
 
+test('leaves of an unsync page, and what was synchronized, are in doubt until they are set again', () => {
+  const unsync = (): Events => shadowed().sync(10, 0x31, SHADOW | 1, 'unsync');
+  const live = (events: Events): readonly string[] => mapped(events.machines()[0]!).live[0]!;
+  assert.deepEqual(live(unsync()), ['5=77?']);
+  assert.deepEqual(live(unsync().spte(10, 6, leaf(0x78n), 0x4000_030n)), ['5=77?', '6=78?']);
+  const synced = (): Events => unsync().sync(10, 0x31, SHADOW | 1, 'sync');
+  assert.deepEqual(live(synced().spte(10, 6, leaf(0x78n), 0x4000_030n)), ['5=77?', '6=78']);
+  assert.deepEqual(live(synced().spte(10, 5, leaf(0x79n), 0x4000_028n)), ['5=79']);
+  assert.match(
+    synced().machines()[0]!.tables.why,
+    /1 table has entries that KVM may have changed since without an event/,
+  );
+  assert.equal(synced().machines()[0]!.tables.certainty, 'inferred', 'the others are as events tell');
+});
+
 test('a thread is of the machine that has what it changes, even if that comes later', () => {
   const unclear = (): Events => two().entry(31, 1).fault(31, 1, 0x6000).change(31, 1, 6, 0n, leaf(0x89n));
   for (const { tables } of unclear().machines()) assert.match(tables.why, /do not tell which/);

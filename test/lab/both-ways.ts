@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import type { HelperPlace } from '../../adapter/kvm/place.ts';
 import { roleWords } from '../../engine/kernel/role.ts';
 import type { KvmTable, KvmTables } from '../../engine/kernel/tables.ts';
+import type { Certainty } from '../../engine/queries/answers.ts';
 import { builtTables, onKvm } from './run-both.ts';
 
 /** Accessed and dirty: the processor sets them without an event. */
@@ -25,6 +26,12 @@ const UNTOLD: readonly (readonly [name: string, holds: (of: Difference) => boole
     ({ built, kernel, inferred }) =>
       built.kind === 'shadow' && ((kernel ^ (inferred & ~(W | MMU_WRITABLE))) & ~SILENT.shadow) === 0,
   ],
+  // What is invalidated in an unsync page, and what is synchronized, is made anew of the guest's entry, of the same frame
+  // (kvm_sync_spte); such an entry is told to be doubtful.
+  [
+    'sync_spte',
+    ({ doubt, level, kernel, inferred }) => doubt === 'stale' && level === 1 && kernel >>> 12 === inferred >>> 12,
+  ],
 ];
 
 interface Difference {
@@ -33,6 +40,8 @@ interface Difference {
   /** Low words; 0 where nothing is present. */
   readonly kernel: number;
   readonly inferred: number;
+  /** What the events say of their entry, where it is less than of the table. */
+  readonly doubt: Certainty | undefined;
 }
 
 /** What became of a comparison: entries that are alike, and those that are not, by who is silent about them. */
@@ -87,7 +96,14 @@ function compare(kernel: KvmTables, events: KvmTables): BothWays {
         if (there !== 0) same++;
         continue;
       }
-      const row = UNTOLD.find(([, holds]) => holds({ built: kernel, level: levelOf(real), kernel: there, inferred }));
+      const difference = {
+        built: kernel,
+        level: levelOf(real),
+        kernel: there,
+        inferred,
+        doubt: table.doubtful?.get(index),
+      };
+      const row = UNTOLD.find(([, holds]) => holds(difference));
       if (row) silent.set(row[0], (silent.get(row[0]) ?? 0) + 1);
       else
         wrong.push(
