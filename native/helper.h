@@ -112,23 +112,33 @@ struct vm_options {
 		u32 id;
 		u64 gpa;
 		u64 size;
-		bool readonly;
+		/* KVM_MEM_*. */
+		u32 flags;
 	} slots[MAX_SLOTS];
 	int slot_count;
 	int vcpus;
 	u32 dirty_ring;
 	bool huge;
+	bool software_protected;
 	const char *image;
 	u64 image_gpa;
 };
 
 struct vcpu;
 
+struct range {
+	u64 start;
+	u64 end;
+};
+
 struct vm {
 	int kvm;
 	int fd;
 	int memfd;
 	u64 memfd_size;
+	/* Private memory. */
+	struct range *private;
+	int private_count;
 	size_t run_size;
 	struct slot slots[MAX_SLOTS];
 	struct vcpu *vcpus[MAX_VCPUS];
@@ -198,6 +208,15 @@ int vm_migrate(struct vm *vm, u64 gpa, u64 size);
 struct slot *vm_slot_of_range(struct vm *vm, u64 gpa, u64 size);
 /* Whether KVM builds shadow tables, which do not notice stores from outside the guest. */
 bool vm_is_shadow(const struct vm *vm);
+
+/* ---- private and shared memory (attributes.c) */
+
+/* KVM_SET_MEMORY_ATTRIBUTES: memory becomes private or shared. */
+int vm_attributes(struct vm *vm, u64 gpa, u64 size, bool is_private);
+/* Gives back the frames that a slot's guest_memfd has for a range. */
+int vm_punch(struct vm *vm, u64 gpa, u64 size);
+/* How much of a range is shared, from its beginning. */
+u64 vm_shared_length(const struct vm *vm, u64 gpa, u64 length);
 
 /* ---- guest memory (memory.c) */
 

@@ -12,12 +12,13 @@
 #include "record.h"
 
 static const char usage[] =
-	"usage: kvm-mmu-helper [--memory SIZE | --slot ID:GPA:SIZE[:ro]]... [--vcpus N] [--image FILE[@GPA]]\n"
-	"                      [--dirty-ring N] [--page-size 4K|2M] [--listen PATH]\n"
+	"usage: kvm-mmu-helper [--memory SIZE | --slot ID:GPA:SIZE[:ro|:private]]... [--vcpus N] [--image FILE[@GPA]]\n"
+	"                      [--vm-type ordinary|software-protected] [--dirty-ring N] [--page-size 4K|2M] [--listen PATH]\n"
 	"       kvm-mmu-helper --record FD [--all] -- COMMAND [ARGUMENT]...\n"
 	"Owns a virtual machine under KVM and speaks the GDB remote protocol, on standard input and output or at a\n"
 	"Unix socket. SIZE may end in K, M or G; numbers may begin with 0x. An image is an ELF64 file, or flat and\n"
 	"loaded at GPA (1M if not given). Memory is 64M at address 0 if not given.\n"
+	"A software-protected VM has private memory, for which slots that are private have a guest_memfd.\n"
 	"With --page-size 2M the host is asked for large pages behind it, where its shmem_enabled is advise.\n"
 	"With --record there is no machine: KVM's events are written to FD while a command runs.\n";
 
@@ -46,14 +47,17 @@ static int parse_slot(struct vm_options *options, const char *text)
 	bool good = parse_size(at, ":", &at, &id) && *at++ == ':' && parse_size(at, ":", &at, &gpa) && *at++ == ':' &&
 		    parse_size(at, ":", &at, &size) && id <= UINT32_MAX;
 	bool readonly = good && !strcmp(at, ":ro");
-	if (!good || (*at && !readonly))
-		return fail(EINVAL, "--slot %s: ID:GPA:SIZE is wanted, with :ro behind it if the guest may not write", text);
+	bool private = good && !strcmp(at, ":private");
+	if (!good || (*at && !readonly && !private))
+		return fail(EINVAL,
+			    "--slot %s: ID:GPA:SIZE is wanted, with :ro behind it if the guest may not write, or :private for a guest_memfd",
+			    text);
 	if (options->slot_count == MAX_SLOTS)
 		return fail(ENOSPC, "--slot %s: at most %d slots are possible", text, MAX_SLOTS);
 	options->slots[options->slot_count].id = (u32)id;
 	options->slots[options->slot_count].gpa = gpa;
 	options->slots[options->slot_count].size = size;
-	options->slots[options->slot_count++].readonly = readonly;
+	options->slots[options->slot_count++].flags = readonly ? KVM_MEM_READONLY : private ? KVM_MEM_GUEST_MEMFD : 0;
 	return 0;
 }
 
@@ -65,7 +69,7 @@ static int parse_options(int count, char **arguments, struct vm_options *options
 	for (int i = 1; i < count; i++) {
 		const char *name = arguments[i], *text = i + 1 < count ? arguments[i + 1] : NULL;
 		static const char *const names[] = { "--memory", "--slot",	 "--vcpus", "--image",
-						     "--listen", "--dirty-ring", "--page-size", NULL };
+						     "--listen", "--dirty-ring", "--page-size", "--vm-type", NULL };
 		int known = 0;
 		while (names[known] && strcmp(names[known], name))
 			known++;
@@ -110,6 +114,11 @@ static int parse_options(int count, char **arguments, struct vm_options *options
 			options->huge = !strcmp(text, "2M");
 			if (!options->huge && strcmp(text, "4K"))
 				return fail(EINVAL, "--page-size %s: 4K or 2M is wanted", text);
+			break;
+		case 7:
+			options->software_protected = !strcmp(text, "software-protected");
+			if (!options->software_protected && strcmp(text, "ordinary"))
+				return fail(EINVAL, "--vm-type %s: ordinary or software-protected is wanted", text);
 			break;
 		}
 	}

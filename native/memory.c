@@ -4,14 +4,20 @@
 
 #include "helper.h"
 
-/* How much of a range lies in one slot, and where. */
+/* How much of a range lies in one slot, and where: up to private memory, of which the host has no mapping. */
 static u8 *reach(struct vm *vm, u64 gpa, size_t length, size_t *reachable)
 {
 	const struct slot *slot = vm_slot_at(vm, gpa);
 	if (!slot)
 		return NULL;
 	u64 left = slot->gpa + slot->size - gpa;
-	*reachable = left < length ? (size_t)left : length;
+	if (left > length)
+		left = length;
+	if (slot->private_fd >= 0)
+		left = vm_shared_length(vm, gpa, left);
+	if (!left)
+		return NULL;
+	*reachable = (size_t)left;
 	return slot->view + (gpa - slot->gpa);
 }
 

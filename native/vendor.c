@@ -92,7 +92,11 @@ static int info(struct vm *vm, struct text *json)
 		text_add(json, "}");
 		comma = ",";
 	}
-	text_add(json, "]},\"vcpus\":%d,\"maxphyaddr\":%d,\"pages1g\":%s,\"vendor\":", vm->vcpu_count, vm->max_phys_addr,
+	text_add(json, "]");
+	for (int i = 0; i < vm->private_count; i++)
+		text_add(json, "%s[\"0x%llx\",\"0x%llx\"]", i ? "," : ",\"private\":[", (unsigned long long)vm->private[i].start,
+			 (unsigned long long)(vm->private[i].end - vm->private[i].start));
+	text_add(json, "%s},\"vcpus\":%d,\"maxphyaddr\":%d,\"pages1g\":%s,\"vendor\":", vm->private_count ? "]" : "", vm->vcpu_count, vm->max_phys_addr,
 		 vm->pages_1g ? "true" : "false");
 	text_json(json, vm->cpu_vendor);
 	/* As tracepoints name them, which know no other namespace than the first. */
@@ -235,20 +239,12 @@ static int set_attributes(struct vm *vm, const char *text)
 	u64 values[2];
 	const char *how;
 	int error = numbers(text, values, 2, &how);
-	const char *lacks = vm_lacks(vm, "memory-attributes");
 	if (error)
 		return error;
-	if (*lacks)
-		return fail(EOPNOTSUPP, "%s", lacks);
-	bool private = !strcmp(how, "private");
-	if (!private && strcmp(how, "shared"))
+	bool is_private = !strcmp(how, "private");
+	if (!is_private && strcmp(how, "shared"))
 		return fail(EINVAL, "“%s”: memory is private or shared", how);
-	struct kvm_memory_attributes attributes = { .address = values[0],
-						    .size = values[1],
-						    .attributes = private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0 };
-	return ioctl(vm->fd, KVM_SET_MEMORY_ATTRIBUTES, &attributes) ?
-		       fail(errno, "KVM_SET_MEMORY_ATTRIBUTES: %s", strerror(errno)) :
-		       0;
+	return vm_attributes(vm, values[0], values[1], is_private);
 }
 
 static struct vcpu *need_vcpu(struct vm *vm, u64 id)
@@ -386,7 +382,11 @@ int vendor_packet(struct vm *vm, const char *packet, struct text *reply)
 			error = vcpu ? ring_take(vcpu, reply) : -ENOENT;
 	} else if ((at = after(packet, "vKvm.Attributes:")))
 		error = set_attributes(vm, at);
-	else if ((at = after(packet, "vKvm.PreFault:")))
+	else if ((at = after(packet, "vKvm.Punch:"))) {
+		error = numbers(at, values, 2, NULL);
+		if (!error)
+			error = vm_punch(vm, values[0], values[1]);
+	} else if ((at = after(packet, "vKvm.PreFault:")))
 		error = pre_fault(vm, at);
 	else
 		return 0;

@@ -103,6 +103,14 @@ const char *vm_lacks(struct vm *vm, const char *name)
 	return "";
 }
 
+/* Why this KVM makes no software-protected VM. */
+static const char *no_protected_vm(const struct vm *vm)
+{
+	if (ioctl(vm->kvm, KVM_CHECK_EXTENSION, KVM_CAP_MEMORY_ATTRIBUTES) <= 0)
+		return "KVM makes no software-protected VM: this kernel has no private memory (KVM_SET_MEMORY_ATTRIBUTES answers ENOTTY; Linux 6.8 with CONFIG_KVM_SW_PROTECTED_VM)";
+	return "KVM makes no software-protected VM: this kernel was built without CONFIG_KVM_SW_PROTECTED_VM, or does not use the TDP MMU";
+}
+
 /* How KVM translates guest-physical addresses, as its modules say. */
 static const char *second_stage(bool *emulates)
 {
@@ -500,8 +508,10 @@ int vm_create(struct vm *vm, const struct vm_options *options)
 		return fail(EPROTO, "/dev/kvm speaks version %d of KVM's interface; %d is needed", version,
 			    KVM_API_VERSION);
 	do
-		vm->fd = ioctl(vm->kvm, KVM_CREATE_VM, 0);
+		vm->fd = ioctl(vm->kvm, KVM_CREATE_VM, options->software_protected ? KVM_X86_SW_PROTECTED_VM : 0);
 	while (vm->fd < 0 && errno == EINTR);
+	if (vm->fd < 0 && errno == EINVAL && options->software_protected)
+		return fail(EOPNOTSUPP, "%s", no_protected_vm(vm));
 	if (vm->fd < 0)
 		return fail(errno, "KVM does not make a VM: %s%s", strerror(errno),
 			    errno == EBUSY ? " (another hypervisor may be using the processor's virtualization)" : "");
@@ -529,7 +539,7 @@ int vm_create(struct vm *vm, const struct vm_options *options)
 	ioctl(vm->fd, KVM_SET_TSS_ADDR, 0xfffbd000UL);
 	for (int i = 0; i < options->slot_count; i++) {
 		int error = vm_slot_add(vm, options->slots[i].id, options->slots[i].gpa, options->slots[i].size,
-					options->slots[i].readonly ? KVM_MEM_READONLY : 0);
+					options->slots[i].flags);
 		if (error)
 			return error;
 	}

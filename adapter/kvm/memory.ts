@@ -1,6 +1,6 @@
 import { addressToFrame } from '../../engine/memory/words.ts';
 import { MissingFrames } from '../../engine/mirror.ts';
-import type { KvmSlot } from '../rsp/info.ts';
+import type { KvmInfo } from '../rsp/info.ts';
 
 const ZERO = new Uint32Array(1024);
 /** Frames kept between two stops: 256M of them. */
@@ -17,8 +17,23 @@ export interface Ram {
 interface Range {
   readonly first: number;
   readonly end: number;
-  readonly gpa: bigint;
   readonly offset: bigint;
+}
+
+/** What of a slot is not private: the host has no mapping of the rest. */
+function sharedParts(
+  { gpa: base, size }: { gpa: bigint; size: bigint },
+  hidden: KvmInfo['memory']['private'],
+): { gpa: bigint; end: bigint }[] {
+  const parts: { gpa: bigint; end: bigint }[] = [];
+  let gpa = base;
+  for (const { gpa: from, size: length } of hidden) {
+    if (from >= base + size) break;
+    if (from > gpa) parts.push({ gpa, end: from });
+    if (from + length > gpa) gpa = from + length;
+  }
+  if (gpa < base + size) parts.push({ gpa, end: base + size });
+  return parts;
 }
 
 /** The memory of a guest as of its last stop, by frames. */
@@ -34,13 +49,15 @@ export class GuestMemory {
   }
 
   /** Forgets what was read: the machine has run, or was written to. */
-  renew(slots: readonly KvmSlot[], patches: ReadonlyMap<bigint, number>): void {
-    this.#ranges = slots.map(({ gpa, size, offset }) => ({
-      first: addressToFrame(gpa),
-      end: addressToFrame(gpa + size),
-      gpa,
-      offset,
-    }));
+  renew(memory: Pick<KvmInfo['memory'], 'slots' | 'private'>, patches: ReadonlyMap<bigint, number>): void {
+    this.#ranges = memory.slots.flatMap((slot) => {
+      const hidden = slot.flags.includes('private') ? memory.private : [];
+      return sharedParts(slot, hidden).map(({ gpa, end }) => ({
+        first: addressToFrame(gpa),
+        end: addressToFrame(end),
+        offset: slot.offset + (gpa - slot.gpa),
+      }));
+    });
     this.#patches = patches;
     this.#frames.clear();
   }

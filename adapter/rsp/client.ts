@@ -10,6 +10,7 @@ import {
   quote,
   RspError,
   toHex,
+  wordsOf,
 } from './packet.ts';
 import { parseTargetDescription, type RegisterPlace, readRegister, registerBytes } from './registers.ts';
 import { parseStop, type StopEvent } from './stop.ts';
@@ -567,7 +568,7 @@ function parseFeatures(reply: string): Map<string, string> {
 
 /** `E16`, or `E.` and words. */
 function throwIfError(request: string, reply: string): void {
-  if (reply.startsWith('E.')) throw new RspError(`${quote(request)}: ${reply.slice(2)}`);
+  if (reply.startsWith('E.')) throw new RspError(`${quote(request)}: ${wordsOf(reply.slice(2))}`);
   if (/^E[0-9a-f]{2}$/i.test(reply))
     throw new RspError(`${quote(request)}: error ${Number.parseInt(reply.slice(1), 16)}`);
 }

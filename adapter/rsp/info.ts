@@ -22,7 +22,13 @@ export interface KvmInfo {
   /** What KVM translates guest-physical addresses with: the processor's tables of Intel or AMD, or shadow tables. */
   readonly secondStage: (typeof SECOND_STAGES)[number];
   /** The memfd in the helper's process, and its inode. */
-  readonly memory: { readonly fd: number; readonly inode: number; readonly slots: readonly KvmSlot[] };
+  readonly memory: {
+    readonly fd: number;
+    readonly inode: number;
+    readonly slots: readonly KvmSlot[];
+    /** Private memory, in order: of slots with a guest_memfd the host sees none of it. */
+    readonly private: readonly { readonly gpa: bigint; readonly size: bigint }[];
+  };
   readonly vcpus: number;
   /** The vCPUs' threads in their order, as tracepoints name them; absent where the helper cannot know them. */
   readonly threads?: readonly number[];
@@ -53,7 +59,12 @@ export function parseInfo(text: string): KvmInfo {
     pid: count(info, 'pid'),
     boot: typeof info.boot === 'string' ? info.boot : '',
     secondStage,
-    memory: { fd: count(memory, 'fd'), inode: count(memory, 'inode'), slots: list(memory, 'slots').map(parseSlot) },
+    memory: {
+      fd: count(memory, 'fd'),
+      inode: count(memory, 'inode'),
+      slots: list(memory, 'slots').map(parseSlot),
+      private: memory.private === undefined ? [] : list(memory, 'private').map(parseRange),
+    },
     vcpus: count(info, 'vcpus'),
     ...(info.threads === undefined ? {} : { threads: list(info, 'threads').map(parseThread) }),
     maxphyaddr: count(info, 'maxphyaddr'),
@@ -65,6 +76,12 @@ export function parseInfo(text: string): KvmInfo {
 
 function parseThread(value: unknown): number {
   return count({ 'a thread': value }, 'a thread');
+}
+
+function parseRange(value: unknown): { gpa: bigint; size: bigint } {
+  const [gpa, size] = Array.isArray(value) ? value : [];
+  const range = { 'where private memory begins': gpa, 'its size': size };
+  return { gpa: address(range, 'where private memory begins'), size: address(range, 'its size') };
 }
 
 function parseSlot(value: unknown): KvmSlot {

@@ -38,6 +38,11 @@ export function latin1(text: string): Uint8Array {
   return Uint8Array.from(text, (char) => char.charCodeAt(0));
 }
 
+/** Words of a stub's for people: UTF-8, in an answer that was read as bytes. */
+export function wordsOf(answer: string): string {
+  return new TextDecoder().decode(latin1(answer));
+}
+
 /** Text of bytes, a character each. */
 export function fromLatin1(bytes: Uint8Array): string {
   let text = '';

@@ -1,4 +1,4 @@
-import { quote, RspError } from './packet.ts';
+import { quote, RspError, wordsOf } from './packet.ts';
 
 /** Why the helper stopped a vCPU (native/PROTOCOL.md, "Why a vCPU stopped"). */
 const REASONS = [
@@ -113,7 +113,7 @@ export function parseKvmStop(text: string): KvmStop {
     exact: names(fields.get('exact')),
     derived: names(fields.get('derived')),
     ...small('errno'),
-    ...(words === undefined ? {} : { words }),
+    ...(words === undefined ? {} : { words: wordsOf(words) }),
   };
 }
 

@@ -51,10 +51,13 @@ test('memory that 32-bit code cannot map is refused', () => {
 });
 
 test('an access that depends on what an earlier one has found cannot be made', () => {
-  assert.deepEqual(problems('guest k { }\nvcpu 0 in k {\n  read loaded + 4\n  expect error_code == 4\n}'), [
-    '3 error: this read cannot be made: KVM does not tell loaded',
-    '4 warning: expect error_code == 4 is not checked: KVM does not tell error_code',
-  ]);
+  assert.deepEqual(
+    problems('guest k { }\nvcpu 0 in k {\n  read loaded + 4\n  read error_code\n  expect error_code == 4\n}'),
+    [
+      '4 error: this read cannot be made: KVM does not tell error_code',
+      '5 warning: expect error_code == 4 is not checked: KVM does not tell error_code',
+    ],
+  );
 });
 
 test('what the host or KVM itself decides on a real machine is refused by its name', () => {
@@ -68,6 +71,23 @@ test('what the host or KVM itself decides on a real machine is refused by its na
   assert.deepEqual(problems(host('unmap 0 +4K')), []);
   assert.deepEqual(problems('guest k { }\nvcpu 0 in k {\n  async-pf 0x5000\n}'), [
     '3 error: async-pf: the code that makes the accesses on KVM has no handler for such faults',
+  ]);
+});
+
+test('private memory fits where the VM is software-protected, and what a host or such a guest cannot do is refused', () => {
+  const machine = (vm: string, more = ''): string =>
+    `machine x86-64 { memory 0 +64M guest-memfd second-stage tdp npt 4-level vm ${vm} ${more} }\n`;
+  const vmm = (statement: string): string => `guest k { }\nvcpu 0 in k { read 0 }\nhost h {\n  ${statement}\n}`;
+  const soft = machine('software-protected', 'private 0 +4K');
+  assert.deepEqual(problems(`${soft}${vmm('convert 0 +4K shared punch 0 +4K shared read 0')}`), []);
+  assert.deepEqual(problems(`${soft}${vmm('private read 0')}`), [
+    '5 error: private read: the host has no mapping of private memory (guest_memfd)',
+  ]);
+  assert.deepEqual(problems(`${machine('snp')}${vmm('convert 0 +4K shared')}`), [
+    '1 error: vm snp: the code that makes the accesses on KVM has no encrypted guests; “vm software-protected” is possible',
+  ]);
+  assert.deepEqual(problems(`${machine('software-protected', 'launch 0 +4K')}${vmm('read 0')}`).slice(0, 1), [
+    '1 error: launch: KVM puts nothing into the private memory of a software-protected VM; say private',
   ]);
 });
 

@@ -24,12 +24,14 @@ export const COUNTED: ReadonlySet<string> = new Set([
   'warnings',
   'nested.entries',
   'nested.exits',
+  'conversions',
+  'exits.memory_fault',
 ]);
 const COUNTER_NAMES: ReadonlySet<string> = new Set(COUNTERS);
 /** Functions that ask for KVM's own tables, or for the host's frames. */
 const OF_KVM = new Set(['spte', 'level', 'hpa']);
 /** What a task's own accesses have found, which the engine knows of its own machine alone. */
-const OF_ACCESSES = new Set(['loaded', 'error_code']);
+const OF_ACCESSES = new Set(['error_code']);
 /** Bits that select a paging mode. */
 const MODE_BITS = new Set(['cr0.pe', 'cr0.pg', 'cr4.pae', 'cr4.la57', 'efer.lme', 'efer.lma']);
 
@@ -91,14 +93,19 @@ export function unfit(program: Program): Unfit[] {
   for (const task of program.tasks) {
     if (task.kind === 'vcpu' && task.guest === undefined)
       error(task.span, `vcpu ${task.name} runs without paging: on KVM a scenario’s vCPU needs a guest with tables`);
-    visit(task.body, { program, vcpu: task.name, paging: pagingOf(program, task.guest), error });
+    visit(task.body, { program, owner: task.kind, vcpu: task.name, paging: pagingOf(program, task.guest), error });
   }
   for (const guest of program.guests) {
     const problem = unmappable(program, guest.paging ?? '4-level');
     if (problem !== undefined) error(guest.span, `guest ${guest.name}: ${problem}`);
   }
-  if (machine.vm !== undefined && machine.vm !== 'ordinary')
-    error(NOWHERE, `vm ${machine.vm}: scenarios with private memory run in the emulator alone so far`);
+  if (machine.vm === 'snp' || machine.vm === 'tdx')
+    error(
+      NOWHERE,
+      `vm ${machine.vm}: the code that makes the accesses on KVM has no encrypted guests; “vm software-protected” is possible`,
+    );
+  if (machine.privateRanges?.some(({ launched }) => launched))
+    error(NOWHERE, 'launch: KVM puts nothing into the private memory of a software-protected VM; say private');
   if (machine.slots.some(({ pageLevel }) => pageLevel > 1))
     warning(NOWHERE, 'memory is backed as the host does it: “huge” is not asked for');
   const policies = Object.entries(machine.policies ?? DEFAULT_POLICIES);
@@ -137,13 +144,14 @@ function expectations(body: readonly Statement[]): Extract<Statement, { kind: 'e
 /** Whose statements are looked at. */
 interface Around {
   readonly program: Program;
+  readonly owner: 'vcpu' | 'host';
   readonly vcpu: string;
   readonly paging: PagingName;
   error(span: Span, message: string): void;
 }
 
 function visit(body: readonly Statement[], around: Around): void {
-  const { paging, error } = around;
+  const { owner, paging, error } = around;
   for (const statement of body) {
     const { span } = statement;
     switch (statement.kind) {
@@ -152,6 +160,8 @@ function visit(body: readonly Statement[], around: Around): void {
         break;
       case 'access': {
         const { access, size } = statement;
+        if (owner === 'host' && statement.isPrivate)
+          error(span, `private ${access}: the host has no mapping of private memory (guest_memfd)`);
         if (statement.implicit)
           error(span, 'an implicit access cannot be made on KVM: the processor makes them by itself');
         if (isNarrow(paging) && size === 8 && access !== 'fetch')
@@ -201,6 +211,13 @@ function visit(body: readonly Statement[], around: Around): void {
       case 'notifier':
         if (statement.how === 'swap-out')
           error(span, 'swap-out: on a real machine the host decides which memory goes to the disk');
+        break;
+      case 'convert':
+        if (owner === 'vcpu')
+          error(
+            span,
+            'convert: a guest on KVM would ask for it by a hypercall, which the code that makes the accesses does not; let a host do it',
+          );
         break;
       case 'async-pf':
         error(span, 'async-pf: the code that makes the accesses on KVM has no handler for such faults');

@@ -56,7 +56,7 @@ export async function openScenario(
       readNow: (offset, length) => local?.read(offset, length),
       fetch: (gpa, length) => helper.readPhysical(gpa, length),
     });
-    memory.renew(info.memory.slots, new Map());
+    memory.renew(info.memory, new Map());
     built = await KvmBuilt.open(helper, info, print, wanted);
     const run = await ScenarioRun.begin({ client: helper, info, first, memory, built, program, stubs, codes, print });
     return { client: helper, info, built, run, close };

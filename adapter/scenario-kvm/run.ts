@@ -1,3 +1,4 @@
+import { memoryFaultWords } from '../../engine/attributes/vmm.ts';
 import type { Instruction } from '../../engine/code.ts';
 import { evaluate, evaluateInteger, truthy } from '../../engine/expression.ts';
 import { untranslatable } from '../../engine/guest/access.ts';
@@ -52,6 +53,8 @@ export type StepResult = { readonly stop: KvmStop } | undefined;
 
 const RET = 0xc3;
 const PF = 14;
+/** KVM_MEMORY_EXIT_FLAG_PRIVATE */
+const MEMORY_EXIT_PRIVATE = 8n;
 /** Accessed, of a table entry. */
 const A = 0x20;
 
@@ -69,6 +72,8 @@ export class ScenarioRun {
   readonly #traps: Traps;
   /** The task whose vCPU has stopped in the middle of an access. */
   #stopped: Task | undefined;
+  /** The page for which KVM waits: of which kind it is to be. */
+  #memoryFault: { readonly gpa: bigint; readonly isPrivate: boolean } | undefined;
   #undo: (() => Promise<void>) | undefined;
   #finished = false;
 
@@ -95,6 +100,7 @@ export class ScenarioRun {
       () => new ScenarioRun(parts),
     );
     await run.#fillMemory();
+    for (const { base, size } of run.machine.config.privateRanges ?? []) await run.#convert(base, size, true);
     run.#renew();
     for (const vcpu of run.#vcpus) await vcpu.begin(run.machine.vcpu(vcpu.number).registers.cr3);
     await parts.client.vendor('QKvm.Stop:mmio,read-only');
@@ -225,7 +231,7 @@ export class ScenarioRun {
     machine.small.current = task.id;
     if (task.state === 'waiting') task.state = 'ready';
     let result: StepResult;
-    if (this.#stopped === task) result = await this.#finishAccess(task, await this.#vcpus[task.vcpu]!.goOn());
+    if (this.#stopped === task) result = await this.#goOn(task);
     else {
       machine.steps++;
       result = await this.#instruction(task, machine.code[task.id]![task.pc]!);
@@ -276,7 +282,9 @@ export class ScenarioRun {
           task.pc++;
           return undefined;
         case 'access':
-          return await this.#access(task, statement);
+          if (task.vcpu >= 0) return await this.#access(task, statement);
+          await this.#hostAccess(task, statement);
+          return undefined;
         case 'register':
           await this.#register(task, instruction, statement.register);
           return undefined;
@@ -340,6 +348,54 @@ export class ScenarioRun {
     return this.#finishAccess(task, outcome);
   }
 
+  /** An access of the host's own to what it shares with the guest. */
+  async #hostAccess(task: Task, statement: Extract<Statement, { kind: 'access' }>): Promise<void> {
+    const { machine } = this;
+    const { client } = this.#parts;
+    const { size } = statement;
+    const scope = programScope(machine, task);
+    const gpa = await this.#withFrames(() => evaluateInteger(statement.address, scope, statement.access));
+    if (statement.access === 'read') {
+      const bytes = await client.readPhysical(gpa, size);
+      if (bytes.length < size) throw new Error(`read ${hex(gpa)}: ${this.#nowhere(gpa)}`);
+      task.loaded = bytes.reduceRight((value, byte) => (value << 8n) | BigInt(byte), 0n);
+    } else {
+      if (!this.#mirror.memory.has(addressToFrame(gpa))) throw new Error(`write ${hex(gpa)}: ${this.#nowhere(gpa)}`);
+      const value = await this.#withFrames(() =>
+        statement.value ? evaluateInteger(statement.value, scope, 'write') : BigInt(machine.steps),
+      );
+      const bytes = new Uint8Array(8);
+      new DataView(bytes.buffer).setBigUint64(0, BigInt.asUintN(64, value), true);
+      await client.writePhysical(gpa, bytes.subarray(0, size));
+    }
+    task.pc++;
+  }
+
+  #nowhere(gpa: bigint): string {
+    return this.machine.attributes.store.isPrivate(addressToFrame(gpa))
+      ? 'it is private memory, of which the host has no mapping'
+      : 'no memslot holds it';
+  }
+
+  /** After a stop in the middle of an access; where KVM waits for userspace to convert the page, that comes first. */
+  async #goOn(task: Task): Promise<StepResult> {
+    const { machine } = this;
+    const fault = this.#memoryFault;
+    this.#memoryFault = undefined;
+    if (fault) {
+      const { gpa, isPrivate } = fault;
+      const isLacking = isPrivate && machine.slots.find(addressToFrame(gpa))?.gmem === undefined;
+      if (isLacking || machine.config.memoryFault === 'stop') {
+        this.#stopped = undefined;
+        machine.fail(task, memoryFaultWords(gpa, isPrivate, isLacking));
+        return undefined;
+      }
+      await this.#convert(gpa & ~0xfffn, 4096n, isPrivate);
+      machine.count('conversions');
+    }
+    return this.#finishAccess(task, await this.#vcpus[task.vcpu]!.goOn());
+  }
+
   /** Why KVM gives up a vCPU: of a fetch, that there is nothing to fetch is more than that its emulator cannot go on. */
   async #lostWords(task: Task, words: string): Promise<string> {
     const { machine } = this;
@@ -361,6 +417,10 @@ export class ScenarioRun {
         machine.count('emulated');
         if (stop.reason === 'read-only') machine.count('faults.read_only');
       }
+      if (stop.reason === 'memory-fault') {
+        machine.count('exits.memory_fault');
+        this.#memoryFault = { gpa: stop.gpa!, isPrivate: ((stop.data ?? 0n) & MEMORY_EXIT_PRIVATE) !== 0n };
+      }
       if (stop.reason !== 'pause') return { stop };
       outcome = await this.#vcpus[task.vcpu]!.goOn();
     }
@@ -380,7 +440,7 @@ export class ScenarioRun {
         machine.count('faults.guest');
       } else if (problem !== undefined) machine.warn(`${task.name}: ${problem}`);
       else machine.warn(`${task.name}: exception ${vector}, error code ${hex(error)}`);
-    }
+    } else if (task.access!.kind === 'read') task.loaded = BigInt.asUintN(8 * task.access!.size, outcome.value);
     task.access = null;
     task.pc++;
     return undefined;
@@ -556,11 +616,21 @@ export class ScenarioRun {
     let packet: string;
     let isSlot = true;
     switch (statement.kind) {
+      case 'convert':
+        await this.#convert(statement.base, statement.size, statement.isPrivate);
+        machine.count('conversions');
+        task.pc++;
+        return;
       case 'slot-add': {
-        const { id, base, size, readonly } = statement.slot;
-        packet = `vKvm.Slot:add,${id.toString(16)},${number(base)},${number(size)}${readonly ? ',ro' : ''}`;
+        const { id, base, size, readonly, gmemLevel } = statement.slot;
+        const flag = readonly ? ',ro' : gmemLevel === undefined ? '' : ',private';
+        packet = `vKvm.Slot:add,${id.toString(16)},${number(base)},${number(size)}${flag}`;
         break;
       }
+      case 'punch':
+        packet = `vKvm.Punch:${number(statement.base)},${number(statement.size)}`;
+        isSlot = false;
+        break;
       case 'slot-delete':
         packet = `vKvm.Slot:delete,${statement.id.toString(16)}`;
         break;
@@ -592,12 +662,23 @@ export class ScenarioRun {
     this.#parts = { ...this.#parts, info: await client.info() };
   }
 
+  /** KVM_SET_MEMORY_ATTRIBUTES. KVM tells nobody what is private: the engine's machine keeps it. */
+  async #convert(base: bigint, size: bigint, isPrivate: boolean): Promise<void> {
+    const { machine } = this;
+    const { client } = this.#parts;
+    await client.vendor(
+      `vKvm.Attributes:${base.toString(16)},${size.toString(16)},${isPrivate ? 'private' : 'shared'}`,
+    );
+    machine.setAttributes(addressToFrame(base), addressToFrame(base + size), isPrivate);
+    this.#parts = { ...this.#parts, info: await client.info() };
+  }
+
   // ---- looking
 
   /** Memory is read anew, and registers decide how it is translated. */
   #renew(): void {
     const { memory, info } = this.#parts;
-    memory.renew(info.memory.slots, new Map());
+    memory.renew(info.memory, new Map());
     this.#built.forget();
     const cpu = guestCpu(info);
     this.#mirror.regimes = this.machine.vcpus.map(({ registers, guestMode }) =>

@@ -229,8 +229,11 @@ function range(first: bigint, last: bigint): bigint[] {
 /** Arguments of the helper for a scenario's machine. */
 export function helperArguments(program: Program, stubs: Iterable<Stubs>, vcpus: number): string[] {
   const slots = program.machine.slots.map(
-    ({ id, base, size, readonly }) => `${id}:0x${base.toString(16)}:0x${size.toString(16)}${readonly ? ':ro' : ''}`,
+    ({ id, base, size, readonly, gmemLevel }) =>
+      `${id}:0x${base.toString(16)}:0x${size.toString(16)}${readonly ? ':ro' : gmemLevel === undefined ? '' : ':private'}`,
   );
   for (const { slot, gpa, size } of stubs) slots.push(`${slot}:0x${gpa.toString(16)}:0x${size.toString(16)}`);
-  return ['--vcpus', `${Math.max(1, vcpus)}`, ...slots.flatMap((slot) => ['--slot', slot])];
+  const { vm } = program.machine;
+  const type = vm === 'software-protected' ? ['--vm-type', vm] : [];
+  return [...type, '--vcpus', `${Math.max(1, vcpus)}`, ...slots.flatMap((slot) => ['--slot', slot])];
 }

@@ -38,7 +38,7 @@ export interface Action extends ActionInput {
 }
 
 const UD = 6;
-const STOPS = new Set<KvmStop['reason']>(['guest-pf', 'second-stage', 'mmio', 'read-only', 'pause']);
+const STOPS = new Set<KvmStop['reason']>(['guest-pf', 'second-stage', 'mmio', 'read-only', 'memory-fault', 'pause']);
 
 /** A vCPU that runs the stubs: one action at a time. */
 export class StubVcpu {

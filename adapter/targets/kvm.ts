@@ -133,7 +133,7 @@ export class KvmTarget implements Target {
     };
     this.#memory = new GuestMemory(ram);
     this.#inserted = new InsertedBreakpoints(parts.client, (address) => this.#gpaOf(address), parts.print);
-    this.#memory.renew(this.#info.memory.slots, this.#inserted.patches);
+    this.#memory.renew(this.#info.memory, this.#inserted.patches);
     this.#built = parts.built;
     this.#machine = viewMachine(this.#info, this.#memory, [], () => this.#built.now());
     this.#control = new Control(parts.client, parts.info.vcpus, parts.first);
@@ -417,7 +417,7 @@ export class KvmTarget implements Target {
   }
 
   #renew(): void {
-    this.#memory.renew(this.#info.memory.slots, this.#inserted.patches);
+    this.#memory.renew(this.#info.memory, this.#inserted.patches);
     this.#built.forget();
     this.#machine = viewMachine(this.#info, this.#memory, this.#registers, () => this.#built.now());
   }

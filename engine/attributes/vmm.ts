@@ -1,10 +1,17 @@
 import { Kind } from '../history/log.ts';
-import type { Gfn } from '../memory/words.ts';
+import { frameToAddress, type Gfn, hex } from '../memory/words.ts';
 import { call, defineFunction, NEXT, RETURNED, returns } from '../operation.ts';
 import { vcpuEnterGuest } from '../roots/enter.ts';
 import type { FaultInfo } from '../tdp/fault.ts';
 import { callConvert } from './convert.ts';
 import { frameOf } from './tdx.ts';
+
+/** Why a vCPU cannot go on after KVM_EXIT_MEMORY_FAULT. @param isLacking its slot has no private memory: no conversion helps */
+export function memoryFaultWords(gpa: bigint, isPrivate: boolean, isLacking: boolean): string {
+  const where = `KVM_EXIT_MEMORY_FAULT: gpa ${hex(gpa)}`;
+  if (isLacking) return `${where} was accessed as private memory, and its slot has no guest_memfd`;
+  return `${where} is not ${isPrivate ? 'private' : 'shared'} memory, as the access was`;
+}
 
 /** The vCPU’s thread in userspace, after KVM_RUN has returned KVM_EXIT_MEMORY_FAULT. */
 export const vmmMemoryFault = defineFunction<{ readonly info: FaultInfo }>({
@@ -19,12 +26,10 @@ export const vmmMemoryFault = defineFunction<{ readonly info: FaultInfo }>({
       run(machine, task, { info }) {
         machine.count('exits.memory_fault');
         machine.append(Kind.MEMORY_FAULT, task.vcpu, 0, 0, 0, 0, info);
-        if (machine.config.memoryFault !== 'stop') return NEXT;
-        const kind = info.isPrivate ? 'private' : 'shared';
-        machine.fail(
-          task,
-          `KVM_EXIT_MEMORY_FAULT: gpa 0x${(frameOf(machine, info.gpa!) * 4096).toString(16)} is not ${kind} memory, as the access was`,
-        );
+        const gfn = frameOf(machine, info.gpa!);
+        const isLacking = info.isPrivate === true && machine.slots.find(gfn)?.gmem === undefined;
+        if (machine.config.memoryFault !== 'stop' && !isLacking) return NEXT;
+        machine.fail(task, memoryFaultWords(frameToAddress(gfn), info.isPrivate === true, isLacking));
         return RETURNED;
       },
     },

@@ -11,7 +11,7 @@ import { vcpuEnterGuest } from '../roots/enter.ts';
 import { describeShadowFault } from '../shadow/explain-fault.ts';
 import { handleExit } from '../tdp/exit.ts';
 import { describeWalkFault } from '../tdp/explain-fault.ts';
-import { EFAULT, type FaultInfo } from '../tdp/fault.ts';
+import { EFAULT, EFAULT_PRIVATE, type FaultInfo } from '../tdp/fault.ts';
 import { EXIT_EMULATED, EXIT_INJECTED } from '../tdp/results.ts';
 import { PFERR_FETCH, PFERR_USER, PFERR_WRITE, permissionFault } from './permission.ts';
 import type { PagingMode } from './registers.ts';
@@ -145,8 +145,11 @@ export const pageWalk = defineFunction<WalkLocals>({
       text: 'look at what the handler returned: an error ends KVM_RUN, an emulated instruction is over',
       local: true,
       run(_machine, task, locals) {
-        if (task.result !== EFAULT) locals.fault = null;
-        if (task.result === EFAULT) return 'memory-fault';
+        if (task.result === EFAULT || task.result === EFAULT_PRIVATE) {
+          locals.fault = { ...locals.fault!, isPrivate: task.result === EFAULT_PRIVATE };
+          return 'memory-fault';
+        }
+        locals.fault = null;
         if (task.result < 0) return returns(task, FAILED);
         if (task.result === EXIT_EMULATED) return returns(task, EMULATED);
         if (task.result === EXIT_INJECTED) return returns(task, FAULTED);

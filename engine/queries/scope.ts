@@ -40,7 +40,9 @@ export function programScope(machine: Machine, task?: Task): Scope {
         if (first === 'cr2' && task) return task.cr2;
         if (first === 'error_code' && task && !machine.mirror) return BigInt(task.errorCode);
         if (first === 'loaded' && task) {
-          if (machine.mirror) throw new ExpressionError('this machine does not tell what a read found');
+          // A guest that is looked at has no accesses of a scenario's.
+          if (machine.mirror && !machine.mirror.counted)
+            throw new ExpressionError('this machine does not tell what a read found');
           return task.loaded;
         }
       }
@@ -80,7 +82,10 @@ function callFunction(machine: Machine, vcpu: number, name: string, values: read
   const size = SIZES[name];
   if (size !== undefined) {
     const pfn = machine.resolve(gfn);
-    if (pfn < 0) throw new ExpressionError(`${name}(${hex(address)}): no memory slot holds this gpa`);
+    if (pfn < 0)
+      throw new ExpressionError(
+        `${name}(${hex(address)}): ${machine.attributes.store.isPrivate(gfn) ? 'it is private memory, which the host does not see' : 'no memory slot holds this gpa'}`,
+      );
     if (pageOffset(address) + size > 4096) throw new ExpressionError(`${name}(${hex(address)}) crosses a page`);
     return machine.readBytes(pfn, pageOffset(address), size);
   }

@@ -12,7 +12,16 @@ import { call, defineFunction, type Flow, NEXT, returns, type Task } from '../op
 import { shadowPageFault } from '../shadow/page-fault.ts';
 import { emulateInstruction } from './emulate.ts';
 import { fastPageFault } from './fast-page-fault.ts';
-import { EFAULT, EINVAL, type FaultInfo, type PageFault, PFN_NOSLOT, PFN_RO_FAULT, RET_PF } from './fault.ts';
+import {
+  EFAULT,
+  EFAULT_PRIVATE,
+  EINVAL,
+  type FaultInfo,
+  type PageFault,
+  PFN_NOSLOT,
+  PFN_RO_FAULT,
+  RET_PF,
+} from './fault.ts';
 import { findEntry, type SpteRef } from './iterate.ts';
 import { kvmTdpMmuMap } from './map.ts';
 import { EMULATION_DONE, EMULATION_INJECTED } from './results.ts';
@@ -153,6 +162,9 @@ function leftOut(machine: Machine): bigint {
   if (machine.vm !== 'tdx' || machine.injects('tdx-shared-bit')) return 0n;
   return BigInt(sharedBit(machine)) << 12n;
 }
+
+/** kvm_mmu_prepare_memory_fault_exit: what KVM_RUN will say of the access. */
+const memoryFault = ({ isPrivate }: PageFault): number => (isPrivate ? EFAULT_PRIVATE : EFAULT);
 
 /** PFERR_PRIVATE_ACCESS: of SNP and TDX the guest says so, of a software-protected VM the attribute does. */
 function isPrivateFault(machine: Machine, { isPrivate, gpa, errorCode }: FaultInfo): boolean {
@@ -335,7 +347,7 @@ export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
       text: 'kvm_mem_is_private: an access of the other kind is userspace’s to resolve: KVM_EXIT_MEMORY_FAULT',
       run(machine, task, { fault }) {
         const isPrivate = machine.attributes.store.isPrivate(fault.gfn);
-        if (fault.isPrivate !== isPrivate) return returns(task, EFAULT);
+        if (fault.isPrivate !== isPrivate) return returns(task, memoryFault(fault));
         return machine.injects('seq-after-attributes') ? NEXT : 'slot';
       },
     },
@@ -369,7 +381,8 @@ export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
       run(machine, task, { fault }) {
         const slot = machine.slots.find(fault.gfn);
         if (!slot) return 'no-slot';
-        if (fault.isPrivate) return slot.gmem ? call(task, kvmGmemGetPfn, { fault }) : returns(task, EFAULT);
+        if (fault.isPrivate)
+          return slot.gmem ? call(task, kvmGmemGetPfn, { fault }) : returns(task, memoryFault(fault));
         fault.mapWritable = !slot.readonly;
         if (machine.shadow.unmapped.get(fault.gfn)) machine.shadow.unmapped.set(machine, fault.gfn, undefined);
         fault.pfn = fault.write && slot.readonly ? PFN_RO_FAULT : backingPfn(slot, fault.gfn);

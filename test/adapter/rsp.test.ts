@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { GuestMemory } from '../../adapter/kvm/memory.ts';
 import { RspClient } from '../../adapter/rsp/client.ts';
 import { type KvmInfo, parseInfo } from '../../adapter/rsp/info.ts';
 import { connectSocket, spawnCommand } from '../../adapter/rsp/node-stream.ts';
@@ -602,7 +603,12 @@ test('what the helper says of its machine is read', () => {
     pid: 4242,
     boot: '',
     secondStage: 'shadow',
-    memory: { fd: 5, inode: 77, slots: [{ id: 0, gpa: 0n, size: 0x4000000n, flags: ['ro', 'log'], offset: 0x1000n }] },
+    memory: {
+      fd: 5,
+      inode: 77,
+      slots: [{ id: 0, gpa: 0n, size: 0x4000000n, flags: ['ro', 'log'], offset: 0x1000n }],
+      private: [],
+    },
     vcpus: 2,
     maxphyaddr: 48,
     pages1g: true,
@@ -610,6 +616,36 @@ test('what the helper says of its machine is read', () => {
     has: { userfaultfd: '', 'pre-fault': 'this kernel has no KVM_PRE_FAULT_MEMORY' },
   };
   assert.deepEqual(parseInfo(JSON.stringify({ ...INFO, newer: [1] })), expected);
+  const hidden = parseInfo(JSON.stringify({ ...INFO, memory: { ...INFO.memory, private: [['0x2000', '0x1000']] } }));
+  assert.deepEqual(hidden.memory.private, [{ gpa: 0x2000n, size: 0x1000n }]);
+});
+
+test('of a slot with a guest_memfd the host sees what is shared alone', () => {
+  const slot = (gpa: bigint, flags: readonly string[]) => ({ id: 0, gpa, size: 0x8000n, flags, offset: 0n });
+  const seen = (flags: readonly string[], ...hidden: readonly (readonly [bigint, bigint])[]): string => {
+    const reads: bigint[] = [];
+    const memory = new GuestMemory({
+      readNow: (offset) => {
+        reads.push(offset >> 12n);
+        return new Uint8Array(4096);
+      },
+      fetch: () => assert.fail('nothing is fetched'),
+    });
+    memory.renew({ slots: [slot(0x10000n, flags)], private: hidden.map(([gpa, size]) => ({ gpa, size })) }, new Map());
+    const frames = Array.from({ length: 12 }, (_, index) => 0xe + index).filter((frame) => memory.has(frame));
+    for (const frame of frames) memory.page(frame);
+    return `${frames.map((frame) => frame.toString(16)).join(' ')}; ${reads.join(' ')}`;
+  };
+  const all = '10 11 12 13 14 15 16 17; 0 1 2 3 4 5 6 7';
+  assert.equal(seen(['private']), all);
+  assert.equal(seen([], [0x11000n, 0x2000n]), all);
+  assert.equal(seen(['private'], [0x11000n, 0x2000n]), '10 13 14 15 16 17; 0 3 4 5 6 7');
+  assert.equal(
+    seen(['private'], [0xe000n, 0x3000n], [0x14000n, 0x1000n], [0x17000n, 0x9000n]),
+    '11 12 13 15 16; 1 2 3 5 6',
+  );
+  assert.equal(seen(['private'], [0n, 0x10000n], [0x18000n, 0x1000n]), all);
+  assert.equal(seen(['private'], [0n, 0x100000n]), '; ');
 });
 
 for (const [change, words] of [
@@ -625,6 +661,11 @@ for (const [change, words] of [
   [
     { memory: { fd: 5, inode: 77, slots: [{ ...INFO.memory.slots[0], size: '4000' }] } },
     /size in the answer to qKvm\.Info is "4000", not "0x…" of at most 64 bits/,
+  ],
+  [{ memory: { ...INFO.memory, private: ['0x1000'] } }, /where private memory begins in .* is missing, not text/],
+  [
+    { memory: { ...INFO.memory, private: [['0x1000', 4096]] } },
+    /its size in the answer to qKvm\.Info is 4096, not text/,
   ],
   [{ has: { 'dirty-ring': true } }, /dirty-ring in the answer to qKvm\.Info is true, not text/],
 ] as const) {

@@ -574,3 +574,32 @@ kvmTest('a page size that the host is not asked for is refused by its name', asy
   assert.equal(status, 2);
   assert.match(stderr, /--page-size 3M: 4K or 2M is wanted/);
 });
+
+kvmTest('a VM with private memory is made, or it is said what this KVM lacks for one', () =>
+  withMachine([], async ({ client }) => {
+    const { status, stderr } = spawnSync(
+      native('kvm-mmu-helper'),
+      ['--vm-type', 'software-protected', '--slot', '0:0:1M:private'],
+      { encoding: 'utf8', input: '' },
+    );
+    // The system answers for VMs of every type, this machine for its own.
+    if (status !== 0)
+      assert.match(stderr, /KVM makes no software-protected VM: this kernel .*CONFIG_KVM_SW_PROTECTED_VM/);
+    await assert.rejects(
+      client.vendor('vKvm.Attributes:0,1000,private'),
+      /this kernel has no KVM_CAP_MEMORY_ATTRIBUTES for such a VM \(Linux 6\.8, and a VM type with private memory\)/,
+    );
+    await assert.rejects(client.vendor('vKvm.Attributes:0,1000,secret'), /“secret”: memory is private or shared/);
+    await assert.rejects(
+      client.vendor('vKvm.Punch:0,1000'),
+      /slot 0 has no guest_memfd, in which a hole could be punched/,
+    );
+  }),
+);
+
+kvmTest('a type of VM and a kind of slot that there are not are refused by their names', async () => {
+  const refusal = (...options: readonly string[]): string =>
+    spawnSync(native('kvm-mmu-helper'), options, { encoding: 'utf8' }).stderr;
+  assert.match(refusal('--vm-type', 'snp'), /--vm-type snp: ordinary or software-protected is wanted/);
+  assert.match(refusal('--slot', '0:0:1M:secret'), /--slot 0:0:1M:secret: .* or :private for a guest_memfd/);
+});

@@ -27,16 +27,28 @@ function scenario(name: string, text: string): string {
 
 /** Examples that KVM cannot be told, and why. */
 const UNFIT: Readonly<Record<string, RegExp>> = {
-  'conversion.mmu': /vm snp: scenarios with private memory run in the emulator alone so far/,
-  'conversion-race.mmu': /vm snp: scenarios with private memory run in the emulator alone so far/,
+  'conversion.mmu': /vm snp: the code that makes the accesses on KVM has no encrypted guests/,
+  'conversion-race.mmu': /vm snp: the code that makes the accesses on KVM has no encrypted guests/,
   'huge-pages.mmu': /vcpu 0 runs without paging/,
   'mode-switch.mmu': /cr0\.pg: the code that makes the accesses on KVM stays with 32-bit paging/,
   'populate.mmu': /vcpu 0 runs without paging/,
   'paging-modes.mmu': /guest wide has 5-level paging/,
   'protections.mmu': /an implicit access cannot be made on KVM/,
-  'quadrant.mmu': /this read cannot be made: KVM does not tell loaded/,
   'races.mmu': /KVM zaps a range only for itself/,
   'nested.mmu': /nested ept12: the code that makes the accesses on KVM runs its guests by SVM’s VMRUN/,
+};
+
+/** Examples that need what not every KVM has: what is said where it is not, or what becomes of them where it is. */
+const LACKING: Readonly<Record<string, readonly [status: number, words: RegExp][]>> = {
+  // The mistake that it shows is not in a real KVM, which reads the right pointer.
+  'quadrant.mmu': [
+    [3, /the stubs do not run on this KVM/],
+    [1, /quadrant\.mmu:37: expect loaded == 0xff9fa818: left is 0xc28f2000/],
+  ],
+  'private-memory.mmu': [
+    [3, /KVM makes no software-protected VM: this kernel .*CONFIG_KVM_SW_PROTECTED_VM/],
+    [0, /^$/],
+  ],
 };
 
 for (const name of readdirSync('examples').filter((each) => each.endsWith('.mmu')))
@@ -46,6 +58,11 @@ for (const name of readdirSync('examples').filter((each) => each.endsWith('.mmu'
     if (why) {
       assert.equal(status, 2, stderr);
       assert.match(stderr, why);
+      return;
+    }
+    const possible = LACKING[name]?.find(([each]) => each === status);
+    if (possible) {
+      assert.match(stderr, possible[1]);
       return;
     }
     assert.equal(status, 0, stderr);

@@ -13,7 +13,17 @@ import { byPage, compareEvents } from './events.ts';
 import { withoutShadow } from './here.ts';
 import { KERNELS, labTest } from './lab.ts';
 import { FIRST_GVA, PAGES, type ProgramShape, randomProgram } from './programs.ts';
-import { builtLeaves, builtTables, emulate, emulatedLeaves, type Leaf, onKvm, STUBS } from './run-both.ts';
+import {
+  builtLeaves,
+  builtTables,
+  emulate,
+  emulatedLeaves,
+  type Leaf,
+  leafDifferences,
+  leafWords,
+  onKvm,
+  STUBS,
+} from './run-both.ts';
 
 // The engine's MMU beside upstream KVM's, by programs that a seed determines.
 
@@ -30,30 +40,6 @@ async function boot(kernel: string, params: LabLaunch['params']): Promise<Lab> {
   const lab = await Lab.boot({ kernel, modules: [], params }, SILENT);
   labs.push(lab);
   return lab;
-}
-
-const words = ({ level, flags }: Leaf): string => `level ${level}, 0x${flags.toString(16)}`;
-
-/** In what two sets of leaf entries differ, an entry a line. Which frame the host gives does not count, but that it is one. */
-function differences(engine: Map<number, Leaf>, kvm: Map<number, Leaf>): string[] {
-  const lines: string[] = [];
-  const frames = new Map<number, number>();
-  for (const [gfn, leaf] of engine) {
-    const real = kvm.get(gfn);
-    const name = `gfn 0x${gfn.toString(16)}`;
-    if (!real) lines.push(`${name}: the engine has ${words(leaf)}, KVM nothing`);
-    else if (words(real) !== words(leaf)) lines.push(`${name}: the engine has ${words(leaf)}, KVM ${words(real)}`);
-    if (real) {
-      const other = frames.get(real.pfn);
-      if (other !== undefined) lines.push(`${name}: KVM maps it to the frame of gfn 0x${other.toString(16)}`);
-      frames.set(real.pfn, gfn);
-    }
-  }
-  // What makes the accesses on KVM has pages of its own.
-  for (const [gfn, leaf] of kvm)
-    if (!engine.has(gfn) && (gfn < STUBS.first || gfn >= STUBS.end))
-      lines.push(`gfn 0x${gfn.toString(16)}: KVM has ${words(leaf)}, the engine nothing`);
-  return lines;
 }
 
 const SHAPES: readonly (readonly [string, ProgramShape])[] = [
@@ -82,7 +68,7 @@ for (const kernel of KERNELS)
           lines(machine.small.failures),
           `seed ${seed}, ${name}: who fails\n${text}`,
         );
-        assert.deepEqual(differences(engine, kvm.leaves), [], `seed ${seed}, ${name}\n${text}`);
+        assert.deepEqual(leafDifferences(engine, kvm.leaves), [], `seed ${seed}, ${name}\n${text}`);
       }
     }
     assert.ok(leaves > 5 * PROGRAMS, `only ${leaves} leaf entries were compared`);
@@ -145,7 +131,7 @@ function shadowProblems(machine: Machine, leaves: Map<number, Leaf>, wp: boolean
     if (!leaf) continue;
     const query = { kind: 'walk', vcpu: 0, space: 'gva', address: `0x${(page * 4096).toString(16)}` } as const;
     const { answer: walk } = answer(machine, query, { since: 0, fault: undefined });
-    const name = `gva 0x${(page * 4096).toString(16)}: KVM has ${words(leaf)}`;
+    const name = `gva 0x${(page * 4096).toString(16)}: KVM has ${leafWords(leaf)}`;
     const entry =
       walk.kind === 'walk' ? walk.references.filter(({ stage }) => stage === 'guest').at(-1)?.entry : undefined;
     if (walk.kind !== 'walk' || entry?.state !== 'leaf') {

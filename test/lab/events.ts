@@ -56,6 +56,8 @@ function told(recording: Recording, at: number): Told | undefined {
         `0x${field('error_code').toString(16)} ${entryWords(field('old_spte'))} ${outcome}`,
       );
     }
+    case 'kvm_vm_set_mem_attributes':
+      return event(field('start'), `up to 0x${field('end').toString(16)}: ${field('attr')}`);
     case 'handle_mmio_page_fault':
     case 'mark_mmio_spte':
       return event(field('gfn'), `access ${field('access')}`);
@@ -116,6 +118,13 @@ const ROWS: readonly Row[] = [
     event: 'fast_page_fault',
     becomes: (says) =>
       says.map((each) => each.replace(/^0x\w+/, (code) => `0x${BigInt.asUintN(32, BigInt(code)).toString(16)}`)),
+  },
+  {
+    // The tracepoint is newer than Linux 6.12.
+    name: 'kvm_vm_set_mem_attributes',
+    before: [6, 13],
+    event: 'kvm_vm_set_mem_attributes',
+    becomes: () => [],
   },
   {
     // No function of KVM's: the lab's processor, QEMU's, forgets P when a reserved bit faults (mmu_translate).

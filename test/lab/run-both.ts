@@ -115,3 +115,28 @@ export function builtLeaves(built: KvmTables): Map<number, Leaf> {
   if (root) visit(root.frame, root.levels, 0);
   return leaves;
 }
+
+export const leafWords = ({ level, flags }: Leaf): string => `level ${level}, 0x${flags.toString(16)}`;
+
+/** In what two sets of leaf entries differ, an entry a line. Which frame the host gives does not count, but that it is one. */
+export function leafDifferences(engine: Map<number, Leaf>, kvm: Map<number, Leaf>): string[] {
+  const lines: string[] = [];
+  const frames = new Map<number, number>();
+  for (const [gfn, leaf] of engine) {
+    const real = kvm.get(gfn);
+    const name = `gfn 0x${gfn.toString(16)}`;
+    if (!real) lines.push(`${name}: the engine has ${leafWords(leaf)}, KVM nothing`);
+    else if (leafWords(real) !== leafWords(leaf))
+      lines.push(`${name}: the engine has ${leafWords(leaf)}, KVM ${leafWords(real)}`);
+    if (real) {
+      const other = frames.get(real.pfn);
+      if (other !== undefined) lines.push(`${name}: KVM maps it to the frame of gfn 0x${other.toString(16)}`);
+      frames.set(real.pfn, gfn);
+    }
+  }
+  // What makes the accesses on KVM has pages of its own.
+  for (const [gfn, leaf] of kvm)
+    if (!engine.has(gfn) && (gfn < STUBS.first || gfn >= STUBS.end))
+      lines.push(`gfn 0x${gfn.toString(16)}: KVM has ${leafWords(leaf)}, the engine nothing`);
+  return lines;
+}
