@@ -38,7 +38,7 @@ async function canvasFrames(pages: readonly number[], frames: number): Promise<n
   const ask = (query: Parameters<typeof answer>[1]) => answer(machine, query, { since: 0, fault: undefined }).answer;
   const map = ask({ kind: 'attribute-map' });
   if (map.kind !== 'attribute-map') throw new Error('there is no map');
-  const bands = bandsOf(map.stages, map.rmp);
+  const bands = bandsOf(map);
   const tiles = new Map<string, Tile<CellLook>>();
   // Answers are made in another process: here between the frames that are measured.
   let isResting = true;

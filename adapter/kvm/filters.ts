@@ -57,7 +57,7 @@ export const RECORDED_FILTERS: readonly Filter[] = [
 function filtersOf(onKvm: 'guest' | 'scenario' | 'recording' | undefined): readonly Filter[] {
   if (onKvm === undefined) return FILTERS;
   if (onKvm === 'recording') return RECORDED_FILTERS;
-  const ofScenarios = FILTERS.filter(({ filter }) => filter === 'warning' || filter === 'expect');
+  const ofScenarios = FILTERS.filter(({ filter }) => ['memory-fault', 'warning', 'expect'].includes(filter));
   if (onKvm === 'guest') return KVM_FILTERS;
   return [...KVM_FILTERS.filter(({ stops }) => stops.length > 0), ...ofScenarios];
 }

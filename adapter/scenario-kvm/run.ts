@@ -58,6 +58,9 @@ const MEMORY_EXIT_PRIVATE = 8n;
 /** Accessed, of a table entry. */
 const A = 0x20;
 
+/** Whether an access for which KVM has no memory was to private memory. */
+export const isPrivateFault = ({ data = 0n }: KvmStop): boolean => (data & MEMORY_EXIT_PRIVATE) !== 0n;
+
 /**
  * A scenario on real KVM. The engine's machine keeps what is the scenario's: where its tasks stand, the guest's registers,
  * what was counted. Its memory is the real machine's, read when it is asked for; what the guest does to it a stub does.
@@ -419,7 +422,7 @@ export class ScenarioRun {
       }
       if (stop.reason === 'memory-fault') {
         machine.count('exits.memory_fault');
-        this.#memoryFault = { gpa: stop.gpa!, isPrivate: ((stop.data ?? 0n) & MEMORY_EXIT_PRIVATE) !== 0n };
+        this.#memoryFault = { gpa: stop.gpa!, isPrivate: isPrivateFault(stop) };
       }
       if (stop.reason !== 'pause') return { stop };
       outcome = await this.#vcpus[task.vcpu]!.goOn();

@@ -3,15 +3,21 @@ import type { Machine } from '../../engine/machine.ts';
 import type { MissingFrames } from '../../engine/mirror.ts';
 import type { Task } from '../../engine/operation.ts';
 import type { FaultInfo } from '../../engine/tdp/fault.ts';
-import { faultScope } from '../breakpoints.ts';
+import { type FilterName, faultScope } from '../breakpoints.ts';
 import { guestFault } from '../kvm/event.ts';
 import { KVM_FILTERS } from '../kvm/filters.ts';
 import { LostError, RspError } from '../rsp/packet.ts';
 import type { KvmStop } from '../rsp/stop.ts';
 import type { OpenedScenario } from '../scenario-kvm/open.ts';
-import type { ScenarioRun } from '../scenario-kvm/run.ts';
+import { isPrivateFault, type ScenarioRun } from '../scenario-kvm/run.ts';
 import { withFrames } from '../with-frames.ts';
 import type { Halt, Motion, Target, TargetCapabilities, Watcher } from './target.ts';
+
+const FILTER_OF: Readonly<Partial<Record<KvmStop['reason'], FilterName>>> = {
+  'guest-pf': 'guest',
+  'second-stage': 'second-stage',
+  'memory-fault': 'memory-fault',
+};
 
 const FORWARDS_ONLY = 'a real machine does not run backwards; the emulator does ("target": "emulator")';
 const BY_STATEMENTS = 'on KVM the scenario’s own statements change the machine';
@@ -106,8 +112,7 @@ export class KvmScenarioTarget implements Target {
   /** What a stop in the middle of an access means; undefined: it may go on. */
   #judge(task: Task, stop: KvmStop, watcher: Watcher): Halt | undefined {
     const fault = this.#fault(task, stop);
-    const filter =
-      stop.reason === 'guest-pf' ? 'guest' : stop.reason === 'second-stage' ? 'second-stage' : ('mmio' as const);
+    const filter = FILTER_OF[stop.reason] ?? 'mmio';
     const scope: Scope = faultScope(this.machine, task, fault);
     if (!watcher.admits(filter, scope)) return undefined;
     return { kind: 'matched', match: { kind: 'exception', task: task.id, ids: [], filter, object: fault } };
@@ -122,10 +127,12 @@ export class KvmScenarioTarget implements Target {
       'second-stage': `KVM’s process does not map this page${stop.trap === 'write-protected' ? ' for writing' : ' yet'} (userfaultfd)`,
       mmio: 'no memslot holds it, userspace plays the device',
       'read-only': 'its memslot is read-only, userspace gets the write',
+      'memory-fault': 'KVM has no memory of that kind there, and leaves it to userspace to convert the page',
     };
     return {
       vcpu: task.vcpu,
-      kind: stop.reason === 'second-stage' ? 'violation' : 'mmio',
+      kind: stop.reason === 'second-stage' || stop.reason === 'memory-fault' ? 'violation' : 'mmio',
+      ...(stop.reason === 'memory-fault' ? { isPrivate: isPrivateFault(stop) } : {}),
       access: stop.access ?? access.kind,
       cpl: stop.cpl ?? access.cpl,
       implicit: false,

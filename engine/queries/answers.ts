@@ -418,8 +418,8 @@ export interface CellMapping {
   readonly mapped: 'some' | 'all';
   /** Levels of the leaves, the least first: 1 is 4K, 2 is 2M, 3 is 1G. */
   readonly levels: readonly number[];
-  /** Which frames: the private ones of guest_memfd, or the shared ones of userspace's mapping. */
-  readonly frames: 'private' | 'shared' | 'both';
+  /** Which frames: the private ones of guest_memfd, or the shared ones of userspace's mapping; KVM does not tell. */
+  readonly frames: 'private' | 'shared' | 'both' | 'untold';
   /** How many of these map a frame that is not the page's now: private as shared, or shared as private. */
   readonly stale: Amount;
   /** How many of these have the entry's D bit. */
@@ -507,6 +507,8 @@ export interface AttributeMapAnswer {
   readonly stages: readonly string[];
   /** Whether there is an RMP. */
   readonly rmp: boolean;
+  /** Whether it is known which frames are behind pages: those of guest_memfd, of the direct map, and of entries. */
+  readonly frames: boolean;
   readonly policy: string;
   readonly slots: readonly (RangeAnswer & {
     readonly id: number;

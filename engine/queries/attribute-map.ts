@@ -9,7 +9,7 @@ import type { FaultInfo } from '../tdp/fault.ts';
 import type { AttributeMapAnswer, AttributeMoment, ConversionAnswer, RangeAnswer } from './answers.ts';
 import { needPrivateMemory } from './attributes.ts';
 import { guestRanges } from './memory-changes.ts';
-import { stageNames } from './memory-stages.ts';
+import { knowsFrames, stageNames } from './memory-stages.ts';
 import { MemoryState } from './memory-state.ts';
 
 /** Moments that an answer lists at most. */
@@ -237,6 +237,7 @@ export function attributeMapAnswer(machine: Machine, at: number | undefined): At
     step: machine.steps,
     stages: stageNames(machine),
     rmp: machine.vm === 'snp',
+    frames: knowsFrames(machine),
     policy: machine.policies.conversion,
     slots: state.slots.list.map(({ id, base, pages, readonly, logDirty, invalid, gmem }) => ({
       id,

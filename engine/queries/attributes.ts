@@ -3,7 +3,7 @@ import type { Memslot } from '../memory/memslots.ts';
 import { addressToFrame, frameToAddress, type Gfn, hex } from '../memory/words.ts';
 import type { Amount, AttributesAnswer, AttributesQuery, CellFacts, CellMapping, Change } from './answers.ts';
 import { type ChangedRange, changedRanges } from './memory-changes.ts';
-import { eachLeaf, frameKinds, type StageRoot, stageRoots } from './memory-stages.ts';
+import { eachLeaf, frameKinds, knowsFrames, type StageRoot, stageRoots } from './memory-stages.ts';
 import { MemoryState, PRIVATE, SHARED } from './memory-state.ts';
 
 /** As they are told, and the bit of each in a cell's mask. */
@@ -116,21 +116,23 @@ function gatherStage(state: MemoryState, cells: Cells, stage: StageRoot): Gather
     stale: bits(),
     dirty: bits(),
   };
-  const { dirtyLo, span } = state.machine.secondFormat;
+  const { dirtyLo, span } = stage.format;
+  const isKnown = knowsFrames(state.machine);
   let slot: Memslot | undefined;
-  eachLeaf(state, stage, cells.start, cells.end, (level, gfn, pfn, lo) => {
+  eachLeaf(stage, cells.start, cells.end, (level, gfn, pfn, lo) => {
     if (!slot || gfn < slot.base || gfn >= slot.base + slot.pages) slot = state.slots.find(gfn);
     const of = slot;
     const kinds = of ? frameKinds(of, gfn, pfn) : 0;
     cells.each(gfn, gfn + span[level]!, (cell, start, end) => {
       into.mapped[cell]! += end - start;
       into.levels[cell]! |= 1 << (level - 1);
+      into.dirty[cell]! |= (lo & dirtyLo) !== 0 ? 2 : 1;
+      if (!isKnown) return;
       // Where pages are converted in place a frame is of the kind that its page is.
       const pages =
         kinds === 0 ? 0 : level === 1 ? (state.isPrivate(start) ? PRIVATE : SHARED) : state.kinds(start, end);
       into.frames[cell]! |= kinds === 3 ? pages : kinds;
       into.stale[cell]! |= ((pages & ~kinds) !== 0 || kinds === 0 ? 2 : 0) | ((pages & kinds) !== 0 ? 1 : 0);
-      into.dirty[cell]! |= (lo & dirtyLo) !== 0 ? 2 : 1;
     });
   });
   return into;
@@ -141,6 +143,8 @@ const part = (found: number, of: number): Amount => (found === 0 ? 'none' : foun
 const within = <K extends string>(name: K, found: number, of: number): { readonly [key in K]?: 'some' | 'all' } =>
   (found === 0 ? {} : { [name]: found >= of ? 'all' : 'some' }) as { readonly [key in K]?: 'some' | 'all' };
 
+const FRAMES_TOLD: readonly CellMapping['frames'][] = ['untold', 'shared', 'private', 'both'];
+
 function mapping(
   { mapped, levels, frames, stale, dirty }: GatheredStage,
   cell: number,
@@ -150,7 +154,7 @@ function mapping(
   return {
     mapped: mapped[cell]! >= of ? 'all' : 'some',
     levels: [1, 2, 3].filter((level) => (levels[cell]! & (1 << (level - 1))) !== 0),
-    frames: frames[cell] === 3 ? 'both' : frames[cell] === PRIVATE ? 'private' : 'shared',
+    frames: FRAMES_TOLD[frames[cell]!]!,
     stale: amountOf(stale[cell]!),
     dirty: amountOf(dirty[cell]!),
   };
@@ -188,9 +192,9 @@ function factsOf(cells: Cells, of: Gathered, stages: readonly GatheredStage[], c
 
 /** Why there is nothing to show of a machine. @throws Error */
 export function needPrivateMemory(machine: Machine): void {
-  if (machine.mirror)
+  if (machine.mirror && !machine.mirror.counted)
     throw new Error(
-      'only the emulator has private memory: an image, a recording or a guest under KVM does not tell which pages are private',
+      'only scenarios have private memory: an image, a recording or a guest under KVM does not tell which pages are private',
     );
   if (machine.vm === 'ordinary')
     throw new Error(
@@ -216,7 +220,8 @@ export function attributesAnswer(machine: Machine, query: AttributesQuery, since
     cells.each(first, last, (cell) => {
       gathered.invalidating[cell] = 1;
     });
-  const stages = stageRoots(state).map((stage) => gatherStage(state, cells, stage));
+  const roots = stageRoots(state);
+  const stages = roots.map((stage) => gatherStage(state, cells, stage));
   const mark = ({ change, start, end }: ChangedRange): void =>
     cells.each(start, end, (cell) => {
       gathered.changed[cell]! |= 1 << CHANGES.indexOf(change);
@@ -224,7 +229,7 @@ export function attributesAnswer(machine: Machine, query: AttributesQuery, since
   for (const range of changedRanges(state, query.since ?? since)) mark(range);
   return {
     kind: 'attributes',
-    certainty: 'exact',
+    certainty: roots[0]?.certainty ?? 'exact',
     start: hex(frameToAddress(cells.start)),
     cellSize: cells.pages * 4096,
     cells: cells.count,

@@ -11,7 +11,7 @@ import { isPresent, spteFormat, spteNote } from '../tdp/spte.ts';
 import type { PageAnswer, PageRow, TableQuery } from './answers.ts';
 import { conversionProgress } from './attribute-map.ts';
 import { needPrivateMemory } from './attributes.ts';
-import { frameKinds, type StageRoot, stageNames, stageRoots } from './memory-stages.ts';
+import { frameKinds, knowsFrames, type StageRoot, stageNames, stageRoots } from './memory-stages.ts';
 import { MemoryState, PRIVATE, SHARED } from './memory-state.ts';
 
 const PAGES_2M = 512;
@@ -86,13 +86,14 @@ function frameRows(state: MemoryState, slot: Memslot, gfn: Gfn): PageRow[] {
 function stageRow(
   state: MemoryState,
   name: string,
-  { root, offset }: StageRoot,
+  { root, offset, format, tables, certainty }: StageRoot,
   slot: Memslot | undefined,
   gfn: Gfn,
 ): PageRow {
+  const isKnown = knowsFrames(state.machine);
+  if (!isKnown && state.at !== undefined) return { name, words: 'not remembered of the past', certainty: 'unknown' };
   if (root < 0) return exact(name, 'no root yet: KVM makes it when a vCPU first enters the guest');
-  const { machine, tables } = state;
-  const format = machine.secondFormat;
+  const row = (words: string, more: Partial<PageRow>): PageRow => ({ ...exact(name, words, more), certainty });
   const input = gfn + offset;
   let [table, level] = [root, format.rootLevel];
   for (;;) {
@@ -111,26 +112,26 @@ function stageRow(
       state.at === undefined ? { table: tableQuery(table, level, input - (input % (span * PAGES_2M))) } : {};
     if (entry !== LEAF || !isPresent(lo)) {
       const note = spteNote(spteFormat(format), lo, hi) ?? decodeEntry(format, level, lo, hi).state;
-      return exact(name, `not mapped: ${where} ${index} (level ${level}) is ${note}`, place);
+      return row(`not mapped: ${where} ${index} (level ${level}) is ${note}`, place);
     }
     const target = format.frame(level, lo, hi) + (gfn % span);
     const kinds = slot ? frameKinds(slot, gfn, target) : 0;
     const isPrivate = state.isPrivate(gfn);
     const right = isPrivate ? PRIVATE : SHARED;
     const what =
-      kinds === 3
+      kinds === 3 || !isKnown
         ? 'the frame'
         : kinds === 0
           ? 'a frame that is not the page’s'
           : `the ${kind(kinds === PRIVATE)} frame`;
     const rights = decodeEntry(format, level, lo, hi).rights.slice(0, 3);
-    const stale = (kinds & right) === 0;
+    const stale = isKnown && (kinds & right) === 0;
     const words = [
       `${where} ${index} (level ${level}, ${sizeOf(level)}) maps ${what}, ${rights}`,
       ...((lo & format.dirtyLo) !== 0 ? ['dirty'] : []),
       ...(stale ? [`stale: the page is ${kind(isPrivate)}`] : []),
     ];
-    return exact(name, words.join(', '), {
+    return row(words.join(', '), {
       value: address(target),
       ...place,
       ...wrong(state, gfn, stale),
@@ -227,6 +228,12 @@ function underWayRows(state: MemoryState, gfn: Gfn): PageRow[] {
   return rows;
 }
 
+const FRAMES_UNTOLD: PageRow = {
+  name: 'frames',
+  words: 'KVM does not tell which are behind the page, nor what TLBs have of it',
+  certainty: 'unknown',
+};
+
 /** All that is known of a page, as rows. @throws Error where the log does not reach */
 export function pageAnswer(machine: Machine, gpa: string, at: number | undefined): PageAnswer {
   needPrivateMemory(machine);
@@ -242,11 +249,11 @@ export function pageAnswer(machine: Machine, gpa: string, at: number | undefined
     exact('attribute', isPrivate ? 'private (KVM_MEMORY_ATTRIBUTE_PRIVATE)' : 'shared'),
     ...underWayRows(state, gfn),
     slotRow(slot),
-    ...(slot ? frameRows(state, slot, gfn) : []),
+    ...(slot ? (knowsFrames(machine) ? frameRows(state, slot, gfn) : [FRAMES_UNTOLD]) : []),
     ...stageNames(machine).map((name, stage) => stageRow(state, name, roots[stage]!, slot, gfn)),
     ...moduleRows(state, roots[1], gfn),
-    ...tlbRows(state, slot, gfn),
-    ...(slot?.gmem ? ([2, 3] as const).map((level) => mixedRow(state, slot, gfn, level)) : []),
+    ...(knowsFrames(machine) ? tlbRows(state, slot, gfn) : []),
+    ...(slot?.gmem && knowsFrames(machine) ? ([2, 3] as const).map((level) => mixedRow(state, slot, gfn, level)) : []),
     ...(at === undefined
       ? []
       : [{ name: 'conversions', words: 'which were under way is not remembered', certainty: 'unknown' } as const]),

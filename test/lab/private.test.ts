@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { existsSync, readFileSync } from 'node:fs';
-import { homedir } from 'node:os';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { Random } from '../../adapter/conform/random.ts';
@@ -9,6 +9,7 @@ import { labArchitecture } from '../../adapter/lab/arch.ts';
 import { Lab } from '../../adapter/lab/boot.ts';
 import { findKernel } from '../../adapter/lab/kernel.ts';
 import type { Machine } from '../../engine/machine.ts';
+import { Client, spawnAdapter } from '../adapter/client.ts';
 import { SILENT } from '../kvm/kvm.ts';
 import { byPage, compareEvents } from './events.ts';
 import { withoutLab } from './lab.ts';
@@ -35,9 +36,13 @@ function modules(): { readonly modules?: readonly string[]; readonly missing?: s
 
 const built = modules();
 
-function privateTest(name: string, body: (lab: Lab) => Promise<void>): void {
+function privateTest(name: string, body: () => Promise<void>): void {
   const timeout = process.env.KVM_MMU_AGREEMENT ? 1_800_000 : 180_000;
-  test(`${KERNEL}, software-protected VM: ${name}`, { skip: built.missing ?? false, timeout }, async () => {
+  test(`${KERNEL}, software-protected VM: ${name}`, { skip: built.missing ?? false, timeout }, body);
+}
+
+function inLab(name: string, body: (lab: Lab) => Promise<void>): void {
+  privateTest(name, async () => {
     const lab = await Lab.boot({ kernel: KERNEL, modules: built.modules!, params: { npt: '1' } }, SILENT);
     try {
       await body(lab);
@@ -46,6 +51,24 @@ function privateTest(name: string, body: (lab: Lab) => Promise<void>): void {
     }
   });
 }
+
+/** A vCPU asks for private memory that a slot lacks. */
+const LACKING = `machine x86-64 {
+  memory 0 +16M guest-memfd
+  memory 0x2000000 +32K slot 3
+  second-stage tdp npt 5-level
+  vm software-protected
+}
+guest g { map 0x400000 -> 0x2000000 +32K rwx }
+vcpu 0 in g {
+  write 0x400000 = 7
+  wait until conversions == 1
+  read 0x400000
+}
+host h {
+  wait until accesses >= 1
+  convert 0x2000000 +4K private
+}`;
 
 /** What no read finds. */
 const UNKNOWN = '0xffff_ffff_ffff';
@@ -100,43 +123,24 @@ function withFound(text: string): string {
   return text.replaceAll(UNKNOWN, () => found.shift() ?? assert.fail('a read told nothing'));
 }
 
-privateTest(
-  'an example ends as in the emulator, and an access to private memory that a slot lacks is told',
-  async (lab) => {
-    const text = readFileSync('examples/private-memory.mmu', 'utf8');
-    const found = await onKvm(text, lab, async ({ run }) => {
-      await run.finish();
-      const { machine } = run;
-      return { failures: machine.small.failures, passed: machine.counter('expects.passed'), left: run.stuck };
-    });
-    assert.deepEqual(found, { failures: [], passed: 7, left: undefined });
-    const lacking = `machine x86-64 {
-  memory 0 +16M guest-memfd
-  memory 0x2000000 +32K slot 3
-  second-stage tdp npt 5-level
-  vm software-protected
-}
-guest g { map 0x400000 -> 0x2000000 +32K rwx }
-vcpu 0 in g {
-  write 0x400000 = 7
-  wait until conversions == 1
-  read 0x400000
-}
-host h {
-  wait until accesses >= 1
-  convert 0x2000000 +4K private
-}`;
-    const words = [
-      'KVM_EXIT_MEMORY_FAULT: gpa 0x2000000 was accessed as private memory, and its slot has no guest_memfd',
-    ];
-    const told = ({ small }: Machine): string[] => small.failures.map(({ text: failed }) => failed);
-    assert.deepEqual(told(emulate(lacking)), words);
-    assert.deepEqual(await onKvm(lacking, lab, async ({ run }) => told(run.machine)), words);
-  },
-);
+inLab('an example ends as in the emulator, and an access to private memory that a slot lacks is told', async (lab) => {
+  const text = readFileSync('examples/private-memory.mmu', 'utf8');
+  const found = await onKvm(text, lab, async ({ run }) => {
+    await run.finish();
+    const { machine } = run;
+    return { failures: machine.small.failures, passed: machine.counter('expects.passed'), left: run.stuck };
+  });
+  assert.deepEqual(found, { failures: [], passed: 7, left: undefined });
+  const words = [
+    'KVM_EXIT_MEMORY_FAULT: gpa 0x2000000 was accessed as private memory, and its slot has no guest_memfd',
+  ];
+  const told = ({ small }: Machine): string[] => small.failures.map(({ text: failed }) => failed);
+  assert.deepEqual(told(emulate(LACKING)), words);
+  assert.deepEqual(await onKvm(LACKING, lab, async ({ run }) => told(run.machine)), words);
+});
 
 for (const huge of [false, true])
-  privateTest(
+  inLab(
     `leaf entries, events and all that reads find are the engine’s${huge ? ', with large pages behind shared memory' : ''}`,
     async (lab) => {
       const place: HelperPlace = huge
@@ -173,3 +177,80 @@ for (const huge of [false, true])
       console.log(`${leaves} leaf entries and ${same} events alike`);
     },
   );
+
+type Answer = { readonly [name: string]: never };
+
+async function inSession(
+  path: string,
+  options: { readonly filters: readonly string[]; readonly lines?: readonly number[] },
+  work: (first: string, ask: (query: object) => Promise<Answer>, client: Client) => Promise<void>,
+): Promise<void> {
+  const client = new Client(spawnAdapter());
+  try {
+    const lab = { kernel: KERNEL, modules: built.modules, params: { npt: 1 } };
+    const stop = await client.start(path, { launch: { target: 'kvm', lab }, patience: 90, ...options });
+    const ask = async (query: object): Promise<Answer> =>
+      (await client.request('mmu/watch', { type: 'watch', id: JSON.stringify(query), query })).answer;
+    await work(stop.body?.text ?? stop.event, ask, client);
+  } finally {
+    await client.close();
+  }
+}
+
+privateTest('a session stops at KVM_EXIT_MEMORY_FAULT', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'kvm-mmu-'));
+  const path = join(folder, 'lacking.mmu');
+  writeFileSync(path, LACKING);
+  try {
+    await inSession(path, { filters: ['memory-fault'] }, async (first, _ask, client) => {
+      assert.match(
+        first,
+        /^vCPU 0 read gpa 0x2000000.*: the access was private, the page is not; KVM_EXIT_MEMORY_FAULT; line 11 goes on\.$/,
+      );
+      assert.equal((await client.move('continue')).event, 'terminated');
+    });
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+});
+
+privateTest(
+  'the map of memory has what the session has converted and what KVM maps, and says what KVM does not tell',
+  () =>
+    inSession('examples/private-memory.mmu', { filters: [], lines: [39] }, async (first, ask) => {
+      assert.match(first, /line 39 is next/);
+      const map = await ask({ kind: 'attribute-map' });
+      assert.deepEqual([map.vm, map.frames, map.rmp, map.stages], ['software-protected', false, false, ['NPT']]);
+      const { facts, runs, certainty } = (await ask({
+        kind: 'attributes',
+        ...{ start: '0x1ff000', end: '0x301000', cells: 512 },
+      })) as unknown as {
+        facts: { private: string; stages: ({ frames: string } | null)[] }[];
+        runs: number[];
+        certainty: string;
+      };
+      assert.equal(certainty, 'exact');
+      const cell = (number: number) => {
+        let at = 0;
+        for (; number >= runs[at]!; at += 2) number -= runs[at]!;
+        return facts[runs[at + 1]!]!;
+      };
+      assert.deepEqual([cell(0).private, cell(1).private, cell(2).private], ['none', 'none', 'all']);
+      assert.equal(cell(0x101).private, 'all');
+      assert.deepEqual(cell(0x101).stages[0], {
+        mapped: 'all',
+        levels: [1],
+        frames: 'untold',
+        stale: 'none',
+        dirty: 'all',
+      });
+      const page = (await ask({ kind: 'page', gpa: '0x300000' })) as unknown as {
+        sentence: string;
+        rows: { name: string; words: string; certainty: string; value?: string }[];
+      };
+      assert.equal(page.sentence, 'A private page of slot 0');
+      const row = (name: string) => page.rows.find((each) => each.name === name);
+      assert.match(row('NPT')!.words, /^PTE 256 \(level 1, 4K\) maps the frame, rwx, dirty$/);
+      assert.equal(row('frames')!.certainty, 'unknown');
+    }),
+);

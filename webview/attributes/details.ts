@@ -1,4 +1,4 @@
-import type { CellFacts, PageAnswer, PageRow } from '../../engine/queries/answers.ts';
+import type { AttributeMapAnswer, CellFacts, PageAnswer, PageRow } from '../../engine/queries/answers.ts';
 import { certaintyMark } from '../kit/certainty.ts';
 import { copyable } from '../kit/copy.ts';
 import { button, h } from '../kit/element.ts';
@@ -40,7 +40,7 @@ export interface Told {
   /** The page, or a cell's first. */
   readonly page: PageAnswer | undefined;
   readonly error: string | undefined;
-  readonly stages: readonly string[];
+  readonly map: Pick<AttributeMapAnswer, 'stages' | 'frames'>;
 }
 
 /** All that is known of a page; of a cell what its pages have in common too. */
@@ -70,7 +70,7 @@ export class Details {
       );
       return;
     }
-    const { place, facts, page, error, stages } = told;
+    const { place, facts, page, error, map } = told;
     const isCell = place.size > 4096;
     this.#title.textContent = isCell
       ? `${rangeWords(place.start, place.size)}: ${(place.size / 4096).toLocaleString('en')} pages`
@@ -83,7 +83,7 @@ export class Details {
             h(
               'dl',
               { class: 'facts cell-facts' },
-              ...cellRows(facts, stages).flatMap(([name, words]) => [h('dt', {}, name), h('dd', {}, words)]),
+              ...cellRows(facts, map).flatMap(([name, words]) => [h('dt', {}, name), h('dd', {}, words)]),
             ),
             h('h3', {}, `Its first page, of ${formatSize(place.size)}`),
           ]

@@ -8,7 +8,7 @@ const K = 1024;
 const GIGABYTE = 2 ** 30;
 const SHARED: CellFacts = { slot: 'all', gmem: 'all', private: 'none', stages: [null] };
 const PRIVATE: CellFacts = { ...SHARED, private: 'all' };
-const bands = bandsOf(['NPT'], true);
+const bands = bandsOf({ stages: ['NPT'], rmp: true, frames: true });
 const looks = bands.map(({ look }) => look);
 
 function answer(start: number, size: number, facts: CellFacts[], runs: number[]): AttributesAnswer {

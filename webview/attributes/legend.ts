@@ -1,3 +1,4 @@
+import type { AttributeMapAnswer } from '../../engine/queries/answers.ts';
 import { h, svg } from '../kit/element.ts';
 import { legendMark } from '../kit/legend.ts';
 import { TILE } from '../kit/permissions.ts';
@@ -33,9 +34,15 @@ function swatch(name: PaintName): SVGSVGElement {
   );
 }
 
-/** What colours and patterns mean here. @param rmp whether there is an RMP */
-export function memoryLegend(rmp: boolean): HTMLElement {
-  const names = PAINT_NAMES.filter((name) => rmp || (name !== 'assigned' && name !== 'validated'));
+const OF_RMP: readonly PaintName[] = ['assigned', 'validated'];
+const OF_FRAMES: readonly PaintName[] = ['file', 'whole', 'split', 'hole', 'stale'];
+
+/** What colours and patterns mean where these things are known. */
+export function memoryLegend({ rmp, frames }: Pick<AttributeMapAnswer, 'rmp' | 'frames'>): HTMLElement {
+  const names = PAINT_NAMES.filter(
+    (name) =>
+      (rmp || !OF_RMP.includes(name)) && (frames || !OF_FRAMES.includes(name)) && (!frames || name !== 'mapped'),
+  );
   return h(
     'div',
     { class: 'legend', role: 'list', 'aria-label': 'Legend' },

@@ -1,4 +1,4 @@
-import type { Amount, CellFacts, CellMapping, Change } from '../../engine/queries/answers.ts';
+import type { Amount, AttributeMapAnswer, CellFacts, CellMapping, Change } from '../../engine/queries/answers.ts';
 import type { Paint } from '../kit/canvas.ts';
 import type { Line } from '../kit/permissions.ts';
 
@@ -10,6 +10,7 @@ export const PAINT_NAMES = [
   'file',
   'assigned',
   'validated',
+  'mapped',
   'whole',
   'split',
   'hole',
@@ -55,6 +56,7 @@ export const PAINTS: Readonly<Record<PaintName, Paint>> = {
     [0, 4.5, 6, 4.5],
   ]),
   validated: paint('validated', 'green', DOWN),
+  mapped: paint('mapped', 'green', []),
   whole: paint('whole', 'foreground', [], 0.04),
   split: paint('split', 'foreground', [[0.5, 0, 0.5, 6]], 0.1),
   hole: paint('hole', 'yellow', [...UP, ...DOWN], 0.3),
@@ -76,6 +78,7 @@ export const PAINT_WORDS: Readonly<Record<PaintName, string>> = {
   file: 'guest_memfd has it',
   assigned: 'RMP: assigned',
   validated: 'RMP: validated',
+  mapped: 'mapped',
   whole: 'direct map in 2M',
   split: 'in 4K',
   hole: 'left out of it',
@@ -173,9 +176,17 @@ function directMapLook(facts: CellFacts): CellLook | undefined {
 }
 
 function frameWords({ frames, stale }: CellMapping): readonly string[] {
+  if (frames === 'untold') return [];
   const which = frames === 'both' ? 'both kinds' : `${frames}`;
   return stale === 'none' ? [which] : [`${which}, ${stale === 'some' ? 'some ' : ''}stale`];
 }
+
+const FRAME_PAINTS: Readonly<Record<CellMapping['frames'], PaintName>> = {
+  private: 'private',
+  shared: 'shared',
+  both: 'mixed',
+  untold: 'mapped',
+};
 
 function stageLook(facts: CellFacts, stage: number): CellLook | undefined {
   const change = stage === 0 ? 'second-stage' : 'mirror';
@@ -183,22 +194,30 @@ function stageLook(facts: CellFacts, stage: number): CellLook | undefined {
   if (!mapping) return look(facts, change, undefined, facts.slot === 'none' ? {} : { words: ['not mapped'] });
   const { levels, frames, stale, mapped, dirty } = mapping;
   const sizes = levels.map((level) => LEVELS[level]!);
-  const name: PaintName = stale !== 'none' ? 'stale' : frames === 'both' ? 'mixed' : frames;
+  const name: PaintName = stale !== 'none' ? 'stale' : FRAME_PAINTS[frames];
   return look(facts, change, name, {
     isPart: mapped === 'some',
     box: levels.length === 1 ? PAGE * 512 ** (levels[0]! - 1) : 0,
-    words: [`${sizes.join(' and ')} ${frameWords(mapping).join('')}`, sizes.join('/')],
+    words: [[sizes.join(' and '), ...frameWords(mapping)].join(' '), sizes.join('/')],
     symbol: levels.length === 1 ? sizes[0]! : '',
     bar: dirty,
   });
 }
 
-/** The bands of a machine, from above. @param stages its second stages' names */
-export function bandsOf(stages: readonly string[], rmp: boolean): readonly Band[] {
+/** The bands of a machine, from above. */
+export function bandsOf({
+  stages,
+  rmp,
+  frames,
+}: Pick<AttributeMapAnswer, 'stages' | 'rmp' | 'frames'>): readonly Band[] {
   return [
     { id: 'attribute', name: 'Attribute', height: 44, look: attributeLook },
-    { id: 'private-page', name: rmp ? 'guest_memfd, RMP' : 'guest_memfd', height: 44, look: privatePageLook },
-    { id: 'direct-map', name: 'Direct map', height: 24, look: directMapLook },
+    ...(frames
+      ? [
+          { id: 'private-page', name: rmp ? 'guest_memfd, RMP' : 'guest_memfd', height: 44, look: privatePageLook },
+          { id: 'direct-map', name: 'Direct map', height: 24, look: directMapLook },
+        ]
+      : []),
     ...stages.map((name, stage) => ({
       id: `stage-${stage}`,
       name,

@@ -148,7 +148,7 @@ function update(): void {
 
 function draw(): void {
   if (!now) return;
-  const { moments, vm, stages, rmp, policy } = now;
+  const { moments, vm, stages, rmp, frames, policy } = now;
   if (at !== undefined && at >= moments.length - 1) at = undefined;
   const moment = momentOf(now);
   if (moment)
@@ -160,14 +160,14 @@ function draw(): void {
     unwatch('then');
     then = undefined;
   }
-  const key = `${stages.join()} ${rmp}`;
+  const key = `${stages.join()} ${rmp} ${frames}`;
   if (key !== bandsKey) {
-    bands = bandsOf(stages, rmp);
+    bands = bandsOf(now);
     bandsKey = key;
-    legendPlace.replaceChildren(memoryLegend(rmp));
+    legendPlace.replaceChildren(memoryLegend(now));
   }
   tiles.show(bands, moment);
-  kind.textContent = `${{ snp: 'SEV-SNP', tdx: 'TDX', 'software-protected': 'Software-protected VM' }[vm] ?? vm}; policy conversion = ${policy}`;
+  kind.textContent = `${{ snp: 'SEV-SNP', tdx: 'TDX', 'software-protected': 'Software-protected VM' }[vm] ?? vm}; ${frames ? `policy conversion = ${policy}` : 'conversions are KVM’s own'}`;
   drawSlots(now);
   drawHappening(now);
   drawTimeline(now);
@@ -311,7 +311,7 @@ function drawDetails(): void {
     facts: factsAt(tiles.all(), start)?.facts,
     page: isAnswered ? page : undefined,
     error: pageError,
-    stages: now.stages,
+    map: { stages: now.stages, frames: now.frames },
   });
 }
 

@@ -1,4 +1,4 @@
-import type { Amount, CellFacts, CellMapping } from '../../engine/queries/answers.ts';
+import type { Amount, AttributeMapAnswer, CellFacts, CellMapping } from '../../engine/queries/answers.ts';
 import { formatAddress, formatSize } from '../kit/format.ts';
 
 const LEVELS = ['', '4K', '2M', '1G'];
@@ -11,14 +11,17 @@ function mappingWords(mapping: CellMapping | null): string {
   const { mapped, levels, frames, stale, dirty } = mapping;
   return [
     `maps ${mapped === 'all' ? 'it all' : 'a part'} as ${levels.map((level) => LEVELS[level]).join(' and ')}`,
-    frames === 'both' ? 'private and shared frames' : `${frames} frames`,
+    ...(frames === 'untold' ? [] : [frames === 'both' ? 'private and shared frames' : `${frames} frames`]),
     ...(dirty === 'none' ? [] : [dirty === 'all' ? 'dirty' : 'partly dirty']),
     ...(stale === 'none' ? [] : [stale === 'all' ? 'stale' : 'partly stale']),
   ].join(', ');
 }
 
 /** What is known of several pages together, as names and words. */
-export function cellRows(facts: CellFacts, stages: readonly string[]): [name: string, words: string][] {
+export function cellRows(
+  facts: CellFacts,
+  { stages, frames }: Pick<AttributeMapAnswer, 'stages' | 'frames'>,
+): [name: string, words: string][] {
   if (facts.slot === 'none') return [['memory', 'no slot holds any of it']];
   const { rmp } = facts;
   return [
@@ -33,7 +36,7 @@ export function cellRows(facts: CellFacts, stages: readonly string[]): [name: st
         ]
       : []),
     ...(facts.invalidating ? [['invalidation', 'some pages are being invalidated'] as [string, string]] : []),
-    ...(facts.gmem === 'none'
+    ...(facts.gmem === 'none' || !frames
       ? []
       : [['guest_memfd', `has ${share(facts.folios ?? 'none', '').trim()}`] as [string, string]]),
     ...(rmp
