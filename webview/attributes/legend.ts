@@ -50,8 +50,9 @@ export function memoryLegend({ rmp, frames }: Pick<AttributeMapAnswer, 'rmp' | '
     ...names.map((name) => h('span', { class: 'legend-item', role: 'listitem' }, swatch(name), PAINT_WORDS[name])),
     legendMark('mark-part', 'some of its pages'),
     legendMark('mark-dirty', 'dirty'),
-    legendMark('mark-invalidation', 'being invalidated'),
-    legendMark('mark-here', 'conversion under way'),
+    ...(frames
+      ? [legendMark('mark-invalidation', 'being invalidated'), legendMark('mark-here', 'conversion under way')]
+      : []),
     legendMark('mark-outline', 'changed since the last stop'),
   );
 }
