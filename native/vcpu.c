@@ -745,6 +745,11 @@ static enum outcome at_exit(struct vcpu *vcpu, const struct armed *armed)
 		memcpy(&fault, &run->hw, sizeof(fault));
 		return stop(vcpu, SIGNAL_TRAP, "reason=memory-fault,gpa=%llx,size=%llx,data=%llx,completed=0,exact=gpa+size",
 			    fault.gpa, fault.size, fault.flags);
+	case KVM_EXIT_HYPERCALL:
+		/* KVM_HC_MAP_GPA_RANGE alone comes here. KVM gives the guest this answer when the vCPU goes on. */
+		run->hypercall.ret = 0;
+		return stop(vcpu, SIGNAL_TRAP, "reason=hypercall,gpa=%llx,size=%llx,data=%llx,completed=0,exact=gpa+size",
+			    run->hypercall.args[0], run->hypercall.args[1] * PAGE, run->hypercall.args[2]);
 	case KVM_EXIT_INTR:
 	case KVM_EXIT_IRQ_WINDOW_OPEN:
 		return GO_ON;

@@ -535,6 +535,11 @@ int vm_create(struct vm *vm, const struct vm_options *options)
 				    check(vm, KVM_CAP_DIRTY_LOG_RING) / (int)sizeof(struct kvm_dirty_gfn));
 		vm->dirty_ring = options->dirty_ring;
 	}
+	if (options->software_protected) {
+		/* Where this is not to be had the guest's hypercall tells it. */
+		struct kvm_enable_cap enable = { .cap = KVM_CAP_EXIT_HYPERCALL, .args = { 1 << KVM_HC_MAP_GPA_RANGE } };
+		ioctl(vm->fd, KVM_ENABLE_CAP, &enable);
+	}
 	/* What Intel's VMX needs for real mode; of no use, and no harm, elsewhere. */
 	ioctl(vm->fd, KVM_SET_TSS_ADDR, 0xfffbd000UL);
 	for (int i = 0; i < options->slot_count; i++) {

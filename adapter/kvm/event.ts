@@ -112,6 +112,8 @@ export function eventSentence({ vcpu, stop, fault, tableLevel }: KvmEvent, where
         : `${who} has shut down at ${where}: a triple fault${stop.gva === undefined ? '' : `; CR2 is ${hex(stop.gva)}`}.`;
     case 'memory-fault':
       return `${who} ${did} ${gpa}: KVM_EXIT_MEMORY_FAULT, private and shared do not match${completionWords(stop)}`;
+    case 'hypercall':
+      return `${who} asks that ${hex(BigInt(stop.size ?? 0))} bytes at ${gpa} become ${((stop.data ?? 0n) & 0x10n) !== 0n ? 'private' : 'shared'} (KVM_HC_MAP_GPA_RANGE).`;
     case 'emulation':
       return `${who}: KVM’s emulator does not know the instruction at ${where}.`;
     case 'error':

@@ -14,6 +14,7 @@ const REASONS = [
   'halt',
   'shutdown',
   'memory-fault',
+  'hypercall',
   'emulation',
   'error',
 ] as const;

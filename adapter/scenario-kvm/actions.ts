@@ -32,6 +32,8 @@ const ACTION = {
   pkru: 14,
   vmrun: 15,
   vmmcall: 16,
+  'map-gpa-range': 17,
+  'map-gpa-range by vmcall': 18,
 } as const;
 
 /** AL after an action that no exception has ended. */
@@ -91,6 +93,8 @@ export const firstVmcb = (stubs: Stubs, vcpu: number, guest: Pick<VmcbGuest, 're
 export interface ActionInput {
   readonly address: bigint;
   readonly value: bigint;
+  /** Of a hypercall about memory. */
+  readonly pages?: bigint;
   readonly user: boolean;
   readonly rflags: bigint;
 }
@@ -100,13 +104,14 @@ export function actionRegisters(
   stubs: Stubs,
   vcpu: number,
   action: bigint,
-  { address, value, user, rflags }: ActionInput,
+  { address, value, pages = 0n, user, rflags }: ActionInput,
 ): Record<string, bigint> {
   if (!isNarrow(stubs.paging))
     return {
       rsi: action,
       rbx: address,
       rdx: value,
+      rcx: pages,
       r11: userStack(stubs),
       r12: rflags,
       r13: user ? 1n : 0n,

@@ -80,6 +80,10 @@ test('private memory fits where the VM is software-protected, and what a host or
   const vmm = (statement: string): string => `guest k { }\nvcpu 0 in k { read 0 }\nhost h {\n  ${statement}\n}`;
   const soft = machine('software-protected', 'private 0 +4K');
   assert.deepEqual(problems(`${soft}${vmm('convert 0 +4K shared punch 0 +4K shared read 0')}`), []);
+  assert.deepEqual(problems(`${soft}guest k { }\nvcpu 0 in k { convert 0 +4K shared }`), []);
+  assert.deepEqual(problems(`${soft}guest k pae { }\nvcpu 0 in k { convert 0 +4K shared }`), [
+    '3 error: convert: with pae paging the code that makes the accesses on KVM has no such hypercall',
+  ]);
   assert.deepEqual(problems(`${soft}${vmm('private read 0')}`), [
     '5 error: private read: the host has no mapping of private memory (guest_memfd)',
   ]);

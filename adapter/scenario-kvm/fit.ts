@@ -213,11 +213,8 @@ function visit(body: readonly Statement[], around: Around): void {
           error(span, 'swap-out: on a real machine the host decides which memory goes to the disk');
         break;
       case 'convert':
-        if (owner === 'vcpu')
-          error(
-            span,
-            'convert: a guest on KVM would ask for it by a hypercall, which the code that makes the accesses does not; let a host do it',
-          );
+        if (owner === 'vcpu' && isNarrow(paging))
+          error(span, `convert: with ${paging} paging the code that makes the accesses on KVM has no such hypercall`);
         break;
       case 'async-pf':
         error(span, 'async-pf: the code that makes the accesses on KVM has no handler for such faults');

@@ -55,6 +55,8 @@ const RET = 0xc3;
 const PF = 14;
 /** KVM_MEMORY_EXIT_FLAG_PRIVATE */
 const MEMORY_EXIT_PRIVATE = 8n;
+/** KVM_MAP_GPA_RANGE_ENCRYPTED */
+const MAP_GPA_PRIVATE = 0x10n;
 /** Accessed, of a table entry. */
 const A = 0x20;
 
@@ -620,8 +622,10 @@ export class ScenarioRun {
     let isSlot = true;
     switch (statement.kind) {
       case 'convert':
-        await this.#convert(statement.base, statement.size, statement.isPrivate);
-        machine.count('conversions');
+        if (task.vcpu < 0) {
+          await this.#convert(statement.base, statement.size, statement.isPrivate);
+          machine.count('conversions');
+        } else await this.#pageStateChange(task, statement);
         task.pc++;
         return;
       case 'slot-add': {
@@ -674,6 +678,31 @@ export class ScenarioRun {
     );
     machine.setAttributes(addressToFrame(base), addressToFrame(base + size), isPrivate);
     this.#parts = { ...this.#parts, info: await client.info() };
+  }
+
+  /** The guest asks for a conversion, by a hypercall that KVM leaves to userspace. */
+  async #pageStateChange(
+    task: Task,
+    { base, size, isPrivate }: Extract<Statement, { kind: 'convert' }>,
+  ): Promise<void> {
+    const vcpu = this.#vcpus[task.vcpu]!;
+    const name = this.#parts.info.vendor === 'AuthenticAMD' ? 'map-gpa-range' : 'map-gpa-range by vmcall';
+    const value = isPrivate ? MAP_GPA_PRIVATE : 0n;
+    let outcome = await vcpu.act({ name, size: 8, address: base, value, pages: size / PAGE, user: false, rflags: 2n });
+    while (outcome.kind === 'stop') {
+      const { reason, gpa, size: bytes, data } = outcome.stop;
+      if (reason === 'hypercall') {
+        await this.#convert(gpa!, BigInt(bytes!), ((data ?? 0n) & MAP_GPA_PRIVATE) !== 0n);
+        this.machine.count('conversions');
+      }
+      outcome = await vcpu.goOn();
+    }
+    if (outcome.kind === 'lost') throw new Error(outcome.words);
+    const answer = outcome.kind === 'done' ? BigInt.asIntN(64, outcome.value) : undefined;
+    if (answer !== 0n)
+      throw new Error(
+        `convert: the hypercall KVM_HC_MAP_GPA_RANGE ${answer === undefined ? 'does not come back' : `answers ${answer}`}; it needs KVM_CAP_EXIT_HYPERCALL (Linux 5.14)`,
+      );
   }
 
   // ---- looking

@@ -38,7 +38,15 @@ export interface Action extends ActionInput {
 }
 
 const UD = 6;
-const STOPS = new Set<KvmStop['reason']>(['guest-pf', 'second-stage', 'mmio', 'read-only', 'memory-fault', 'pause']);
+const STOPS = new Set<KvmStop['reason']>([
+  'guest-pf',
+  'second-stage',
+  'mmio',
+  'read-only',
+  'memory-fault',
+  'hypercall',
+  'pause',
+]);
 
 /** A vCPU that runs the stubs: one action at a time. */
 export class StubVcpu {

@@ -3,7 +3,7 @@
  * `out %al, $0x4b` when it is done. Two pages, wherever the host maps them (adapter/scenario-kvm/stubs.ts): the first is the
  * supervisor's, the second the user's. The host has set the GDT, the IDT, TR and R15.
  *
- * In: RSI the action, RBX its address, RDX its value, R12 RFLAGS, R13 whether at CPL3, R11 the user's stack, R15 this
+ * In: RSI the action, RBX its address, RDX its value, RCX its pages, R12 RFLAGS, R13 whether at CPL3, R11 the user's stack, R15 this
  * vCPU's own stack. Out: AL 0xff, 0xfe when a guest of this one has exited, or the vector of an exception with its error code in R9 and RIP in R10; R8 what was read.
  */
 	.code64
@@ -93,6 +93,12 @@ settle:
 	.balign	16
 	vmmcall
 	jmp	done
+	.irp	instruction, vmmcall, vmcall
+	.balign	16
+	movl	$12, %eax	/* KVM_HC_MAP_GPA_RANGE: RBX an address, RCX so many pages, RDX what they become */
+	\instruction
+	jmp	done
+	.endr
 	.balign	16
 write_efer:
 	movl	$0xc0000080, %ecx

@@ -78,12 +78,14 @@ function randomProgram(seed: number, huge: boolean): string {
   const random = new Random(seed, 0);
   const hex = (value: number): string => `0x${value.toString(16)}`;
   const page = (): string => hex(random.below(8) * 4096);
+  const range = (): string => `${hex(0x200000 + random.below(8) * 4096)} +${4 * (1 + random.below(4))}K`;
+  const convert = (): string => `convert ${range()} ${random.pick(['private', 'shared'])}`;
   const access = (): string => {
     const gva = `0x400000 + ${page()} + ${8 * random.below(2)}`;
+    if (random.below(9) === 0) return convert();
     if (random.below(2) === 0) return `write ${gva} = ${1 + random.below(1000)}`;
     return `read ${gva}\n  expect loaded == ${UNKNOWN}`;
   };
-  const range = (): string => `${hex(0x200000 + random.below(8) * 4096)} +${4 * (1 + random.below(4))}K`;
   const host = (): string => {
     switch (random.below(huge ? 7 : 6)) {
       case 0:
@@ -94,7 +96,7 @@ function randomProgram(seed: number, huge: boolean): string {
       case 6:
         return `convert 0x200000 +2M ${random.pick(['private', 'shared'])}`;
       default:
-        return `convert ${range()} ${random.pick(['private', 'shared'])}`;
+        return convert();
     }
   };
   const lines = (count: number, make: () => string): string[] => Array.from({ length: count }, () => `  ${make()}`);
