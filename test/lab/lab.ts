@@ -2,6 +2,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import test, { type TestContext } from 'node:test';
 import { labArchitecture } from '../../adapter/lab/arch.ts';
+import type { Lab } from '../../adapter/lab/boot.ts';
 import { findKernel } from '../../adapter/lab/kernel.ts';
 import { native } from '../kvm/kvm.ts';
 
@@ -10,6 +11,15 @@ export const KERNELS = (process.env.KVM_MMU_LAB_KERNELS ?? 'linux-image-amd64').
 
 /** Those with which shadow paging is compared: today's functions are in kernels from 6.4 on. */
 export const NEWER_KERNELS = (process.env.KVM_MMU_LAB_KERNELS ?? 'linux-image-6.12-amd64').split(',');
+
+/** Skips a test on a kernel before 6.4, and closes its lab. @param why what that kernel does otherwise: the engine is today's */
+export function skipsOlder(context: TestContext, lab: Lab, why: string): boolean {
+  const [major = 0, minor = 0] = lab.release.split('.').map(Number);
+  if (major > 6 || (major === 6 && minor >= 4)) return false;
+  lab.close();
+  context.skip(`Linux ${lab.release}: ${why}; the engine is today’s`);
+  return true;
+}
 
 /** Why no lab can be had here; undefined when one can. Downloads the kernels. */
 export function withoutLab(kernels: readonly string[] = KERNELS): string | undefined {

@@ -6,7 +6,7 @@ import type { Recording } from '../../engine/history/recording.ts';
 import { emulatorBuilt } from '../../engine/queries/emulator-built.ts';
 import { SILENT, withoutKvm } from '../kvm/kvm.ts';
 import { withoutShadow } from './here.ts';
-import { labTest, NEWER_KERNELS } from './lab.ts';
+import { labTest, NEWER_KERNELS, skipsOlder } from './lab.ts';
 import { type ProgramShape, randomProgram } from './programs.ts';
 import { builtTables, emulate, onKvm } from './run-both.ts';
 import { allowed, type Compared, comparedOf, isStub, projected, roots, sequence, stubsOf } from './shadow-events.ts';
@@ -37,12 +37,7 @@ for (const kernel of NEWER_KERNELS)
       async (context) => {
         const lab = await Lab.boot({ kernel, modules: [], params: { npt: '0' } }, SILENT);
         const release = lab.release.split('.').map(Number);
-        const [major = 0, minor = 0] = release;
-        if (major < 6 || (major === 6 && minor < 4)) {
-          lab.close();
-          context.skip(`FNAME(invlpg) of Linux ${lab.release} zaps entries and prefetches: the engine is today’s`);
-          return;
-        }
+        if (skipsOlder(context, lab, 'FNAME(invlpg) zaps entries and prefetches')) return;
         let same = 0;
         let kept = 0;
         const shapes = paging === '4-level' ? SHAPES : [...SHAPES, LARGE_SHAPE];
