@@ -1,5 +1,5 @@
+import { LoggedMap } from '../logged-map.ts';
 import type { Gfn } from '../memory/words.ts';
-import { LoggedMap } from '../shadow/logged-map.ts';
 import { AttributeStore } from './store.ts';
 
 /**

@@ -1,10 +1,10 @@
 import type { RmpEntry } from '../attributes/state.ts';
 import type { AttributeRun } from '../attributes/store.ts';
 import { Kind, type LogEntry } from '../history/log.ts';
+import type { IndexChange } from '../logged-map.ts';
 import type { InvalidationState, Machine } from '../machine.ts';
 import { formatSize, frameToAddress, type Gfn, hex } from '../memory/words.ts';
 import { functionSpec, type OperationFrame, type Task } from '../operation.ts';
-import type { IndexChange } from '../shadow/logged-map.ts';
 import type { FaultInfo } from '../tdp/fault.ts';
 import type { AttributeMapAnswer, AttributeMoment, ConversionAnswer, RangeAnswer } from './answers.ts';
 import { needPrivateMemory } from './attributes.ts';

@@ -1,9 +1,9 @@
 import { LEAF } from '../formats/compile.ts';
 import { Kind } from '../history/log.ts';
 import { roleField } from '../kernel/role.ts';
+import type { IndexChange } from '../logged-map.ts';
 import type { Machine } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
-import type { IndexChange } from '../shadow/logged-map.ts';
 import type { MmuPage } from '../tdp/mmu-page.ts';
 import { isPresent } from '../tdp/spte.ts';
 import type { Change } from './answers.ts';

@@ -1,11 +1,11 @@
 import type { Conversion, RmpEntry } from '../attributes/state.ts';
 import { type AttributeRun, AttributeStore } from '../attributes/store.ts';
 import { Kind } from '../history/log.ts';
+import type { IndexChange, LoggedMap } from '../logged-map.ts';
 import type { InvalidationState, Machine } from '../machine.ts';
 import type { Memslots } from '../memory/memslots.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
 import type { Tables } from '../pgtable/tables.ts';
-import type { IndexChange, LoggedMap } from '../shadow/logged-map.ts';
 import type { MmuPage } from '../tdp/mmu-page.ts';
 import { change, countsOf, type Frames, PageCounts } from './page-counts.ts';
 

@@ -1,5 +1,5 @@
+import type { LoggedMap } from '../logged-map.ts';
 import type { Pfn } from '../memory/words.ts';
-import type { LoggedMap } from '../shadow/logged-map.ts';
 
 const PAGES_2M = 512;
 const PAGES_1G = 512 * 512;

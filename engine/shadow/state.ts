@@ -1,5 +1,5 @@
+import { LoggedMap } from '../logged-map.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
-import { LoggedMap } from './logged-map.ts';
 
 /** What a shadow page has beyond a TDP MMU's table (`struct kvm_mmu_page`). */
 export interface ShadowState {

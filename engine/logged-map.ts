@@ -1,5 +1,5 @@
-import { Kind } from '../history/log.ts';
-import type { Machine } from '../machine.ts';
+import { Kind } from './history/log.ts';
+import type { Machine } from './machine.ts';
 
 /** What a log entry of Kind.INDEX keeps, so that the change can be undone. */
 export interface IndexChange {
