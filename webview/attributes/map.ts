@@ -1,11 +1,10 @@
-import { timer } from 'd3';
 import type { AttributeMapAnswer, RangeAnswer } from '../../engine/queries/answers.ts';
 import { Canvas } from '../kit/canvas.ts';
 import { h } from '../kit/element.ts';
+import { Eye } from '../kit/eye.ts';
 import { formatAddress, formatSize } from '../kit/format.ts';
-import { duration } from '../kit/motion.ts';
 import { TILE } from '../kit/permissions.ts';
-import { clampViewport, fit, pan, ticks, type Viewport, zoomAround, zoomPath } from '../kit/viewport.ts';
+import { clampViewport, fit, pan, ticks, type Viewport } from '../kit/viewport.ts';
 import {
   cellSize,
   coverView,
@@ -24,8 +23,6 @@ const SLOTS = 23;
 const INVALIDATION = 8;
 const GAP = 5;
 const TOP = AXIS + SLOTS + INVALIDATION;
-/** Duration of a zoom to somewhere, ms. */
-const MOVE = 260;
 /** What is better is asked for so long after the last movement, ms. */
 const SETTLED = 90;
 const PAGE = 4096;
@@ -59,8 +56,7 @@ export class MemoryMap {
   readonly #tiles: () => Iterable<MapTile>;
   readonly #need: (keys: readonly TileKey[]) => void;
   #shown: Shown | undefined;
-  #view: Viewport = { start: 0, size: 2 ** 20 };
-  #moving: { stop(): void } | undefined;
+  readonly #eye: Eye;
   #settling: ReturnType<typeof setTimeout> | undefined;
   #cursor: Place | undefined;
   #isPinned = false;
@@ -82,11 +78,19 @@ export class MemoryMap {
         'Guest-physical memory. Left and right go to the next page or cell, with Ctrl to the next that differs, plus and minus zoom, Home shows all slots, End what happens now, Enter keeps the details, Escape lets them go.',
     });
     this.element = h('div', { class: 'map' }, this.#names, this.#canvas.element);
+    this.#eye = new Eye({ start: 0, size: 2 ** 20 }, this.#canvas, {
+      total: () => this.#total,
+      moved: () => this.#ask(),
+      point: (event) => {
+        if (!this.#isPinned) this.onPlace(this.#cellAt(event.offsetX), false);
+      },
+      click: (event) => this.onPlace(this.#cellAt(event.offsetX), true),
+    });
     this.#listen();
   }
 
   get viewport(): Viewport {
-    return this.#view;
+    return this.#eye.view;
   }
 
   show(shown: Shown): void {
@@ -133,40 +137,22 @@ export class MemoryMap {
   }
 
   moveTo(target: Viewport): void {
-    this.#moving?.stop();
-    const time = duration(MOVE);
-    if (time === 0) {
-      this.#go(target);
-      return;
-    }
-    const path = zoomPath(this.#view, target);
-    const moving = timer((elapsed) => {
-      const t = elapsed < time ? elapsed / time : 1;
-      if (t === 1) moving.stop();
-      this.#go(path(t * t * (3 - 2 * t)));
-    });
-    this.#moving = moving;
-  }
-
-  #go(view: Viewport): void {
-    this.#view = view;
-    this.#canvas.redraw();
-    this.#ask();
+    this.#eye.moveTo(target);
   }
 
   /** Asks for what is on screen once nothing moves. */
   #ask(): void {
     clearTimeout(this.#settling);
     this.#settling = setTimeout(() => {
-      if (this.#shown && this.#canvas.width > 0) this.#need(tilesFor(this.#view, this.#canvas.width));
+      if (this.#shown && this.#canvas.width > 0) this.#need(tilesFor(this.#eye.view, this.#canvas.width));
     }, SETTLED);
   }
 
   zoom(factor: number): void {
     const at = this.#cursor;
-    const middle = at ? (at.start + at.size / 2 - this.#view.start) / this.#view.size : 0.5;
+    const middle = at ? (at.start + at.size / 2 - this.#eye.view.start) / this.#eye.view.size : 0.5;
     const isSeen = middle >= 0 && middle <= 1;
-    this.moveTo(zoomAround(this.#view, factor, isSeen ? middle : 0.5, this.#total));
+    this.#eye.zoom(factor, isSeen ? middle : 0.5);
   }
 
   whole(): void {
@@ -181,12 +167,12 @@ export class MemoryMap {
   fit({ start, size }: Place, margin = 0.04, moves = true): void {
     const view = fit(start, size, this.#total, margin);
     if (moves) this.moveTo(view);
-    else this.#go(view);
+    else this.#eye.jump(view);
   }
 
   /** Brings a place into view with some of its neighbours; what is seen well stays where it is. */
   reveal({ start, size }: Place): void {
-    const { start: from, size: across } = this.#view;
+    const { start: from, size: across } = this.#eye.view;
     const isWithin = start >= from && start + size <= from + across;
     if (isWithin && (size / across) * this.#canvas.width >= SYMBOL_WIDTH / 2) return;
     this.moveTo(clampViewport({ start: start + size / 2 - size * 12, size: size * 24 }, this.#total));
@@ -195,7 +181,7 @@ export class MemoryMap {
   // ---- drawing
 
   #x(at: number): number {
-    return ((at - this.#view.start) / this.#view.size) * this.#canvas.width;
+    return ((at - this.#eye.view.start) / this.#eye.view.size) * this.#canvas.width;
   }
 
   #draw(): void {
@@ -203,7 +189,7 @@ export class MemoryMap {
     if (!shown) return;
     const begin = performance.now();
     const { context, width } = this.#canvas;
-    const { start, size } = this.#view;
+    const { start, size } = this.#eye.view;
     this.#canvas.element.setAttribute(
       'aria-description',
       `${formatSize(Math.round(size))} from ${formatAddress(BigInt(Math.max(0, Math.floor(start))))}`,
@@ -213,7 +199,7 @@ export class MemoryMap {
     context.lineWidth = 1;
     this.#drawAxis();
     this.#drawSlots(shown);
-    const pieces = coverView(this.#view, width, this.#tiles());
+    const pieces = coverView(this.#eye.view, width, this.#tiles());
     let top = TOP;
     shown.bands.forEach((band, number) => {
       this.#drawGround(shown, top, band.height);
@@ -232,7 +218,7 @@ export class MemoryMap {
     const { context, width } = this.#canvas;
     context.fillStyle = this.#canvas.token('--quiet');
     let free = 0;
-    for (const at of ticks(this.#view, Math.max(2, Math.floor(width / 110)))) {
+    for (const at of ticks(this.#eye.view, Math.max(2, Math.floor(width / 110)))) {
       if (at < 0 || at % PAGE !== 0) continue;
       const x = Math.round(this.#x(at));
       const words = formatAddress(BigInt(at));
@@ -359,10 +345,10 @@ export class MemoryMap {
   /** The rectangles of a run: single pages, or the large ones that it is mapped or assigned with. */
   #drawBoxes(look: CellLook, start: number, end: number, top: number, height: number, hasSymbols: boolean): void {
     const { context, width } = this.#canvas;
-    const across = (look.box / this.#view.size) * width;
+    const across = (look.box / this.#eye.view.size) * width;
     if (look.box === 0 || across < BOX_WIDTH) return;
-    const first = Math.floor(Math.max(start, this.#view.start) / look.box) * look.box;
-    const last = Math.min(end, this.#view.start + this.#view.size);
+    const first = Math.floor(Math.max(start, this.#eye.view.start) / look.box) * look.box;
+    const last = Math.min(end, this.#eye.view.start + this.#eye.view.size);
     context.fillStyle = this.#canvas.token(look.paint!.colour);
     const isWritten = hasSymbols && look.symbol !== '' && across >= SYMBOL_WIDTH && height > 30;
     const half = isWritten ? context.measureText(look.symbol).width / 2 : 0;
@@ -372,8 +358,8 @@ export class MemoryMap {
       if (at > start) context.fillRect(Math.round(this.#x(at)), top + 1, 1, height - 2);
       context.globalAlpha = 1;
       // In the middle of what is seen of it.
-      const from = Math.max(start, at, this.#view.start);
-      const to = Math.min(end, at + look.box, this.#view.start + this.#view.size);
+      const from = Math.max(start, at, this.#eye.view.start);
+      const to = Math.min(end, at + look.box, this.#eye.view.start + this.#eye.view.size);
       const middle = this.#x((from + to) / 2);
       if (!isWritten || this.#x(to) - this.#x(from) < SYMBOL_WIDTH) continue;
       context.fillStyle = this.#canvas.token('--surface');
@@ -507,46 +493,14 @@ export class MemoryMap {
 
   /** The cell at a place on the canvas: as it is drawn, or wider where a page is wider than a pixel. */
   #cellAt(x: number): Place | undefined {
-    const at = this.#view.start + (x / this.#canvas.width) * this.#view.size;
+    const at = this.#eye.view.start + (x / this.#canvas.width) * this.#eye.view.size;
     if (!this.#shown || at < 0) return undefined;
-    const size = cellSize(this.#view, this.#canvas.width);
+    const size = cellSize(this.#eye.view, this.#canvas.width);
     return { start: Math.floor(at / size) * size, size };
   }
 
   #listen(): void {
     const { element } = this.#canvas;
-    const jump = (view: Viewport) => {
-      this.#moving?.stop();
-      this.#go(view);
-    };
-    element.addEventListener(
-      'wheel',
-      (event) => {
-        event.preventDefault();
-        const sideways = event.shiftKey ? event.deltaY : event.deltaX;
-        if (Math.abs(sideways) > Math.abs(event.shiftKey ? 0 : event.deltaY))
-          jump(pan(this.#view, sideways / this.#canvas.width, this.#total));
-        else jump(zoomAround(this.#view, 2 ** (-event.deltaY / 150), event.offsetX / this.#canvas.width, this.#total));
-      },
-      { passive: false },
-    );
-    let drag: { readonly x: number; readonly view: Viewport; moved: boolean } | undefined;
-    element.addEventListener('pointerdown', (event) => {
-      drag = { x: event.offsetX, view: this.#view, moved: false };
-      element.setPointerCapture(event.pointerId);
-    });
-    element.addEventListener('pointermove', (event) => {
-      if (drag) {
-        if (!drag.moved && Math.abs(event.offsetX - drag.x) < 4) return;
-        drag.moved = true;
-        jump(pan(drag.view, (drag.x - event.offsetX) / this.#canvas.width, this.#total));
-      } else if (!this.#isPinned) this.onPlace(this.#cellAt(event.offsetX), false);
-    });
-    element.addEventListener('pointerup', (event) => {
-      const clicked = drag && !drag.moved;
-      drag = undefined;
-      if (clicked) this.onPlace(this.#cellAt(event.offsetX), true);
-    });
     element.addEventListener('dblclick', (event) => {
       const cell = this.#cellAt(event.offsetX);
       if (cell) this.fit({ start: cell.start - 8 * cell.size, size: 16 * cell.size }, 0);
@@ -563,8 +517,8 @@ export class MemoryMap {
       End: () => this.onHere(),
       ArrowRight: () => this.#step(1, event.ctrlKey || event.metaKey),
       ArrowLeft: () => this.#step(-1, event.ctrlKey || event.metaKey),
-      PageDown: () => this.#go(pan(this.#view, 0.8, this.#total)),
-      PageUp: () => this.#go(pan(this.#view, -0.8, this.#total)),
+      PageDown: () => this.#eye.jump(pan(this.#eye.view, 0.8, this.#total)),
+      PageUp: () => this.#eye.jump(pan(this.#eye.view, -0.8, this.#total)),
       Enter: () => this.onPlace(this.#cursor ?? this.#middle(), true),
     }[event.key];
     if (!action) return;
@@ -578,22 +532,23 @@ export class MemoryMap {
 
   /** Goes to the next cell, or to the next that differs. */
   #step(way: 1 | -1, far: boolean): void {
-    const size = cellSize(this.#view, this.#canvas.width);
+    const size = cellSize(this.#eye.view, this.#canvas.width);
     const from = this.#cursor;
-    const isSeen = from && from.start + from.size > this.#view.start && from.start < this.#view.start + this.#view.size;
+    const isSeen =
+      from && from.start + from.size > this.#eye.view.start && from.start < this.#eye.view.start + this.#eye.view.size;
     let place = isSeen ? { start: Math.floor(from.start / size) * size + way * size, size } : this.#middle();
     if (isSeen && far) place = this.#nextDifferent(from.start, way, size) ?? place;
     if (!place || place.start < 0 || place.start >= this.#total) return;
-    const { start, size: across } = this.#view;
+    const { start, size: across } = this.#eye.view;
     if (place.start < start || place.start + place.size > start + across)
-      this.#go(clampViewport({ start: place.start - across / 2, size: across }, this.#total));
+      this.#eye.jump(clampViewport({ start: place.start - across / 2, size: across }, this.#total));
     this.onPlace(place, this.#isPinned);
   }
 
   #nextDifferent(from: number, way: 1 | -1, size: number): Place | undefined {
     const of = (at: number): string => JSON.stringify(factsAt(this.#tiles(), at)?.facts);
     const first = of(from);
-    const { start, size: across } = this.#view;
+    const { start, size: across } = this.#eye.view;
     for (let at = from + way * size; at >= start && at < start + across; at += way * size)
       if (of(at) !== first) return { start: Math.floor(at / size) * size, size };
     return undefined;

@@ -1,14 +1,13 @@
-import { timer } from 'd3';
 import type { RootAnswer, TableQuery } from '../../engine/queries/answers.ts';
 import { Canvas } from '../kit/canvas.ts';
 import { h } from '../kit/element.ts';
 import { entrySummary } from '../kit/entry.ts';
+import { Eye } from '../kit/eye.ts';
 import { formatAddress, formatIndices, formatSize, saysLevel, shortEntry } from '../kit/format.ts';
-import { duration } from '../kit/motion.ts';
 import { lookOf, rightsWords } from '../kit/permissions.ts';
 import type { Selection } from '../kit/selection.ts';
 import { hideTooltip, showTooltipSoon } from '../kit/tooltip.ts';
-import { clampViewport, fit, pan, ticks, type Viewport, zoomAround, zoomPath } from '../kit/viewport.ts';
+import { clampViewport, fit, ticks, type Viewport } from '../kit/viewport.ts';
 import { type Box, boxAt, layout, wholeSpace } from './layout.ts';
 import { addressAt, type EntryPath, type GetTable, totalSize } from './model.ts';
 import { runFacts } from './run-words.ts';
@@ -16,8 +15,6 @@ import { runFacts } from './run-words.ts';
 const AXIS = 20;
 const ROW = 34;
 const ROW_GAP = 4;
-/** Duration of a zoom to somewhere, ms. */
-const MOVE = 260;
 
 /** The address space as a partition: a row for each level, position on screen is position in the space. */
 export class Partition {
@@ -29,9 +26,8 @@ export class Partition {
   /** Where the fault ended: the axis says in which direction when it is out of sight. */
   fault: number | undefined;
   #root: RootAnswer | undefined;
-  #view: Viewport = { start: 0, size: 1 };
+  readonly #eye: Eye;
   #boxes: Box[] = [];
-  #moving: { stop(): void } | undefined;
   /** Hears that other tables may be needed. */
   readonly #moved: () => void;
 
@@ -47,12 +43,24 @@ export class Partition {
         'Address space, a row for each level of tables. Arrows select, Enter zooms in, plus and minus zoom, Home shows what is mapped. The tree below lists the same.',
     });
     this.element = h('div', { class: 'partition' }, this.#levels, this.#canvas.element);
+    this.#eye = new Eye({ start: 0, size: 1 }, this.#canvas, {
+      total: () => (this.#root ? totalSize(this.#root) : 1),
+      moved: (byHand) => {
+        if (byHand) hideTooltip();
+        this.#moved();
+      },
+      point: (event) => this.#hover(event),
+      click: (event) => {
+        const box = this.#hit(event);
+        if (box) this.#select(box, event.offsetX);
+      },
+    });
     this.#listen();
     selection.onChange(() => this.#canvas.redraw());
   }
 
   get viewport(): Viewport {
-    return this.#view;
+    return this.#eye.view;
   }
 
   show(root: RootAnswer | undefined, view?: Viewport): void {
@@ -71,8 +79,7 @@ export class Partition {
     }
     this.#root = root;
     if (view) {
-      this.#moving?.stop();
-      this.#view = view;
+      this.#eye.view = view;
     }
     this.#canvas.redraw();
   }
@@ -83,30 +90,15 @@ export class Partition {
 
   /** Tables that are on screen. */
   need(need: (query: TableQuery) => void): void {
-    if (this.#root) layout(this.#root, this.#get, this.#view, Math.max(1, this.#canvas.width), need);
+    if (this.#root) layout(this.#root, this.#get, this.#eye.view, Math.max(1, this.#canvas.width), need);
   }
 
-  /** Moves the eye there, along a path on which it does not lose its place. */
   moveTo(target: Viewport): void {
-    this.#moving?.stop();
-    const path = zoomPath(this.#view, target);
-    const time = duration(MOVE);
-    const moving = timer((elapsed) => {
-      const t = elapsed < time ? elapsed / time : 1;
-      if (t === 1) moving.stop();
-      this.#go(path(t * t * (3 - 2 * t)));
-    });
-    this.#moving = moving;
-  }
-
-  #go(view: Viewport): void {
-    this.#view = view;
-    this.#canvas.redraw();
-    this.#moved();
+    this.#eye.moveTo(target);
   }
 
   zoom(factor: number, fraction = 0.5): void {
-    if (this.#root) this.moveTo(zoomAround(this.#view, factor, fraction, totalSize(this.#root)));
+    if (this.#root) this.#eye.zoom(factor, fraction);
   }
 
   whole(): void {
@@ -117,7 +109,7 @@ export class Partition {
   reveal(start: number, size: number): void {
     if (!this.#root) return;
     const total = totalSize(this.#root);
-    const { start: from, size: across } = this.#view;
+    const { start: from, size: across } = this.#eye.view;
     // What can be seen well already stays where it is.
     if (start >= from && start + size <= from + across && size >= across / 60) return;
     this.moveTo(clampViewport({ start: start + size / 2 - size * 8, size: size * 16 }, total));
@@ -130,9 +122,12 @@ export class Partition {
   #draw(): void {
     if (!this.#root) return;
     const { context, width } = this.#canvas;
-    this.#boxes = layout(this.#root, this.#get, this.#view, width, () => {});
-    const shown = formatAddress(addressAt(Math.max(0, Math.floor(this.#view.start)), this.#root));
-    this.#canvas.element.setAttribute('aria-description', `${formatSize(Math.round(this.#view.size))} from ${shown}`);
+    this.#boxes = layout(this.#root, this.#get, this.#eye.view, width, () => {});
+    const shown = formatAddress(addressAt(Math.max(0, Math.floor(this.#eye.view.start)), this.#root));
+    this.#canvas.element.setAttribute(
+      'aria-description',
+      `${formatSize(Math.round(this.#eye.view.size))} from ${shown}`,
+    );
     const font = getComputedStyle(document.body);
     context.font = `12px ${font.getPropertyValue('--mono')}`;
     context.textBaseline = 'middle';
@@ -153,8 +148,8 @@ export class Partition {
     const { context, width } = this.#canvas;
     context.fillStyle = this.#canvas.token('--quiet');
     let free = 0;
-    for (const at of ticks(this.#view, Math.max(2, Math.floor(width / 130)))) {
-      const x = Math.round(((at - this.#view.start) / this.#view.size) * width);
+    for (const at of ticks(this.#eye.view, Math.max(2, Math.floor(width / 130)))) {
+      const x = Math.round(((at - this.#eye.view.start) / this.#eye.view.size) * width);
       const words = formatAddress(addressAt(Math.min(at, totalSize(this.#root!) - 1), this.#root!));
       const across = context.measureText(words).width;
       if (at >= totalSize(this.#root!)) continue;
@@ -168,7 +163,7 @@ export class Partition {
   #drawFault(): void {
     if (this.fault === undefined) return;
     const { context, width } = this.#canvas;
-    const x = ((this.fault - this.#view.start) / this.#view.size) * width;
+    const x = ((this.fault - this.#eye.view.start) / this.#eye.view.size) * width;
     const way = x < 0 ? -1 : x > width ? 1 : 0;
     const at = Math.max(6, Math.min(x, width - 6));
     const y = AXIS - 5;
@@ -271,44 +266,7 @@ export class Partition {
 
   #listen(): void {
     const { element } = this.#canvas;
-    const total = () => (this.#root ? totalSize(this.#root) : 1);
-    const jump = (view: Viewport) => {
-      this.#moving?.stop();
-      hideTooltip();
-      this.#go(view);
-    };
-    element.addEventListener(
-      'wheel',
-      (event) => {
-        event.preventDefault();
-        const sideways = event.shiftKey ? event.deltaY : event.deltaX;
-        if (Math.abs(sideways) > Math.abs(event.shiftKey ? 0 : event.deltaY))
-          jump(pan(this.#view, sideways / this.#canvas.width, total()));
-        else jump(zoomAround(this.#view, 2 ** (-event.deltaY / 150), event.offsetX / this.#canvas.width, total()));
-      },
-      { passive: false },
-    );
-    let drag: { readonly x: number; readonly view: Viewport; moved: boolean } | undefined;
-    element.addEventListener('pointerdown', (event) => {
-      hideTooltip();
-      drag = { x: event.offsetX, view: this.#view, moved: false };
-      element.setPointerCapture(event.pointerId);
-    });
-    element.addEventListener('pointermove', (event) => {
-      if (drag) {
-        if (!drag.moved && Math.abs(event.offsetX - drag.x) < 4) return;
-        drag.moved = true;
-        jump(pan(drag.view, (drag.x - event.offsetX) / this.#canvas.width, total()));
-        return;
-      }
-      this.#hover(event);
-    });
-    element.addEventListener('pointerup', (event) => {
-      const clicked = drag && !drag.moved;
-      drag = undefined;
-      const box = clicked ? this.#hit(event) : undefined;
-      if (box) this.#select(box, event.offsetX);
-    });
+    element.addEventListener('pointerdown', hideTooltip);
     element.addEventListener('pointerleave', hideTooltip);
     element.addEventListener('dblclick', (event) => {
       const box = this.#hit(event);
