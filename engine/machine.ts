@@ -3,6 +3,7 @@ import type { Hazard } from './attributes/hazards.ts';
 import { type Conversion, MemoryAttributes, type VmType } from './attributes/state.ts';
 import type { AttributeRun } from './attributes/store.ts';
 import { flatten, type Instruction } from './code.ts';
+import { COUNTERS, type CounterName } from './counters.ts';
 import { Format, TABLE } from './formats/compile.ts';
 import { EPT, EPT_5, nestedEpt } from './formats/ept.ts';
 import type { Feature } from './formats/format.ts';
@@ -14,7 +15,6 @@ import {
   type GuestCpu,
   LONG_MODE,
   PAGING_REGISTERS,
-  type PagingMode,
   pagingMode,
   REGISTERS,
   RegisterError,
@@ -23,37 +23,28 @@ import {
   registerProblem,
   UNPAGED,
 } from './guest/registers.ts';
-import type { SecondStage, WalkMemory } from './guest/walk.ts';
+import type { WalkMemory } from './guest/walk.ts';
 import { Kind, Log, type LogEntry } from './history/log.ts';
 import type { Injection } from './injections.ts';
 import { roleField } from './kernel/role.ts';
 import type { IndexChange } from './logged-map.ts';
 import { backingPfn, frameRange, type Memslot, Memslots, newBacking } from './memory/memslots.ts';
 import { PhysicalMemory } from './memory/physical.ts';
-import { Tlb, type TlbEntry, tlbSpan } from './memory/tlb.ts';
+import { type TlbEntry, tlbSpan } from './memory/tlb.ts';
 import { type Gfn, highWord, lowWord, type Pfn, toBigint, type Vfn } from './memory/words.ts';
 import type { Mirror } from './mirror.ts';
 import { LOCKS, type LockName, type Task } from './operation.ts';
 import { DEFAULT_POLICIES, type Policies } from './policies.ts';
 import type { MachineConfig, Program, SlotConfig } from './program.ts';
-import { type Mmu, NEW_MMU } from './roots/mmu.ts';
+import type { Mmu } from './roots/mmu.ts';
 import { ShadowMmu, type ShadowState } from './shadow/state.ts';
 import type { MmuPage } from './tdp/mmu-page.ts';
 import { emptyEntry } from './tdp/spte.ts';
+import { type GuestMode, MMUS, type MmuName, Vcpu } from './vcpu.ts';
 
 /** KVM's tables take host frames from here up; guest memory lies above. */
 const TABLE_FRAMES = 0x1000;
 const FIRST_BACKING_FRAME = 0x100000;
-/** Requests that a vCPU handles before it enters the guest (KVM_REQ_*). */
-export const REQ_MMU_FREE_OBSOLETE_ROOTS = 1;
-export const REQ_TLB_FLUSH = 2;
-export const REQ_MMU_SYNC = 4;
-export const REQ_LOAD_MMU_PGD = 8;
-export const REQ_TLB_FLUSH_CURRENT = 16;
-export const REQ_TLB_FLUSH_GUEST = 32;
-export const REQ_APF_HALT = 64;
-export const REQ_APF_READY = 128;
-
 /** Warnings that are kept with their place. */
 const KEPT_WARNINGS = 200;
 
@@ -73,129 +64,6 @@ export interface InvalidationState {
   readonly end: Gfn;
 }
 
-/** What a vCPU that runs a nested guest keeps of L1, and of the guest's second stage. */
-export interface GuestMode {
-  /** The program's name of the guest (L2). */
-  readonly guest: string;
-  /** L1's registers, which its VM exit brings back. */
-  readonly l1: Registers;
-  /** L1's own second-stage tables for it; absent where L1 gives it tables of L1-physical addresses in CR3. */
-  readonly nested: NestedStage | undefined;
-}
-
-export interface NestedStage {
-  readonly name: string;
-  /** EPTP or nCR3. */
-  readonly pgd: bigint;
-  /** How they are walked: from L2's physical addresses to L1's. */
-  readonly mode: PagingMode;
-}
-
-/** `root_mmu`; `guest_mmu`, which shadows L1's tables for its guests; `nested_mmu`, whose role alone counts, of L2's own tables. */
-export const MMUS = ['root', 'guest', 'nested'] as const;
-export type MmuName = (typeof MMUS)[number];
-
-export class Vcpu {
-  readonly id: number;
-  registers: Registers;
-  mode: PagingMode;
-  readonly tlb = new Tlb();
-  mmus: Readonly<Record<MmuName, Mmu>> = { root: NEW_MMU, guest: NEW_MMU, nested: NEW_MMU };
-  /** Absent while L1 itself runs. */
-  guestMode: GuestMode | undefined;
-  /** In system-management mode, the registers that RSM brings back. */
-  smm: Registers | undefined;
-  /** Registers of nested guests that have run, by name, as L1 keeps them (VMCS12, VMCB12). */
-  saved: Readonly<Record<string, Registers>> = {};
-  requests = 0;
-  /** The hardware's view of the root; rebuilt when it changes. */
-  second: SecondStage | undefined;
-  /** Of TDX: the tables that it walks for private memory. */
-  secure: SecondStage | undefined;
-  /** With shadow paging: how the processor walks KVM's tables, instead of the guest's. */
-  shadowed: PagingMode | undefined;
-
-  constructor(id: number, registers: Registers, cpu: GuestCpu) {
-    this.id = id;
-    this.registers = registers;
-    this.mode = pagingMode(registers, cpu);
-  }
-
-  /** The mode in which the processor walks tables by itself. */
-  get hardware(): PagingMode {
-    return this.shadowed ?? this.mode;
-  }
-
-  /** Which MMU's tables the processor walks (`vcpu->arch.mmu`). */
-  get active(): MmuName {
-    return this.guestMode?.nested ? 'guest' : 'root';
-  }
-
-  get mmu(): Mmu {
-    return this.mmus[this.active];
-  }
-
-  /** The tables that the active MMU reads, and shadows where it is not direct: the guest's own, or L1's for a nested guest. */
-  get walked(): PagingMode {
-    return this.guestMode?.nested?.mode ?? this.mode;
-  }
-
-  /** Root of the tables the processor walks; −1 while there is none. */
-  get root(): Pfn {
-    return this.mmu.root.pfn;
-  }
-}
-
-/** Things that are counted rather than logged, beside the number of log entries of each kind. */
-export const COUNTERS = [
-  'accesses',
-  'tlb.hits',
-  'tlb.misses',
-  'tlb.flushes',
-  'walks.references',
-  'exits',
-  'entries',
-  'faults.guest',
-  'faults.second',
-  'faults.misconfig',
-  'faults.mmio',
-  'faults.fixed',
-  'faults.spurious',
-  'faults.fast',
-  'faults.retried',
-  'faults.read_only',
-  'emulated',
-  'tables.built',
-  'tables.reused',
-  'tables.zapped',
-  'tables.flooded',
-  'tables.recycled',
-  'tables.freed',
-  'roots.built',
-  'roots.freed',
-  'roots.released',
-  'roots.unloads',
-  'roots.hits',
-  'roots.misses',
-  'modes.changed',
-  'nested.entries',
-  'nested.exits',
-  'async_pf.not_present',
-  'async_pf.halts',
-  'async_pf.ready',
-  'nx_lpage_splits',
-  'sptes.changed',
-  'faults.rmp',
-  'faults.vc',
-  'exits.memory_fault',
-  'conversions',
-  'rmp.updates',
-  'hazards',
-  'expects.passed',
-  'expects.failed',
-  'warnings',
-] as const;
-export type CounterName = (typeof COUNTERS)[number];
 const COUNTER_NUMBER = new Map(COUNTERS.map((name, index) => [name, index]));
 
 /** State that checkpoints copy; all else is restored by undoing the log. */

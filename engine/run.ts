@@ -1,8 +1,9 @@
 import { launch } from './attributes/launch.ts';
+import type { CounterName } from './counters.ts';
 import { guestNamed, l1Frame, nestedStage, tableFormatOf } from './guest/nested.ts';
 import type { RegisterName } from './guest/registers.ts';
 import { applyMapping, guestTableStore, guestTables } from './guest/tables.ts';
-import { type CounterName, Machine, MachineError, type SmallState } from './machine.ts';
+import { Machine, MachineError, type SmallState } from './machine.ts';
 import { type Mirror, MissingFrames } from './mirror.ts';
 import type { Task } from './operation.ts';
 import type { GuestTables, Program } from './program.ts';

@@ -1,5 +1,5 @@
+import { COUNTERS } from '../engine/counters.ts';
 import { REGISTER_BITS, REGISTERS, type RegisterName } from '../engine/guest/registers.ts';
-import { COUNTERS } from '../engine/machine.ts';
 
 // What expressions in a scenario can name. The meanings are engine/queries/scope.ts's; a test holds the two together.
 

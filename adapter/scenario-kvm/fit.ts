@@ -1,6 +1,6 @@
+import { COUNTERS } from '../../engine/counters.ts';
 import type { Expression } from '../../engine/expression.ts';
 import type { PagingName } from '../../engine/guest/registers.ts';
-import { COUNTERS } from '../../engine/machine.ts';
 import { DEFAULT_POLICIES } from '../../engine/policies.ts';
 import type { Program, Span, Statement } from '../../engine/program.ts';
 import { isNarrow, isStubPaging } from './layout.ts';

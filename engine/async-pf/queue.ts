@@ -1,7 +1,8 @@
-import { type Machine, REQ_APF_HALT, REQ_APF_READY, type Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import { addressToFrame, type Gfn, hex, pageOffset } from '../memory/words.ts';
 import type { Task } from '../operation.ts';
 import type { FaultInfo, PageFault } from '../tdp/fault.ts';
+import { REQ_APF_HALT, REQ_APF_READY, type Vcpu } from '../vcpu.ts';
 import { asyncPfExecute } from './worker.ts';
 
 // Asynchronous page faults: a vCPU whose page is swapped out need not wait for the disk, if the guest has something else to do. That

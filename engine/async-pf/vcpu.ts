@@ -1,10 +1,11 @@
 import { Kind } from '../history/log.ts';
 import { roleField } from '../kernel/role.ts';
-import { type Machine, REQ_APF_HALT, REQ_APF_READY } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import { hex } from '../memory/words.ts';
 import { AGAIN, call, defineFunction, type Flow, NEXT, returns, type Task } from '../operation.ts';
 import { kvmMmuLoad, mustEnter, vcpuEnterGuest } from '../roots/enter.ts';
 import { handlePrefetch } from '../tdp/page-fault.ts';
+import { REQ_APF_HALT, REQ_APF_READY } from '../vcpu.ts';
 import { asyncPfOf, canDequeue, completed, FLAGS, sharedWord, storeShared, TOKEN, WAKE_ALL } from './queue.ts';
 
 interface Locals {

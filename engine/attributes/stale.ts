@@ -1,6 +1,7 @@
-import type { Machine, Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import { backingPfn } from '../memory/memslots.ts';
 import type { Vfn } from '../memory/words.ts';
+import type { Vcpu } from '../vcpu.ts';
 import { isConverting } from './check.ts';
 
 /**

@@ -1,12 +1,13 @@
 import { Kind } from '../history/log.ts';
 import { roleField } from '../kernel/role.ts';
-import type { Machine, Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
 import { call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
 import type { SpteRef } from '../tdp/iterate.ts';
 import type { MmuPage } from '../tdp/mmu-page.ts';
 import { makeLeaf, makeTable, spteFormat } from '../tdp/spte.ts';
+import type { Vcpu } from '../vcpu.ts';
 import { clearFrame } from './clear-frame.ts';
 
 // TDX: private memory is mapped by the secure EPT, which the TDX module keeps and KVM only mirrors; shared memory by an EPT of KVM's own.

@@ -1,7 +1,8 @@
 import { HAZARDS, type Hazard } from '../attributes/hazards.ts';
+import { COUNTERS, type CounterName } from '../counters.ts';
 import { evaluate, truthy } from '../expression.ts';
 import { Kind } from '../history/log.ts';
-import { COUNTERS, type CounterName, type Machine, MachineError, type SmallState } from '../machine.ts';
+import { type Machine, MachineError, type SmallState } from '../machine.ts';
 import { functionSpec, type Task } from '../operation.ts';
 import type { Program } from '../program.ts';
 import { programScope } from '../queries/scope.ts';

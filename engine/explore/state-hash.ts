@@ -1,5 +1,6 @@
+import type { CounterName } from '../counters.ts';
 import { Kind, type Log } from '../history/log.ts';
-import type { CounterName, Machine } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import type { Task } from '../operation.ts';
 import { emptyEntry } from '../tdp/spte.ts';
 import { NEVER_CHANGED } from './snapshot.ts';

@@ -1,7 +1,8 @@
 import { EPT, EPT_5, nestedEpt } from '../formats/ept.ts';
-import type { GuestMode, Machine, NestedStage, Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import type { Gfn } from '../memory/words.ts';
 import type { GuestTables } from '../program.ts';
+import type { GuestMode, NestedStage, Vcpu } from '../vcpu.ts';
 import { PFERR_USER, permissionBitmaps } from './permission.ts';
 import {
   guestFormat,

@@ -1,11 +1,12 @@
 import type { Format } from '../formats/compile.ts';
 import { TABLE } from '../formats/compile.ts';
-import type { Machine, Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import { addressToFrame, frameToAddress, type Gfn, hex, highWord, lowWord } from '../memory/words.ts';
 import { map, type Pgtable, protect, split, unmap } from '../pgtable/operations.ts';
 import { entryHi, entryLo, PgtableError, storeEntry, type TableStore } from '../pgtable/tables.ts';
 import type { Mapping } from '../program.ts';
 import { guestStoresEntry } from '../shadow/guest-write.ts';
+import type { Vcpu } from '../vcpu.ts';
 import { l1Frame, nestedStage } from './nested.ts';
 import type { PagingMode } from './registers.ts';
 

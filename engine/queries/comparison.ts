@@ -1,7 +1,7 @@
+import type { CounterName } from '../counters.ts';
 import { LEAF } from '../formats/compile.ts';
 import { decodeEntry } from '../formats/decode.ts';
 import { currentRoot, isReadable, type KvmTables, kvmMemory, kvmStage } from '../kernel/tables.ts';
-import type { CounterName } from '../machine.ts';
 import { frameToAddress, hex } from '../memory/words.ts';
 import { hashTables } from '../pgtable/hash.ts';
 import { choosePolicy, DEFAULT_POLICIES, POLICY_VALUES, type Policies } from '../policies.ts';

@@ -1,6 +1,7 @@
 import { roleField } from '../kernel/role.ts';
 import type { KvmRoot, KvmTable, KvmTables } from '../kernel/tables.ts';
-import type { Machine, Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
+import type { Vcpu } from '../vcpu.ts';
 
 const ALL_KNOWN = 0xffff_ffff;
 

@@ -1,13 +1,14 @@
 import type { RmpEntry } from '../attributes/state.ts';
 import { LEAF, TABLE } from '../formats/compile.ts';
 import { decodeEntry } from '../formats/decode.ts';
-import { type Machine, REQ_TLB_FLUSH } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import { backingPfn, hostMappingLevel, type Memslot } from '../memory/memslots.ts';
 import { tlbSpan } from '../memory/tlb.ts';
 import { addressToFrame, formatSize, frameToAddress, type Gfn, hex, type Pfn } from '../memory/words.ts';
 import { rmapKey } from '../shadow/state.ts';
 import { findEntry } from '../tdp/iterate.ts';
 import { isPresent, spteFormat, spteNote } from '../tdp/spte.ts';
+import { REQ_TLB_FLUSH } from '../vcpu.ts';
 import type { PageAnswer, PageRow, TableQuery } from './answers.ts';
 import { conversionProgress } from './attribute-map.ts';
 import { needPrivateMemory } from './attributes.ts';

@@ -2,10 +2,11 @@ import { REGISTER_BITS, REGISTERS, type RegisterName, type Registers, UNPAGED } 
 import { Kind } from '../history/log.ts';
 import { ROLE_FIELDS, type RoleField, roleField, roleWords } from '../kernel/role.ts';
 import { type KvmRoot, type KvmTable, type KvmTables, kvmLevel } from '../kernel/tables.ts';
-import { type Machine, MMUS, type Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import { frameToAddress, hex, toBigint } from '../memory/words.ts';
 import type { Mmu } from '../roots/mmu.ts';
 import { cpuRole, EXT_ROLE_FIELDS, type ExtRoleField, shadowRootRole } from '../roots/role.ts';
+import { MMUS, type Vcpu } from '../vcpu.ts';
 import type {
   RoleAnswer,
   RoleFieldAnswer,

@@ -1,11 +1,13 @@
+import { COUNTERS, type CounterName } from '../counters.ts';
 import { ExpressionError, type Scope, type Value } from '../expression.ts';
 import { ABSENT, LEAF } from '../formats/compile.ts';
 import { REGISTER_BITS, REGISTERS, type RegisterName } from '../guest/registers.ts';
-import { COUNTERS, type CounterName, type Machine, type Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import { backingPfn } from '../memory/memslots.ts';
 import { addressToFrame, frameToAddress, hex, pageOffset, toBigint } from '../memory/words.ts';
 import type { Task } from '../operation.ts';
 import { findEntry } from '../tdp/iterate.ts';
+import type { Vcpu } from '../vcpu.ts';
 import { softTranslate } from './translate.ts';
 
 const counters = new Set<string>(COUNTERS);

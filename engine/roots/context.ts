@@ -1,17 +1,17 @@
 import { roleField } from '../kernel/role.ts';
+import type { Machine } from '../machine.ts';
+import type { Pfn } from '../memory/words.ts';
+import { clearWriteFlooding } from '../shadow/pages.ts';
+import { putShadowRoot } from '../shadow/zap.ts';
+import { putTdpRoot } from '../tdp/root.ts';
 import {
-  type Machine,
   MMUS,
   REQ_LOAD_MMU_PGD,
   REQ_MMU_SYNC,
   REQ_TLB_FLUSH_CURRENT,
   REQ_TLB_FLUSH_GUEST,
   type Vcpu,
-} from '../machine.ts';
-import type { Pfn } from '../memory/words.ts';
-import { clearWriteFlooding } from '../shadow/pages.ts';
-import { putShadowRoot } from '../shadow/zap.ts';
-import { putTdpRoot } from '../tdp/root.ts';
+} from '../vcpu.ts';
 import {
   findAndKeepCurrent,
   findWithoutCurrent,

@@ -1,8 +1,15 @@
 import { checkAsyncPfCompletion, injectAsyncPf } from '../async-pf/vcpu.ts';
 import { Kind } from '../history/log.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
+import type { Machine } from '../machine.ts';
+import type { Pfn } from '../memory/words.ts';
+import { BLOCKED, call, defineFunction, NEXT, returns, type Step } from '../operation.ts';
+import { makePagesAvailable } from '../shadow/limits.ts';
+import { isObsolete, type ShadowPage } from '../shadow/pages.ts';
+import { allocateShadowRoots } from '../shadow/roots.ts';
+import { syncRoots, unsyncPrevious } from '../shadow/sync.ts';
+import { mmuHoldsRoots } from '../tdp/root.ts';
 import {
-  type Machine,
   REQ_APF_HALT,
   REQ_APF_READY,
   REQ_LOAD_MMU_PGD,
@@ -12,14 +19,7 @@ import {
   REQ_TLB_FLUSH_CURRENT,
   REQ_TLB_FLUSH_GUEST,
   type Vcpu,
-} from '../machine.ts';
-import type { Pfn } from '../memory/words.ts';
-import { BLOCKED, call, defineFunction, NEXT, returns, type Step } from '../operation.ts';
-import { makePagesAvailable } from '../shadow/limits.ts';
-import { isObsolete, type ShadowPage } from '../shadow/pages.ts';
-import { allocateShadowRoots } from '../shadow/roots.ts';
-import { syncRoots, unsyncPrevious } from '../shadow/sync.ts';
-import { mmuHoldsRoots } from '../tdp/root.ts';
+} from '../vcpu.ts';
 import { clearMmioInfo, freeRoots, initMmu, rootPage } from './context.ts';
 import { ROOT_CURRENT, type RootInfo, rootPrevious } from './mmu.ts';
 import { withRole } from './role.ts';

@@ -1,16 +1,10 @@
 import { checkNested, guestModeOf } from '../guest/nested.ts';
 import type { Registers } from '../guest/registers.ts';
 import { Kind } from '../history/log.ts';
-import {
-  type GuestMode,
-  type Machine,
-  REQ_MMU_SYNC,
-  REQ_TLB_FLUSH_CURRENT,
-  REQ_TLB_FLUSH_GUEST,
-  type Vcpu,
-} from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import { call, defineFunction, NEXT, returns, type Step, type Task } from '../operation.ts';
 import type { FaultInfo } from '../tdp/fault.ts';
+import { type GuestMode, REQ_MMU_SYNC, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, type Vcpu } from '../vcpu.ts';
 import { freeRoots, initMmu, loadPdptrs, needsPdptrs, newPgd, setRoles } from './context.ts';
 import { vcpuEnterGuest } from './enter.ts';
 import { ROOT_CURRENT, ROOTS_ALL, rootPrevious } from './mmu.ts';

@@ -2,10 +2,11 @@ import { asyncPfOf, clearQueue } from '../async-pf/queue.ts';
 import { CR3_NOFLUSH, REGISTER_BITS, type RegisterName, type Registers } from '../guest/registers.ts';
 import { roleField } from '../kernel/role.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
-import { type Machine, REQ_APF_READY, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, type Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import { addressToFrame, type Pfn } from '../memory/words.ts';
 import { call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
 import { invalidateAddress } from '../shadow/invalidate.ts';
+import { REQ_APF_READY, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, type Vcpu } from '../vcpu.ts';
 import {
   afterSetCpuid,
   clearMmioInfo,

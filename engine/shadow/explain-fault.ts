@@ -2,10 +2,11 @@ import { ABSENT } from '../formats/compile.ts';
 import { entryProblems } from '../formats/decode.ts';
 import { PFERR_FETCH, PFERR_RSVD, PFERR_WRITE } from '../guest/permission.ts';
 import { finishWalk, startWalk, type Walk } from '../guest/walk.ts';
-import type { Machine, Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import { addressToFrame, frameToAddress, pageOffset } from '../memory/words.ts';
 import type { PendingAccess } from '../operation.ts';
 import type { FaultInfo } from '../tdp/fault.ts';
+import type { Vcpu } from '../vcpu.ts';
 
 /** Where the guest's own tables lead, if they do: nobody but people is told, for the processor knows shadow tables alone. */
 function guestGpa(machine: Machine, vcpu: Vcpu, address: bigint): bigint | undefined {

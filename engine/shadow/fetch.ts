@@ -1,12 +1,13 @@
 import type { PagingMode } from '../guest/registers.ts';
 import { roleField } from '../kernel/role.ts';
-import type { Machine, Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
 import { AGAIN, defineFunction, NEXT, returns } from '../operation.ts';
 import { type PageFault, PFN_NOSLOT, RET_PF } from '../tdp/fault.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
 import { accountDisallowed, adjustDisallowed } from '../tdp/nx-huge-pages.ts';
 import { isPresent } from '../tdp/spte.ts';
+import type { Vcpu } from '../vcpu.ts';
 import { hugepageAdjust } from './huge.ts';
 import type { GuestWalk } from './page-fault.ts';
 import {

@@ -1,5 +1,6 @@
-import type { Machine, Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import { frameToAddress, type Gfn } from '../memory/words.ts';
+import type { Vcpu } from '../vcpu.ts';
 import { clearWriteFlooding, pagesOf } from './pages.ts';
 import { unsyncPage } from './sync.ts';
 import { trackWrite } from './track-write.ts';

@@ -1,7 +1,8 @@
 import { TABLE } from '../formats/compile.ts';
-import type { Machine, Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import type { Pfn } from '../memory/words.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
+import type { Vcpu } from '../vcpu.ts';
 import type { ShadowPage } from './pages.ts';
 import { syncSpte } from './sync.ts';
 import { zapPte } from './zap.ts';

@@ -1,12 +1,13 @@
 import { TABLE } from '../formats/compile.ts';
 import { Kind } from '../history/log.ts';
 import { roleField } from '../kernel/role.ts';
-import type { Machine, Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
 import { withRole } from '../roots/role.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
 import type { MmuPage } from '../tdp/mmu-page.ts';
 import { isPresent, makeTable, spteFormat } from '../tdp/spte.ts';
+import type { Vcpu } from '../vcpu.ts';
 import { dropLargeSpte, writeProtectGfn } from './rmap.ts';
 import { rmapKey, type ShadowState, type SpteAddress } from './state.ts';
 import { syncPage } from './sync.ts';

@@ -1,9 +1,10 @@
 import { roleField } from '../kernel/role.ts';
-import type { Machine, Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
 import { loadPdptrs } from '../roots/context.ts';
 import type { RootInfo } from '../roots/mmu.ts';
 import { withRole } from '../roots/role.ts';
+import type { Vcpu } from '../vcpu.ts';
 import { getShadowPage, shadowPage } from './pages.ts';
 
 /** mmu_alloc_root: a shadow page with one more root reference. */

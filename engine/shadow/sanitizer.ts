@@ -1,10 +1,11 @@
 import { ACC_EXEC, type Format, LEAF, MALFORMED, TABLE } from '../formats/compile.ts';
 import { nestedStage } from '../guest/nested.ts';
 import { roleField, roleWords } from '../kernel/role.ts';
-import { type Machine, REQ_TLB_FLUSH, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, type Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import type { Pfn } from '../memory/words.ts';
 import { hasNxHugePages } from '../tdp/nx-huge-pages.ts';
 import { isPresent } from '../tdp/spte.ts';
+import { REQ_TLB_FLUSH, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, type Vcpu } from '../vcpu.ts';
 import { gfnOfEntry, hasGptes, isObsolete, type ShadowPage } from './pages.ts';
 import { rmapKey } from './state.ts';
 import { guestNumber, readGuestEntry } from './sync.ts';

@@ -1,11 +1,12 @@
 import { ABSENT, MALFORMED } from '../formats/compile.ts';
 import { roleField } from '../kernel/role.ts';
-import type { Machine, Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import { backingPfn } from '../memory/memslots.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
 import { withRole } from '../roots/role.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
 import { emptyEntry, isMmio, mmioGfn, spteFormat } from '../tdp/spte.ts';
+import type { Vcpu } from '../vcpu.ts';
 import {
   childOf,
   gfnOfEntry,

@@ -1,11 +1,12 @@
 import { roleField } from '../kernel/role.ts';
-import { type Machine, REQ_MMU_FREE_OBSOLETE_ROOTS } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import type { Pfn } from '../memory/words.ts';
 import { withRole } from '../roots/role.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
 import type { MmuPage } from '../tdp/mmu-page.ts';
 import { unaccountDisallowed } from '../tdp/nx-huge-pages.ts';
 import { isMmio, isPresent, spteFormat } from '../tdp/spte.ts';
+import { REQ_MMU_FREE_OBSOLETE_ROOTS } from '../vcpu.ts';
 import {
   childOf,
   dropParentPte,

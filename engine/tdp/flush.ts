@@ -1,4 +1,5 @@
-import { type Machine, REQ_TLB_FLUSH } from '../machine.ts';
+import type { Machine } from '../machine.ts';
+import { REQ_TLB_FLUSH } from '../vcpu.ts';
 
 /**
  * kvm_flush_remote_tlbs: every vCPU is kicked out of the guest, and flushes before it enters again. No vCPU touches

@@ -5,11 +5,12 @@ import { sharedBit } from '../attributes/tdx.ts';
 import { Kind } from '../history/log.ts';
 import { roleField } from '../kernel/role.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
-import { type Machine, REQ_APF_HALT, type Vcpu } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import { backingPfn } from '../memory/memslots.ts';
 import type { Gfn } from '../memory/words.ts';
 import { call, defineFunction, type Flow, NEXT, returns, type Task } from '../operation.ts';
 import { shadowPageFault } from '../shadow/page-fault.ts';
+import { REQ_APF_HALT, type Vcpu } from '../vcpu.ts';
 import { emulateInstruction } from './emulate.ts';
 import { fastPageFault } from './fast-page-fault.ts';
 import {

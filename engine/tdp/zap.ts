@@ -1,11 +1,12 @@
 import { callRemove, directBits, isMirror } from '../attributes/tdx.ts';
 import { TABLE } from '../formats/compile.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
-import { type Machine, REQ_MMU_FREE_OBSOLETE_ROOTS } from '../machine.ts';
+import type { Machine } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
 import { AGAIN, call, defineFunction, NEXT, returns } from '../operation.ts';
 import { ABSENT_TOO, DONE, LEAF, READ_ONLY, TABLE_PRE, Walker } from '../pgtable/walker.ts';
 import { makePagesObsolete, zapObsoletePages } from '../shadow/host.ts';
+import { REQ_MMU_FREE_OBSOLETE_ROOTS } from '../vcpu.ts';
 import { flushRemoteTlbs } from './flush.ts';
 import { freeRemovedTable } from './removed-table.ts';
 import { emptyEntry, isPresent } from './spte.ts';

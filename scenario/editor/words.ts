@@ -1,5 +1,5 @@
+import type { CounterName } from '../../engine/counters.ts';
 import { REGISTERS, type RegisterName } from '../../engine/guest/registers.ts';
-import type { CounterName } from '../../engine/machine.ts';
 
 // What hovers and completions say, in one or two sentences.
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { CounterName } from '../../engine/machine.ts';
+import type { CounterName } from '../../engine/counters.ts';
 import type { Task } from '../../engine/operation.ts';
 import { answer } from '../../engine/queries/answer.ts';
 import { Run } from '../../engine/run.ts';
