@@ -2,15 +2,17 @@ import { invalidateBegin, invalidateEnd } from '../host/invalidate.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
 import type { Machine } from '../machine.ts';
 import { backingPfn, hostMappingLevel } from '../memory/memslots.ts';
-import type { Gfn } from '../memory/words.ts';
+import type { Gfn, Pfn } from '../memory/words.ts';
 import { AGAIN, call, defineFunction, NEXT, returns } from '../operation.ts';
 import type { Ordering } from '../policies.ts';
-import { type PageFault, RET_PF } from '../tdp/fault.ts';
+import { type PageFault, RET_PF, RMP_FAILED } from '../tdp/fault.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
 import { tdpMmuZapLeafs, zapLeafsLocals } from '../tdp/zap.ts';
 import { clearFrame } from './clear-frame.ts';
 import { splitDirectMap } from './direct-map.ts';
-import { rmpEntry, rmpUpdate } from './rmp.ts';
+import { rmpEntry, rmpMake } from './rmp.ts';
+
+const PAGES_2M = 512;
 
 /** Whether the RMP is brought up to date by faults, and not by the conversion. */
 export function preparesAtFault(machine: Machine): boolean {
@@ -37,8 +39,10 @@ export const kvmGmemGetPfn = defineFunction<{ readonly fault: PageFault }>({
     {
       name: 'folio',
       text: 'kvm_gmem_get_folio: the page of the file, allocated and cleared at its first use',
-      run(machine, _task, { fault }) {
-        const slot = machine.slots.find(fault.gfn)!;
+      run(machine, task, { fault }) {
+        const slot = machine.slots.find(fault.gfn);
+        // Gone meanwhile, or moved: KVM goes on with the slot that it found, until its check for staleness has it try again.
+        if (!slot?.gmem) return returns(task, RET_PF.RETRY);
         const { folios } = machine.attributes;
         fault.pfn = backingPfn(slot, fault.gfn, slot.gmem);
         fault.mapWritable = !slot.readonly;
@@ -57,9 +61,9 @@ export const kvmGmemGetPfn = defineFunction<{ readonly fault: PageFault }>({
     },
     {
       name: 'result',
-      text: 'the page is the guest’s',
+      text: 'the page is the guest’s; or RMPUPDATE has failed',
       local: true,
-      run: (_machine, task) => returns(task, RET_PF.CONTINUE),
+      run: (_machine, task) => returns(task, Math.min(task.result, RET_PF.CONTINUE)),
     },
   ],
 });
@@ -83,8 +87,8 @@ export const sevGmemPrepare = defineFunction<{ readonly fault: PageFault }>({
       text: 'rmp_make_private or rmp_make_shared: RMPUPDATE, which flushes the page’s translations',
       run(machine, task, { fault }) {
         const to = wanted(machine, fault);
-        if (to) rmpUpdate(machine, fault.pfn, to === 'private' ? fault.gfn : -1, 1);
-        return returns(task, RET_PF.CONTINUE);
+        const error = to ? rmpMake(machine, fault.pfn, to === 'private' ? fault.gfn : -1, 1) : 0;
+        return returns(task, error === 0 ? RET_PF.CONTINUE : RMP_FAILED);
       },
     },
   ],
@@ -145,10 +149,9 @@ export const kvmGmemPunchHole = defineFunction<PunchLocals>({
       name: 'truncate',
       text: 'truncate_inode_pages_range: the next page is freed; of SNP it becomes the hypervisor’s again (sev_gmem_invalidate)',
       run(machine, _task, locals) {
-        const { next, end } = locals;
-        if (next >= end) return NEXT;
-        locals.next++;
-        freeFolio(machine, next);
+        const gfn = nextFolio(machine, locals);
+        if (gfn === undefined) return NEXT;
+        locals.next = gfn + freeFolio(machine, gfn, locals.end);
         return AGAIN;
       },
     },
@@ -165,11 +168,38 @@ export const kvmGmemPunchHole = defineFunction<PunchLocals>({
   ],
 });
 
-function freeFolio(machine: Machine, gfn: Gfn): void {
+/** The first page, from `next` on, that the file has. */
+function nextFolio(machine: Machine, { next, end }: PunchLocals): Gfn | undefined {
+  const { folios } = machine.attributes;
+  if (end - next > folios.size) {
+    const ahead = [...folios.entries()].flatMap(([pfn, gfn]) =>
+      gfn >= next && gfn < end && gmemFrame(machine, gfn) === pfn ? [gfn] : [],
+    );
+    return ahead.length === 0 ? undefined : ahead.reduce((least, gfn) => Math.min(least, gfn));
+  }
+  for (let gfn = next; gfn < end; gfn++) {
+    const pfn = gmemFrame(machine, gfn);
+    if (pfn !== undefined && folios.get(pfn) !== undefined) return gfn;
+  }
+  return undefined;
+}
+
+function gmemFrame(machine: Machine, gfn: Gfn): Pfn | undefined {
   const slot = machine.slots.find(gfn);
-  if (!slot?.gmem) return;
-  const pfn = backingPfn(slot, gfn, slot.gmem);
-  if (machine.attributes.folios.get(pfn) === undefined) return;
-  machine.attributes.folios.set(machine, pfn, undefined);
-  if (machine.attributes.rmp.get(pfn)) rmpUpdate(machine, pfn, -1, 1);
+  return slot?.gmem && backingPfn(slot, gfn, slot.gmem);
+}
+
+/** Frees a page, or the 2M that the RMP has as one. @returns how many pages that were */
+function freeFolio(machine: Machine, gfn: Gfn, end: Gfn): number {
+  const pfn = gmemFrame(machine, gfn)!;
+  const { folios } = machine.attributes;
+  const entry = rmpEntry(machine, pfn);
+  const isWhole = entry?.level === 2 && pfn % PAGES_2M === 0 && gfn + PAGES_2M <= end;
+  const pages = isWhole ? PAGES_2M : 1;
+  for (let page = 0; page < pages; page++) folios.set(machine, pfn + page, undefined);
+  if (entry) {
+    if (!isWhole) splitDirectMap(machine, pfn);
+    rmpMake(machine, pfn, -1, isWhole ? 2 : 1);
+  }
+  return pages;
 }

@@ -1,7 +1,8 @@
 import { type Machine, MachineError } from '../machine.ts';
 import { backingPfn, frameRange, type Memslot } from '../memory/memslots.ts';
 import type { Gfn } from '../memory/words.ts';
-import { splitDirectMap } from './direct-map.ts';
+import { removeFromDirectMap, splitDirectMap } from './direct-map.ts';
+import { preparesAtFault } from './gmem.ts';
 import { updateMixed } from './mixed.ts';
 
 /** Pages that a launch puts into memory one by one: 1G. */
@@ -15,15 +16,29 @@ export function launch(machine: Machine): void {
     const where = `private memory at 0x${range.base.toString(16)}`;
     if (machine.vm === 'ordinary') throw new MachineError(`${where}: an ordinary VM has none; say vm snp, for example`);
     machine.attributes.store.set(base, end, true);
-    if (!range.launched) continue;
-    if (pages > LAUNCHED_PAGES) throw new MachineError(`${where}: more than 1G cannot be launched; say private`);
-    for (let gfn = base; gfn < end; ) gfn += launchPage(machine, gfn, end, where);
+    if (range.launched) {
+      if (pages > LAUNCHED_PAGES) throw new MachineError(`${where}: more than 1G cannot be launched; say private`);
+      for (let gfn = base; gfn < end; ) gfn += launchPage(machine, gfn, end, where, true);
+    } else if (machine.vm === 'snp' && !preparesAtFault(machine)) assign(machine, base, end, where);
   }
   for (const slot of machine.slots.list) if (slot.gmem) updateMixed(machine, slot.base, slot.base + slot.pages);
 }
 
+/** Orderings by which the RMP follows the conversion have had one of what is private from the start. */
+function assign(machine: Machine, base: Gfn, end: Gfn, where: string): void {
+  for (const slot of machine.slots.overlapping(base, end)) {
+    if (!slot.gmem) continue;
+    const [first, last] = [Math.max(base, slot.base), Math.min(end, slot.base + slot.pages)];
+    if (last - first > LAUNCHED_PAGES)
+      throw new MachineError(
+        `${where}: with policy conversion = ${machine.policies.conversion} every page is in the RMP, and more than 1G is too much`,
+      );
+    for (let gfn = first; gfn < last; ) gfn += launchPage(machine, gfn, last, where, false);
+  }
+}
+
 /** @returns how many pages that was */
-function launchPage(machine: Machine, gfn: Gfn, end: Gfn, where: string): number {
+function launchPage(machine: Machine, gfn: Gfn, end: Gfn, where: string, validated: boolean): number {
   const slot = machine.slots.find(gfn);
   if (!slot?.gmem)
     throw new MachineError(`${where}: no slot with guest-memfd holds gpa 0x${(gfn * 4096).toString(16)}`);
@@ -33,8 +48,9 @@ function launchPage(machine: Machine, gfn: Gfn, end: Gfn, where: string): number
   if (machine.vm === 'tdx')
     for (let page = 0; page < pages; page++) machine.attributes.launched.set(machine, pfn + page, true);
   if (machine.vm !== 'snp') return pages;
-  if (pages === 1) splitDirectMap(machine, pfn);
-  machine.attributes.rmp.set(machine, pfn, { gfn, level: pages === 1 ? 1 : 2, validated: true });
+  if (!preparesAtFault(machine)) for (let page = 0; page < pages; page++) removeFromDirectMap(machine, pfn + page);
+  else if (pages === 1) splitDirectMap(machine, pfn);
+  machine.attributes.rmp.set(machine, pfn, { gfn, level: pages === 1 ? 1 : 2, validated });
   return pages;
 }
 

@@ -1,4 +1,5 @@
 import type { Machine } from '../machine.ts';
+import type { Memslot } from '../memory/memslots.ts';
 import type { Gfn } from '../memory/words.ts';
 import { rmapKey } from '../shadow/state.ts';
 
@@ -29,4 +30,31 @@ function setMixed(machine: Machine, level: 2 | 3, gfn: Gfn, isMixed: boolean): v
 /** hugepage_test_mixed */
 export function isMixed(machine: Machine, gfn: Gfn, level: number): boolean {
   return machine.attributes.mixed.get(rmapKey(level, gfn - (gfn % 512 ** (level - 1)))) === true;
+}
+
+/** Blocks that are noted otherwise than their pages are, while no conversion is under way. */
+export function mixedProblems(machine: Machine): string[] {
+  const found: string[] = [];
+  const { store, mixed } = machine.attributes;
+  const judge = (slot: Memslot, gfn: Gfn, level: 2 | 3): void => {
+    const span = 512 ** (level - 1);
+    const first = gfn - (gfn % span);
+    if (first < slot.base || first + span > slot.base + slot.pages) return;
+    const really = store.mix(first, level) === 'mixed';
+    if (really === isMixed(machine, first, level)) return;
+    found.push(
+      `${level === 2 ? '2M' : '1G'} from gfn 0x${first.toString(16)} on ${really ? 'hold private and shared pages, and are not noted as mixed' : 'are all alike, and noted as mixed'}`,
+    );
+  };
+  for (const slot of machine.slots.list) {
+    if (!slot.gmem) continue;
+    // Only where one kind ends and the other begins can a block be mixed.
+    for (const { start } of store.runs(slot.base, slot.base + slot.pages))
+      if (start > slot.base) for (const level of [2, 3] as const) judge(slot, start, level);
+    for (const [key] of mixed.entries()) {
+      const gfn = key % 2 ** 44;
+      if (gfn >= slot.base && gfn < slot.base + slot.pages) judge(slot, gfn, key >= 3 * 2 ** 44 ? 3 : 2);
+    }
+  }
+  return [...new Set(found)];
 }

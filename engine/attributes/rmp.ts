@@ -6,6 +6,7 @@ import type { RmpEntry } from './state.ts';
 // The reverse map table of SEV-SNP: who owns each host frame, and as which guest frame. The processor checks it after the walk.
 
 const PAGES_2M = 512;
+const EFAULT = -14;
 const firstOf = (pfn: Pfn): Pfn => pfn - (pfn % PAGES_2M);
 
 /** snp_lookup_rmpentry: the entry of a frame, which may stand at the first frame of its 2M; undefined where it is the hypervisor's. */
@@ -45,6 +46,23 @@ export function psmash(machine: Machine, pfn: Pfn): void {
   flushFrames(machine, first, PAGES_2M);
 }
 
+/**
+ * rmp_make_private, or rmp_make_shared where `gfn` is −1: RMPUPDATE, where a part of 2M is meant after PSMASH.
+ * @returns 0, or −EFAULT where the processor refuses
+ */
+export function rmpMake(machine: Machine, pfn: Pfn, gfn: Gfn, level: 1 | 2): number {
+  const what = `RMPUPDATE of hpa 0x${(pfn * 4096).toString(16)} fails`;
+  if (machine.injects('rmpupdate-fails')) {
+    machine.warn(what);
+    return EFAULT;
+  }
+  if (level === 1 && rmpEntry(machine, pfn)?.level === 2) psmash(machine, pfn);
+  const result = rmpUpdate(machine, pfn, gfn, level);
+  if (result === RMPUPDATE_OK) return 0;
+  machine.warn(`${what} with ${result}: entries of 4K overlap`);
+  return EFAULT;
+}
+
 function flushFrames(machine: Machine, pfn: Pfn, pages: number): void {
   for (const vcpu of machine.vcpus) {
     if (vcpu.tlb.count === 0) continue;
@@ -74,7 +92,6 @@ export function checkRmp(
   gfn: Gfn,
   pfn: Pfn,
   level: number,
-  isValidating: boolean,
 ): RmpProblem | undefined {
   const entry = rmpEntry(machine, pfn);
   const frame = `hpa 0x${(pfn * 4096).toString(16)}`;
@@ -87,7 +104,9 @@ export function checkRmp(
     return { kind: 'owner', reason: `${frame} is assigned as gfn 0x${entry.gfn.toString(16)}, not this one` };
   if (level !== entry.level)
     return { kind: 'size', reason: `the second stage maps ${sizeOf(level)} where the RMP has ${sizeOf(entry.level)}` };
-  if (!entry.validated && !isValidating)
+  if (access.validate === 1 && entry.level === 2)
+    return { kind: 'size', reason: 'PVALIDATE names a page of 4K where the RMP has 2M' };
+  if (!entry.validated && access.validate === undefined)
     return { kind: 'not-validated', reason: `the guest has not accepted ${frame} (PVALIDATE)` };
   return undefined;
 }

@@ -3,9 +3,8 @@ import { backingPfn, hostMappingLevel } from '../memory/memslots.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
 import { defineFunction, NEXT, returns, type Task } from '../operation.ts';
 import { mightSleep, removeFromDirectMap, restoreToDirectMap } from './direct-map.ts';
-import { psmash, rmpEntry, rmpUpdate } from './rmp.ts';
+import { rmpEntry, rmpMake } from './rmp.ts';
 
-const EFAULT = -14;
 const PAGES_2M = 512;
 
 /** What is done for each page: its part of the kernel's direct map goes or comes back, and the RMP is updated. */
@@ -56,17 +55,14 @@ function run(
     else restoreToDirectMap(machine, frame);
 }
 
-/** rmp_make_private and rmp_make_shared. @returns 0, or an errno */
+/** Of a page that is not so already. @returns 0, or an errno */
 function updatePage(machine: Machine, pfn: Pfn, gfn: Gfn, level: 1 | 2, isPrivate: boolean): number {
   const { folios } = machine.attributes;
-  if (machine.injects('rmpupdate-fails')) return EFAULT;
-  const entry = rmpEntry(machine, pfn);
   if (isPrivate)
     for (let page = 0; page < PAGES_2M ** (level - 1); page++)
       if (folios.get(pfn + page) === undefined) folios.set(machine, pfn + page, gfn + page);
-  if ((entry !== undefined) === isPrivate) return 0;
-  if (entry?.level === 2 && level === 1) psmash(machine, pfn);
-  return rmpUpdate(machine, pfn, isPrivate ? gfn : -1, level) === 0 ? 0 : EFAULT;
+  if ((rmpEntry(machine, pfn) !== undefined) === isPrivate) return 0;
+  return rmpMake(machine, pfn, isPrivate ? gfn : -1, level);
 }
 
 /** `update_mem_attr` of the series for SNP: what a conversion does for each page beyond KVM's own tables. */

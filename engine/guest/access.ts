@@ -100,14 +100,14 @@ export const pageWalk = defineFunction<WalkLocals>({
     },
     {
       name: 'fill',
-      text: 'of SNP, ask the RMP; then keep the translation in the TLB, with the rights of both stages',
+      text: 'of SNP, ask the RMP (order and set of its checks are unverified); then keep the translation in the TLB, with the rights of both stages',
       run(machine, task, locals) {
         const vcpu = machine.vcpu(task.vcpu);
         if (vcpu.requests !== 0) return 'enter';
         const { walk, access } = locals;
         if (machine.vm === 'snp') {
           const { gfn, pfn, secondLeafLevel } = walk!;
-          const problem = checkRmp(machine, access, gfn, pfn, secondLeafLevel, access.validate !== undefined);
+          const problem = checkRmp(machine, access, gfn, pfn, secondLeafLevel);
           if (problem?.kind === 'not-validated') {
             machine.count('faults.vc');
             machine.warn(`${task.name}: #VC at 0x${access.address.toString(16)}: ${problem.reason}`);

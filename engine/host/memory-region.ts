@@ -55,6 +55,10 @@ export const kvmSetMemoryRegion = defineFunction<RegionLocals>({
           machine.warn(`slot ${change.config.id} exists already: KVM_SET_USER_MEMORY_REGION fails with -EEXIST`);
         else if (change.kind !== 'create' && !machine.slots.byId(change.id))
           machine.warn(`there is no slot ${change.id}: KVM_SET_USER_MEMORY_REGION fails with -EINVAL`);
+        else if ((change.kind === 'move' || change.kind === 'log') && machine.slots.byId(change.id)!.gmem)
+          machine.warn(
+            `slot ${change.id} has a guest_memfd, and can only be deleted: KVM_SET_USER_MEMORY_REGION fails with -EINVAL`,
+          );
         else {
           try {
             changed(machine, change, (config) => machine.describeSlot(config));

@@ -1,3 +1,4 @@
+import { mixedProblems } from '../attributes/mixed.ts';
 import { ACC_EXEC, type Format, LEAF, MALFORMED, TABLE } from '../formats/compile.ts';
 import { nestedStage } from '../guest/nested.ts';
 import { roleField, roleWords } from '../kernel/role.ts';
@@ -27,6 +28,7 @@ export function sanitize(machine: Machine): string[] {
       for (const vcpu of machine.vcpus) if (!machine.isTdp || vcpu.active === 'guest') checkTlb(vcpu, mapped, found);
   }
   if (hasNxHugePages(machine)) checkNxHugePages(machine, found);
+  if (machine.vm !== 'ordinary' && machine.small.conversions.length === 0) found.push(...mixedProblems(machine));
   checkRoots(machine, found);
   return found;
 }

@@ -14,7 +14,9 @@ export const RET_PF = {
 export const EINVAL = -22;
 /** With KVM_EXIT_MEMORY_FAULT: the page is not of the kind that the access took it for. */
 export const EFAULT = -14;
-/** The same, where the access was private (KVM_MEMORY_EXIT_FLAG_PRIVATE). */
+/** KVM_RUN fails, for RMPUPDATE has failed; nothing that userspace could mend (EIO). */
+export const RMP_FAILED = -5;
+/** EFAULT, where the access was private (KVM_MEMORY_EXIT_FLAG_PRIVATE). */
 export const EFAULT_PRIVATE = EFAULT - 4096;
 
 /** No frame behind the gfn: no slot (KVM_PFN_NOSLOT), or a write to a read-only slot (KVM_PFN_ERR_RO_FAULT). */

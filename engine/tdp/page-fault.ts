@@ -385,6 +385,7 @@ export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
         if (fault.isPrivate)
           return slot.gmem ? call(task, kvmGmemGetPfn, { fault }) : returns(task, memoryFault(fault));
         fault.mapWritable = !slot.readonly;
+        task.result = RET_PF.CONTINUE;
         if (machine.shadow.unmapped.get(fault.gfn)) machine.shadow.unmapped.set(machine, fault.gfn, undefined);
         fault.pfn = fault.write && slot.readonly ? PFN_RO_FAULT : backingPfn(slot, fault.gfn);
         if (slot.gmem && needsPreparation(machine, fault)) return call(task, sevGmemPrepare, { fault });
@@ -396,6 +397,8 @@ export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
       text: 'kvm_handle_error_pfn: a write to a read-only slot is emulated, for userspace to see',
       local: true,
       run(machine, task, { fault }) {
+        // guest_memfd may have no page to give.
+        if (task.result !== RET_PF.CONTINUE) return returns(task, task.result);
         if (fault.pfn !== PFN_RO_FAULT) return NEXT;
         machine.count('faults.read_only');
         return returns(task, RET_PF.EMULATE);

@@ -252,6 +252,11 @@ export function lowerSlot(item: Ast.Memory | Ast.AddSlot, next: number, problems
         else id = slotId(option.id, problems);
     }
   }
+  if (readonly && gmemLevel !== undefined)
+    problems.error(
+      item,
+      'KVM takes no read-only slot with a guest_memfd (-EINVAL): writes to private memory cannot be emulated',
+    );
   if (base === undefined || size === undefined || id === undefined || pageLevel === undefined) return undefined;
   return { id, base, size, readonly, pageLevel, ...(gmemLevel === undefined ? {} : { gmemLevel }) };
 }

@@ -23,10 +23,16 @@ function programOf(tasks: string, more: readonly string[] = [], vm = 'snp'): Pro
 }
 
 function ran(tasks: string, more?: readonly string[], vm?: string): Machine {
+  const machine = ended(tasks, more, vm);
+  assert.deepEqual(machine.small.failures, []);
+  return machine;
+}
+
+/** The same, where something may fail. */
+function ended(tasks: string, more?: readonly string[], vm?: string): Machine {
   const run = new Run(programOf(tasks, more, vm));
   assert.ok(run.runToEnd(200_000));
   assert.equal(run.stuck(), undefined);
-  assert.deepEqual(run.machine.small.failures, []);
   return run.machine;
 }
 
@@ -137,32 +143,101 @@ test('2M in the RMP: accepted as such, split by PSMASH where the guest accepts 4
 }`,
     large,
   );
-  assert.equal(parts.counter('faults.rmp'), 0, 'the sizes differ for PVALIDATE alone');
+  assert.equal(parts.counter('faults.rmp'), 1, 'PVALIDATE of less than the RMP has is a fault with SIZEM');
+  assert.deepEqual(parts.small.warnings, []);
+  assert.equal(parts.attributes.rmp.size, 511, 'a part of 2M that becomes shared goes');
+  const small = ran(
+    'vcpu 0 {\n  convert 0x200000 +2M private\n  pvalidate 0x200000\n  pvalidate 0x200000 2M\n}',
+    large,
+  );
   assert.match(
-    parts.small.warnings.map(({ text }) => text).join(),
+    small.small.warnings.map(({ text }) => text).join(),
     /PVALIDATE of 0x200000 fails: the RMP has the page in another size/,
   );
-  assert.equal(parts.attributes.rmp.size, 511, 'a part of 2M that becomes shared splits it');
 });
 
 test('2M in the RMP behind a mapping of 4K is split at the fault that it makes, and mapped anew', () => {
   const machine = ran(
     `vcpu 0 {
   private write 0x200000 = 1
-  wait until slots.generation > 1
+  wait until conversions == 1 && !is_private(0x202000)
   private write 0x201000 = 2
   private read 0x200000
   expect loaded == 1
 }
 host vmm {
   wait until accesses == 1
-  log dirty slot 0 on
+  convert 0x202000 +4K shared
 }`,
-    ['memory 0 +4M huge 2M guest-memfd 2M', 'policy conversion = rfc-v8', 'launch 0x200000 +2M'],
+    ['memory 0 +4M huge 2M guest-memfd 2M', 'launch 0x200000 +2M'],
   );
   assert.equal(machine.counter('faults.rmp'), 1);
   assert.equal(machine.attributes.rmp.size, 512);
   assert.deepEqual(machine.small.hazards, []);
+});
+
+test('RMPUPDATE that fails at a fault ends KVM_RUN', () => {
+  const machine = ended(
+    'host vmm {\n  inject rmpupdate-fails\n  convert 0x8000 +4K shared\n}\nvcpu 0 {\n  wait until conversions == 1\n  private write 0x1000 = 1\n}',
+    ['private 0x1000 +4K'],
+  );
+  assert.equal(machine.counter('rmp.updates'), 0);
+  const words = machine.small.failures.map(({ text }) => text);
+  assert.deepEqual(words, ['KVM_RUN failed: the vCPU cannot go on']);
+  assert.match(machine.small.warnings[0]!.text, /^RMPUPDATE of hpa 0x\w+ fails$/);
+});
+
+test('a part of 2M that is shared in place is split in the RMP and in the direct map at the fault', () => {
+  const machine = ran(
+    'vcpu 0 {\n  private write 0x1000 = 7\n  convert 0x1000 +4K shared\n  shared write 0x1000 = 1\n  private write 0x2000 = 2\n}\nhost h {\n  wait until accesses == 3\n  shared write 0x1000 = 3\n}',
+    ['memory 0 +4M huge 2M guest-memfd 2M', 'policy guest-memfd = in-place', 'launch 0 +2M'],
+  );
+  assert.deepEqual(machine.small.failures, []);
+  assert.deepEqual(machine.small.hazards, []);
+  assert.equal(rmpEntry(machine, gmemFrame(machine, 1)), undefined);
+  assert.deepEqual(rmpEntry(machine, gmemFrame(machine, 2)), { gfn: 2, level: 1, validated: true });
+});
+
+test('memory that was given back is the host’s, whether the RMP had it as 2M or the hole is of a page of it', () => {
+  const freed = (hole: string): Machine =>
+    ran(
+      `vcpu 0 {\n  private write 0x1000 = 7\n}\nhost vmm {\n  wait until accesses == 1\n  punch ${hole}\n  private write 0x1000 = 2\n}`,
+      ['memory 0 +4M huge 2M guest-memfd 2M', 'launch 0 +2M'],
+    );
+  assert.equal(freed('0 +2M').attributes.rmp.size, 0);
+  assert.equal(freed('0x1000 +4K').attributes.rmp.size, 511);
+  assert.equal(freed('0x1000 +4K').attributes.folios.size, 511);
+  assert.equal(freed('0 +1T').attributes.rmp.size, 0, 'and a hole may be larger than what there is');
+});
+
+test('by orderings in which the RMP follows the conversion, private memory has entries from the start', () => {
+  const machine = ran('vcpu 0 {\n  pvalidate 0x1000\n  private write 0x1000 = 1\n}', [
+    'policy conversion = rfc-v8',
+    'private 0 +8K',
+  ]);
+  assert.deepEqual(machine.small.hazards, []);
+  assert.equal(machine.attributes.holes.size, 2, 'and the kernel’s direct map leaves it out');
+});
+
+test('a slot with a guest_memfd is neither moved nor logged, and a fault under way outlives it', () => {
+  const warned = (statement: string): string[] =>
+    ended(`host h {\n  ${statement}\n}`).small.warnings.map(({ text }) => text);
+  const words = 'slot 0 has a guest_memfd, and can only be deleted: KVM_SET_USER_MEMORY_REGION fails with -EINVAL';
+  assert.deepEqual(warned('move slot 0 to 0x10000000'), [words]);
+  assert.deepEqual(warned('log dirty slot 0 on'), [words]);
+  assert.deepEqual(warned('delete slot 0'), []);
+  const race = programOf('vcpu 0 { private read 0x1000 }\nhost h { delete slot 0 }', ['private 0x1000 +4K']);
+  assert.ok(explore(race, { maxStates: 100_000, reduce: true }).complete);
+});
+
+test('the sanitizer compares notes of mixed blocks with the attributes', () => {
+  const text = 'host vmm {\n  inject mixed-tail\n  convert 0x2000 +8K private\n}';
+  const machine = ended(text, ['sanitize']);
+  assert.match(
+    machine.small.warnings[0]!.text,
+    /^sanitizer: 2M from gfn 0x0 on hold private and shared pages, and are not noted as mixed/,
+  );
+  assert.deepEqual(ran(text.replace('  inject mixed-tail\n', ''), ['sanitize']).small.warnings, []);
 });
 
 test('a hole in guest_memfd: what was mapped goes, and the pages are the host’s again', () => {
