@@ -1,4 +1,5 @@
 import { enableAsyncPf } from './async-pf/queue.ts';
+import { readWithoutKey } from './attributes/ciphertext.ts';
 import { callConvert } from './attributes/convert.ts';
 import { directMapAccess } from './attributes/direct-map.ts';
 import { kvmGmemPunchHole } from './attributes/gmem.ts';
@@ -16,7 +17,7 @@ import { kvmSetMemoryRegion } from './host/memory-region.ts';
 import { kvmZapGfnRange, unmapHostMemory } from './host/notifier.ts';
 import type { Machine } from './machine.ts';
 import { backingPfn, frameRange, MemslotError } from './memory/memslots.ts';
-import { addressToFrame, hex, highWord, lowWord, pageOffset } from './memory/words.ts';
+import { addressToFrame, hex, highWord, lowWord, type Pfn, pageOffset } from './memory/words.ts';
 import { call, type PendingAccess, type Task } from './operation.ts';
 import { PgtableError } from './pgtable/tables.ts';
 import type { AccessStatement, Expectation, RegisterStatement, Statement } from './program.ts';
@@ -28,6 +29,7 @@ import { emulatorLeaveSmm, enterSmm } from './roots/smm.ts';
 import { findEntry } from './tdp/iterate.ts';
 import { recoverNxHugePages, recoverNxLocals } from './tdp/recover-nx-huge-pages.ts';
 import { kvmMmuZapAllFast } from './tdp/zap.ts';
+import type { Vcpu } from './vcpu.ts';
 
 /** Runs the instruction at a task's `pc`; its stack is empty. */
 export function runInstruction(machine: Machine, task: Task, instruction: Instruction): void {
@@ -351,7 +353,7 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
     if (!pvalidate(machine, frames[0]!, access.validate))
       machine.warn(`${task.name}: PVALIDATE of ${hex(access.address)} fails: the RMP has the page in another size`);
   } else if (access.kind === 'write') store(machine, frames, access);
-  else if (access.kind === 'read') task.loaded = load(machine, frames, access);
+  else if (access.kind === 'read') task.loaded = load(machine, vcpu, frames, access);
   finishAccess(task);
 }
 
@@ -362,11 +364,15 @@ function store(machine: Machine, frames: readonly number[], access: NonNullable<
   if (frames.length > 1) machine.storeBytes(frames[1]!, 0, access.size - first, access.value >> BigInt(8 * first));
 }
 
-function load(machine: Machine, frames: readonly number[], access: NonNullable<Task['access']>): bigint {
+function load(machine: Machine, vcpu: Vcpu, frames: readonly number[], access: NonNullable<Task['access']>): bigint {
   const offset = pageOffset(access.address);
   const first = Math.min(access.size, 4096 - offset);
-  const low = machine.readBytes(frames[0]!, offset, first);
-  return frames.length === 1 ? low : low | (machine.readBytes(frames[1]!, 0, access.size - first) << BigInt(8 * first));
+  // A guest of SNP reads what is private by its key: without the C-bit there is ciphertext.
+  const hasKey = machine.vm !== 'snp' || vcpu.tlb.find(accessPages(access)[0]!, vcpu.hardware.pcid)?.isPrivate === true;
+  const read = (pfn: Pfn, at: number, size: number): bigint =>
+    hasKey ? machine.readBytes(pfn, at, size) : readWithoutKey(machine, pfn, at, size);
+  const low = read(frames[0]!, offset, first);
+  return frames.length === 1 ? low : low | (read(frames[1]!, 0, access.size - first) << BigInt(8 * first));
 }
 
 function finishAccess(task: Task): void {

@@ -2,6 +2,7 @@ import { heldSpinlock } from '../lock-steps.ts';
 import type { Machine } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
 import { defineFunction, type PendingAccess, returns, type Task } from '../operation.ts';
+import { readWithoutKey } from './ciphertext.ts';
 import { rmpEntry } from './rmp.ts';
 
 // The kernel's direct map of all host memory: in 2M, until a part of one must be left alone.
@@ -82,7 +83,7 @@ export const directMapAccess = defineFunction<HostAccess>({
         }
         const offset = Number(access.address % 4096n);
         if (access.kind === 'write') machine.storeBytes(pfn, offset, access.size, access.value);
-        else task.loaded = machine.readBytes(pfn, offset, access.size);
+        else task.loaded = readWithoutKey(machine, pfn, offset, access.size);
         return returns(task, 0);
       },
     },

@@ -60,6 +60,12 @@ function rmpRow(state: MemoryState, gfn: Gfn, pfn: Pfn): PageRow {
   return exact('RMP entry', words, wrong(state, gfn, entry.gfn !== gfn));
 }
 
+const RMP_CHECKS: PageRow = {
+  name: 'RMP checks',
+  words: 'owner, gfn, size, acceptance: their order and exact set are unverified; ASIDs and VMPLs are not modelled',
+  certainty: 'inferred',
+};
+
 function directMapWords({ split, holes }: MemoryState, pfn: Pfn): string {
   if (holes.get(pfn)) return 'left out';
   return split.get(Math.floor(pfn / PAGES_2M)) ? 'mapped, its 2M split to 4K' : 'mapped with 2M';
@@ -78,7 +84,7 @@ function frameRows(state: MemoryState, slot: Memslot, gfn: Gfn): PageRow[] {
       ? [exact('frame', 'one for both kinds: pages are converted in place', { value: address(pfn) })]
       : [exact('shared frame', backing, { value: address(shared) })]),
     exact(pfn === shared ? 'guest_memfd' : 'private frame', has, pfn === shared ? {} : { value: address(pfn) }),
-    ...(machine.vm === 'snp' ? [rmpRow(state, gfn, pfn)] : []),
+    ...(machine.vm === 'snp' ? [rmpRow(state, gfn, pfn), RMP_CHECKS] : []),
     exact('direct map', `the private frame is ${directMapWords(state, pfn)}`),
   ];
 }

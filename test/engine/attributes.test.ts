@@ -240,6 +240,32 @@ test('the sanitizer compares notes of mixed blocks with the attributes', () => {
   assert.deepEqual(ran(text.replace('  inject mixed-tail\n', ''), ['sanitize']).small.warnings, []);
 });
 
+test('without the guest’s key private memory is ciphertext: for a read without the C-bit, and for the host', () => {
+  const values = (vm: string): string[] => {
+    const machine = ended(
+      `vcpu 0 {
+  private write 0x1000 = 77
+  private read 0x1000
+  expect loaded == 77
+  wait until conversions == 1
+  ${vm === 'snp' ? 'shared' : 'private'} read 0x1000
+  expect loaded != 77
+}
+host h {
+  wait until accesses >= 2
+  private read 0x1000
+  expect loaded != 77
+  convert 0x8000 +4K private
+}`,
+      ['launch 0x1000 +4K'],
+      vm,
+    );
+    return machine.small.failures.map(({ text }) => text);
+  };
+  assert.deepEqual(values('snp'), []);
+  assert.deepEqual(values('tdx'), ['expect loaded != 77'], 'of TDX the guest alone reads it');
+});
+
 test('a hole in guest_memfd: what was mapped goes, and the pages are the host’s again', () => {
   const machine = ran(`vcpu 0 {
   convert 0x1000 +8K private
