@@ -320,6 +320,9 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
     task.result = 0;
     machine.count('accesses');
   } else if (task.result === FAULTED || task.result === EMULATED) {
+    // No slot holds it, and no device answers.
+    if (task.result === EMULATED && task.access.kind === 'read')
+      task.loaded = (1n << BigInt(8 * task.access.size)) - 1n;
     finishAccess(task);
     return;
   } else if (task.result === FAILED) {

@@ -389,10 +389,10 @@ export class ScenarioRun {
     this.#memoryFault = undefined;
     if (fault) {
       const { gpa, isPrivate } = fault;
-      const isLacking = isPrivate && machine.slots.find(addressToFrame(gpa))?.gmem === undefined;
-      if (isLacking || machine.config.memoryFault === 'stop') {
+      const words = memoryFaultWords(machine, gpa, isPrivate);
+      if (words !== undefined) {
         this.#stopped = undefined;
-        machine.fail(task, memoryFaultWords(gpa, isPrivate, isLacking));
+        machine.fail(task, words);
         return undefined;
       }
       await this.#convert(gpa & ~0xfffn, 4096n, isPrivate);

@@ -1,15 +1,20 @@
 import { Kind } from '../history/log.ts';
-import { frameToAddress, type Gfn, hex } from '../memory/words.ts';
+import type { Machine } from '../machine.ts';
+import { addressToFrame, frameToAddress, type Gfn, hex } from '../memory/words.ts';
 import { call, defineFunction, NEXT, RETURNED, returns } from '../operation.ts';
 import { vcpuEnterGuest } from '../roots/enter.ts';
 import type { FaultInfo } from '../tdp/fault.ts';
 import { callConvert } from './convert.ts';
 import { frameOf } from './tdx.ts';
 
-/** Why a vCPU cannot go on after KVM_EXIT_MEMORY_FAULT. @param isLacking its slot has no private memory: no conversion helps */
-export function memoryFaultWords(gpa: bigint, isPrivate: boolean, isLacking: boolean): string {
+/** Why a vCPU cannot go on after KVM_EXIT_MEMORY_FAULT; undefined where the VMM can convert the page, and does. */
+export function memoryFaultWords(machine: Machine, gpa: bigint, isPrivate: boolean): string | undefined {
   const where = `KVM_EXIT_MEMORY_FAULT: gpa ${hex(gpa)}`;
-  if (isLacking) return `${where} was accessed as private memory, and its slot has no guest_memfd`;
+  const slot = machine.slots.find(addressToFrame(gpa));
+  // No conversion helps.
+  if (isPrivate && !slot?.gmem)
+    return `${where} was accessed as private memory, and ${slot ? 'its slot has no guest_memfd' : 'no memslot holds it'}`;
+  if (machine.config.memoryFault !== 'stop') return undefined;
   return `${where} is not ${isPrivate ? 'private' : 'shared'} memory, as the access was`;
 }
 
@@ -26,10 +31,9 @@ export const vmmMemoryFault = defineFunction<{ readonly info: FaultInfo }>({
       run(machine, task, { info }) {
         machine.count('exits.memory_fault');
         machine.append(Kind.MEMORY_FAULT, task.vcpu, 0, 0, 0, 0, info);
-        const gfn = frameOf(machine, info.gpa!);
-        const isLacking = info.isPrivate === true && machine.slots.find(gfn)?.gmem === undefined;
-        if (machine.config.memoryFault !== 'stop' && !isLacking) return NEXT;
-        machine.fail(task, memoryFaultWords(frameToAddress(gfn), info.isPrivate === true, isLacking));
+        const words = memoryFaultWords(machine, frameToAddress(frameOf(machine, info.gpa!)), info.isPrivate === true);
+        if (words === undefined) return NEXT;
+        machine.fail(task, words);
         return RETURNED;
       },
     },

@@ -5,6 +5,7 @@ import { call, defineFunction, NEXT } from '../operation.ts';
 import type { SlotConfig } from '../program.ts';
 import { dirtyLogLocals, recoverHugePages, recoverLocals, startDirtyLog } from '../tdp/dirty-log.ts';
 import { kvmMmuZapAllFast } from '../tdp/zap.ts';
+import { kvmMmuZapMemslot } from './notifier.ts';
 
 export type SlotChange =
   | { readonly kind: 'create'; readonly config: SlotConfig }
@@ -83,8 +84,13 @@ export const kvmSetMemoryRegion = defineFunction<RegionLocals>({
     },
     {
       name: 'flush',
-      text: 'kvm_arch_flush_shadow_memslot: drop every translation',
-      run: (_machine, task) => call(task, kvmMmuZapAllFast, {}),
+      text: 'kvm_arch_flush_shadow_memslot: drop every translation; of a VM with private memory those of the slot alone',
+      run(machine, task, { change }) {
+        // Shadow pages of nested guests would have to go by their gfns.
+        if (machine.vm === 'ordinary' || machine.shadow.hash.size > 0) return call(task, kvmMmuZapAllFast, {});
+        const { base, pages } = machine.slots.require(change.kind === 'create' ? change.config.id : change.id);
+        return call(task, kvmMmuZapMemslot, { start: base, end: base + pages });
+      },
     },
     {
       name: 'install',

@@ -56,6 +56,25 @@ export const kvmZapGfnRange = defineFunction<RangeLocals>({
   steps: [lockStep('mmu_lock', 'write'), begin, zap, flush, end, unlockStep('mmu_lock')],
 });
 
+/** kvm_mmu_zap_memslot: before a slot of a VM with private memory goes. */
+export const kvmMmuZapMemslot = defineFunction<RangeLocals>({
+  name: 'kvm_mmu_zap_memslot',
+  where: 'arch/x86/kvm/mmu/mmu.c',
+  about:
+    'Drops what maps a slot’s memory, private memory too: other slots keep their translations, and private pages cannot be made anew.',
+  steps: [
+    lockStep('mmu_lock', 'write'),
+    {
+      name: 'zap',
+      text: 'kvm_unmap_gfn_range: clear the slot’s range in every root, the mirror among them',
+      run: (machine: Machine, task: Task, { start, end }: RangeLocals) =>
+        call(task, tdpMmuZapLeafs, zapLeafsLocals(machine, start, end, 0, 'all')),
+    },
+    flush,
+    unlockStep('mmu_lock'),
+  ],
+});
+
 export const invalidateRangeStart = defineFunction<RangeLocals>({
   name: 'kvm_mmu_notifier_invalidate_range_start',
   where: 'virt/kvm/kvm_main.c',

@@ -412,8 +412,9 @@ export const kvmMmuFaultinPfn = defineFunction<FaultLocals>({
     },
     {
       name: 'no-slot',
-      text: 'kvm_handle_noslot_fault: no memory here; go on to install an MMIO marker, or emulate at once where none can be made',
+      text: 'kvm_handle_noslot_fault: no memory here, of which private memory is none either; go on to install an MMIO marker, or emulate at once where none can be made',
       run(machine, task, { fault }) {
+        if (fault.isPrivate) return returns(task, EFAULT_PRIVATE);
         if (machine.vcpu(task.vcpu).active === 'root') rememberMmio(machine, task.vcpu, Number(fault.addr >> 12n));
         fault.slot = -1;
         fault.pfn = PFN_NOSLOT;

@@ -182,12 +182,10 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
       return { kind: 'slot-add', slot, span };
     }
     case 'DeleteSlot': {
-      if (context.machine.vm === 'tdx') return problems.error(node, NO_SLOTS_OF_TDX);
       const id = knownSlot(node.id, context, problems);
       return id === undefined ? undefined : { kind: 'slot-delete', id, span };
     }
     case 'MoveSlot': {
-      if (context.machine.vm === 'tdx') return problems.error(node, NO_SLOTS_OF_TDX);
       const id = knownSlot(node.id, context, problems);
       const base = constant(node.base, 'gpa', problems);
       if (id === undefined || base === undefined || !aligned(node.base, 'gpa', base, problems)) return undefined;
@@ -330,9 +328,6 @@ const SIZES: ReadonlyMap<string, 1 | 2 | 4 | 8> = new Map([
 
 /** Bytes of a register, and of an access that tells no size: as wide as the code that the guest's paging is for. */
 const WORD: Readonly<Record<PagingName, 4 | 8>> = { '32-bit': 4, pae: 4, '4-level': 8, '5-level': 8 };
-
-const NO_SLOTS_OF_TDX =
-  'taking a slot away from a TDX guest is not modelled yet: its private pages would have to leave the module’s tables';
 
 /** Memory is private in VMs that protect it. */
 function hasVm(node: Ast.Statement, { machine }: StatementContext, problems: Problems): boolean {

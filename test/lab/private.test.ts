@@ -77,8 +77,9 @@ const UNKNOWN = '0xffff_ffff_ffff';
 function randomProgram(seed: number, huge: boolean): string {
   const random = new Random(seed, 0);
   const hex = (value: number): string => `0x${value.toString(16)}`;
-  const page = (): string => hex(random.below(8) * 4096);
-  const range = (): string => `${hex(0x200000 + random.below(8) * 4096)} +${4 * (1 + random.below(4))}K`;
+  const page = (): string => hex(random.below(12) * 4096);
+  const range = (): string => `${hex(0x200000 + random.below(4) * 4096)} +${4 * (1 + random.below(4))}K`;
+  // Of slot 3 nothing is private: a private access to a slot that is gone ends the vCPU.
   const convert = (): string => `convert ${range()} ${random.pick(['private', 'shared'])}`;
   const access = (): string => {
     const gva = `0x400000 + ${page()} + ${8 * random.below(2)}`;
@@ -86,14 +87,18 @@ function randomProgram(seed: number, huge: boolean): string {
     if (random.below(2) === 0) return `write ${gva} = ${1 + random.below(1000)}`;
     return `read ${gva}\n  expect loaded == ${UNKNOWN}`;
   };
+  let there = true;
   const host = (): string => {
-    switch (random.below(huge ? 7 : 6)) {
+    switch (random.below(huge ? 8 : 7)) {
       case 0:
         return `punch ${range()}`;
       case 1:
         // A host that unmaps a part of a large page tells of the whole (__split_huge_pmd).
         return `unmap ${huge ? '0x200000 +2M' : range()}`;
-      case 6:
+      case 2:
+        there = !there;
+        return there ? 'add slot 3 at 0x2000000 +32K guest-memfd' : 'delete slot 3';
+      case 7:
         return `convert 0x200000 +2M ${random.pick(['private', 'shared'])}`;
       default:
         return convert();
@@ -103,12 +108,12 @@ function randomProgram(seed: number, huge: boolean): string {
   return [
     'machine x86-64 {',
     `  memory 0 +16M${huge ? ' huge 2M' : ''} guest-memfd`,
-    '  memory 0x2000000 +32K slot 3',
+    '  memory 0x2000000 +32K slot 3 guest-memfd',
     '  second-stage tdp npt 5-level',
     '  vm software-protected',
     ...(random.below(2) === 0 ? [`  private ${range()}`] : []),
     '}',
-    'guest g { map 0x400000 -> 0x200000 +80K rwx }',
+    'guest g { map 0x400000 -> 0x200000 +32K rwx map 0x408000 -> 0x2000000 +32K rwx }',
     'vcpu 0 in g {',
     ...lines(40, access),
     '}',
@@ -139,6 +144,12 @@ inLab('an example ends as in the emulator, and an access to private memory that 
   const told = ({ small }: Machine): string[] => small.failures.map(({ text: failed }) => failed);
   assert.deepEqual(told(emulate(LACKING)), words);
   assert.deepEqual(await onKvm(LACKING, lab, async ({ run }) => told(run.machine)), words);
+  const gone = LACKING.replace('slot 3', 'slot 3 guest-memfd')
+    .replace('conversions == 1', 'conversions == 2')
+    .replace('+4K private', '+4K private\n  delete slot 3\n  convert 0 +4K shared');
+  const nowhere = ['KVM_EXIT_MEMORY_FAULT: gpa 0x2000000 was accessed as private memory, and no memslot holds it'];
+  assert.deepEqual(told(emulate(gone)), nowhere);
+  assert.deepEqual(await onKvm(gone, lab, async ({ run }) => told(run.machine)), nowhere);
 });
 
 for (const huge of [false, true])
