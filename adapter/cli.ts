@@ -18,7 +18,8 @@ const USAGE = `usage:
   kvm-mmu explore FILE [--policy NAME=VALUE,VALUE…|NAME=all] [--max-states N] [--unreduced] [--json]
       runs a scenario's tasks in every order in which they can be interleaved, in the emulator; tells what can go
       wrong, as a table of policies and hazards, and the schedule of fewest switches that leads there; exits 1 when
-      something can happen that an “expect never” rules out, 3 when there are more than N states (1000000)
+      something can happen that an “expect never” rules out, or another expect can fail (of those at the end, all that
+      ask for no counter), 3 when there are more than N states (1000000)
   kvm-mmu decode 0x… [--format NAME] [--level N] [--maxphyaddr N] [--json]
       says what a table entry means; without --level at every level;
       --format help lists the formats

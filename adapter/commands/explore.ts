@@ -4,6 +4,7 @@ import {
   type Event,
   type Exploration,
   explore as exploreAll,
+  isBroken,
   isHazard,
   type Outcome,
 } from '../../engine/explore/explore.ts';
@@ -21,7 +22,7 @@ interface Row {
   readonly found: Exploration;
 }
 
-/** `kvm-mmu explore`: every interleaving of a scenario’s tasks. The exit status: 1 when what must never happen can. */
+/** `kvm-mmu explore`: every interleaving of a scenario’s tasks. The exit status: 1 when what must never happen can, or an expectation may not hold. */
 export function explore(args: string[]): number {
   const { values, positionals } = readOptions({
     args,
@@ -52,6 +53,7 @@ export function explore(args: string[]): number {
   }
   if (values.json) console.log(JSON.stringify(rows.map(asJson)));
   else tell(rows, maxStates);
+  for (const line of new Set(rows.flatMap((row) => unjudgedWords(path, row)))) console.error(line);
   const broken = rows.flatMap((row) => brokenExpectations(path, row));
   for (const line of broken) console.error(line);
   if (broken.length > 0) return 1;
@@ -80,11 +82,11 @@ function programs(
   });
 }
 
-/** Of what happens more than once, the one that takes least. */
-function firstOf({ outcomes }: Exploration, event: Event): Outcome | undefined {
+/** Of what happens more than once, the one that takes least; of an expectation's, where it is named by its line. */
+function firstOf({ outcomes }: Exploration, event: Event, line?: number): Outcome | undefined {
   let best: Outcome | undefined;
   for (const outcome of outcomes) {
-    if (outcome.event !== event) continue;
+    if (outcome.event !== event || (line !== undefined && outcome.line !== line)) continue;
     const { switches, steps } = outcome.schedule;
     const isBetter =
       !best ||
@@ -95,13 +97,31 @@ function firstOf({ outcomes }: Exploration, event: Event): Outcome | undefined {
   return best;
 }
 
+/** What there is to tell of an event: how it happens first, and each of the expectations that do not hold. */
+function toldOf(found: Exploration, event: Event): Outcome[] {
+  const ofEvent = found.outcomes.filter((outcome) => outcome.event === event);
+  const lines = new Set(ofEvent.map(({ line }) => line));
+  return [...lines].sort((a, b) => (a ?? 0) - (b ?? 0)).map((line) => firstOf(found, event, line)!);
+}
+
 function brokenExpectations(path: string, { name, program, found }: Row): string[] {
-  return (program.never ?? []).flatMap(({ hazard, span }) => {
+  const where = name === '' ? '' : ` (${name})`;
+  const never = (program.never ?? []).flatMap(({ hazard, span }) => {
     const outcome = firstOf(found, hazard);
-    if (!outcome) return [];
-    const where = name === '' ? '' : ` (${name})`;
-    return [`${path}:${span.line}: expect never ${hazard}${where}: ${outcome.text}`];
+    return outcome ? [`${path}:${span.line}: expect never ${hazard}${where}: ${outcome.text}`] : [];
   });
+  const others = (Object.keys(EVENTS) as Event[])
+    .filter(isBroken)
+    .flatMap((event) => toldOf(found, event))
+    .map(({ line, text }) => `${path}:${line}:${where} ${text}`);
+  return [...never, ...others];
+}
+
+/** Expectations that cannot be judged, in one line. */
+function unjudgedWords(path: string, { found }: Row): string[] {
+  if (found.unjudged.length === 0) return [];
+  const words = found.unjudged.map(({ text, span }) => `expect ${text} (line ${span.line})`).join(', ');
+  return [`${path}: not judged, because counters are no part of a state: ${words}`];
 }
 
 function tell(rows: readonly Row[], maxStates: number): void {
@@ -131,34 +151,39 @@ function tell(rows: readonly Row[], maxStates: number): void {
     if (!found.complete)
       console.log(`\n${name || 'It'} was given up after ${maxStates} states: give --max-states, or a smaller scenario`);
     for (const event of events) {
-      const outcome = firstOf(found, event);
-      if (!outcome) continue;
-      const others = found.outcomes.filter((each) => each.event === event).length - 1;
-      console.log(
-        `\n${name === '' ? '' : `${name}: `}${event}${isHazard(event) ? '' : ' (harmless)'}: ${EVENTS[event]}`,
-      );
-      console.log(`  ${outcome.text}${others > 0 ? `; and in ${others} other ${others === 1 ? 'way' : 'ways'}` : ''}`);
-      if (outcome.round !== undefined) console.log(`  again every ${outcome.round} steps, as long as nobody else runs`);
-      console.log(`  schedule: ${scheduleText(row.program, outcome.schedule)}`);
+      const isHarmless = !isHazard(event) && !isBroken(event);
+      for (const outcome of toldOf(found, event)) {
+        const others = found.outcomes.filter((each) => each.event === event && each.line === outcome.line).length - 1;
+        console.log(`\n${name === '' ? '' : `${name}: `}${event}${isHarmless ? ' (harmless)' : ''}: ${EVENTS[event]}`);
+        const where = outcome.line === undefined ? '' : `line ${outcome.line}: `;
+        const more = others > 0 ? `; and in ${others} other ${others === 1 ? 'way' : 'ways'}` : '';
+        console.log(`  ${where}${outcome.text}${more}`);
+        if (outcome.round !== undefined)
+          console.log(`  again every ${outcome.round} steps, as long as nobody else runs`);
+        console.log(`  schedule: ${scheduleText(row.program, outcome.schedule)}`);
+      }
     }
   }
 }
 
 function asJson({ name, program, found }: Row): unknown {
-  const { states, transitions, complete, outcomes } = found;
+  const { states, transitions, complete, outcomes, unjudged } = found;
   return {
     name,
     states,
     transitions,
     complete,
-    outcomes: outcomes.map(({ event, text, schedule, round }) => ({
+    outcomes: outcomes.map(({ event, text, line, schedule, round }) => ({
       event,
       hazard: isHazard(event),
+      broken: isBroken(event),
       text,
+      ...(line === undefined ? {} : { line }),
       schedule: scheduleText(program, schedule),
       switches: schedule.switches,
       steps: schedule.steps,
       ...(round === undefined ? {} : { round }),
     })),
+    unjudged: unjudged.map(({ text, span }) => ({ text: `expect ${text}`, line: span.line })),
   };
 }

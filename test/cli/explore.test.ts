@@ -80,6 +80,55 @@ test('expect never fails where it can happen, and names ordering and line', () =
   assert.equal(cli('run', strict).status, 0);
 });
 
+test('expectations that fail in some order fail the exploration, each with its schedule', () => {
+  const crossing = file(
+    'crossing.mmu',
+    `machine x86-64 {
+  vm snp
+  memory 0 +4M guest-memfd
+  second-stage tdp npt 4-level
+}
+host a { convert 0x1000 +4K private }
+host b {
+  convert 0x1000 +4K shared
+  expect !is_private(0x1000)
+}
+expect is_private(0x1000)
+expect warnings == 0
+expect !is_private(0x2000)
+`,
+  );
+  const { status, out, err } = cli('explore', crossing);
+  assert.equal(status, 1);
+  assert.match(
+    out,
+    /\nfinal-expectation: when every task has ended.*\n {2}line 11: expect is_private\(0x1000\): it is false\n/,
+  );
+  assert.match(out, /\nexpectation: an expect of a task .*\n {2}line 9: expect !is_private\(0x1000\): it is false\n/);
+  assert.doesNotMatch(out, /expectation \(harmless\)/);
+  assert.match(err, /crossing\.mmu:11: expect is_private\(0x1000\): it is false\n/);
+  assert.match(err, /crossing\.mmu:9: expect !is_private\(0x1000\): it is false\n/);
+  assert.match(err, /not judged, because counters are no part of a state: expect warnings == 0 \(line 12\)\n/);
+  assert.doesNotMatch(err, /0x2000/, 'what holds is not told');
+  const [row] = JSON.parse(cli('explore', crossing, '--json').out) as Row[];
+  for (const event of ['expectation', 'final-expectation']) {
+    const { schedule } = row!.outcomes.find((outcome) => outcome.event === event)!;
+    const line = event === 'expectation' ? 9 : 11;
+    assert.match(cli('run', crossing, '--schedule', schedule).err, new RegExp(`crossing\\.mmu:${line}: expect`));
+  }
+});
+
+test('a counter that a task waits for is part of a state, and is judged in the end', () => {
+  const counted = file(
+    'counted.mmu',
+    'vcpu 0 { read 0x1000 }\nhost h { wait until accesses > 0 }\nexpect accesses == 2\n',
+  );
+  const { status, err } = cli('explore', counted);
+  assert.equal(status, 1);
+  assert.match(err, /counted\.mmu:3: expect accesses == 2: left is 1, right is 2/);
+  assert.doesNotMatch(err, /not judged/);
+});
+
 test('too many states, and what cannot be read', () => {
   const few = cli('explore', race, '--max-states', '100');
   assert.equal(few.status, 3);
