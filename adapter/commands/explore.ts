@@ -133,7 +133,8 @@ function tell(rows: readonly Row[], maxStates: number): void {
     `${found.transitions}`,
     ...events.map((event) => {
       const outcome = firstOf(found, event);
-      return outcome ? `${outcome.schedule.switches}/${outcome.schedule.steps}` : '·';
+      if (outcome) return `${outcome.schedule.switches}/${outcome.schedule.steps}`;
+      return found.complete ? '·' : '?';
     }),
   ]);
   const widths = header.map((title, column) => Math.max(title.length, ...lines.map((line) => line[column]!.length)));
@@ -144,12 +145,13 @@ function tell(rows: readonly Row[], maxStates: number): void {
         .join('  ')
         .trimEnd(),
     );
-  if (events.length > 0) console.log('A/B: it happens after A switches between tasks and B steps, and not with fewer.');
-  else console.log('Nothing went wrong, and nothing had to be tried again.');
+  for (const line of keyOf(rows, events.length > 0)) console.log(line);
   for (const row of rows) {
     const { name, found } = row;
     if (!found.complete)
-      console.log(`\n${name || 'It'} was given up after ${maxStates} states: give --max-states, or a smaller scenario`);
+      console.log(
+        `\n${name || 'It'} was given up after ${maxStates} states${found.outcomes.length === 0 ? ', and nothing was found so far' : ''}: give --max-states, or a smaller scenario`,
+      );
     for (const event of events) {
       const isHarmless = !isHazard(event) && !isBroken(event);
       for (const outcome of toldOf(found, event)) {
@@ -164,6 +166,18 @@ function tell(rows: readonly Row[], maxStates: number): void {
       }
     }
   }
+}
+
+/** What the table's cells mean. Where states ran out, what was found need not be the shortest, and what was not can still be. */
+function keyOf(rows: readonly Row[], anything: boolean): string[] {
+  const givenUp = rows.filter(({ found }) => !found.complete).length;
+  if (!anything && givenUp === 0) return ['Nothing went wrong, and nothing had to be tried again.'];
+  if (!anything) return ['Nothing was found so far, but not everything was tried.'];
+  const least = ['and not with fewer', 'and not with fewer where no + is', ''];
+  const claim = least[givenUp === 0 ? 0 : givenUp < rows.length ? 1 : 2]!;
+  const key = `A/B: it happens after A switches between tasks and B steps${claim && `, ${claim}`}.`;
+  if (givenUp === 0) return [key];
+  return [key, '+: there are more states; ?: not found so far, and it may still happen.'];
 }
 
 function asJson({ name, program, found }: Row): unknown {

@@ -129,6 +129,24 @@ test('a counter that a task waits for is part of a state, and is judged in the e
   assert.doesNotMatch(err, /not judged/);
 });
 
+test('where states run out nothing is claimed of what was not tried', () => {
+  const none = cli('explore', race, '--max-states', '20');
+  assert.equal(none.status, 3);
+  assert.match(none.out, /\nNothing was found so far, but not everything was tried\.\n/);
+  assert.match(none.out, /given up after 20 states, and nothing was found so far: give --max-states/);
+  assert.doesNotMatch(none.out, /Nothing went wrong|not with fewer/);
+  const policy = 'conversion=reversed-direct-map,today';
+  const [first, second] = JSON.parse(cli('explore', race, '--policy', policy, '--json').out) as { states: number }[];
+  const between = Math.floor((first!.states + second!.states) / 2);
+  const { out } = cli('explore', race, '--policy', policy, '--max-states', `${between}`);
+  assert.match(out, /\nO8 today .* · /, 'cannot happen');
+  assert.match(out, /\nO4 reversed-direct-map +\d+\+/);
+  assert.match(out, /steps, and not with fewer where no \+ is\.\n.*\?: not found so far, and it may still happen\.\n/);
+  const few = cli('explore', race, '--policy', 'conversion=under-lock', '--max-states', '600').out;
+  assert.match(few, /after A switches between tasks and B steps\.\n/);
+  assert.doesNotMatch(few, /not with fewer|·/);
+});
+
 test('too many states, and what cannot be read', () => {
   const few = cli('explore', race, '--max-states', '100');
   assert.equal(few.status, 3);
