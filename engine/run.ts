@@ -1,5 +1,6 @@
 import { launch } from './attributes/launch.ts';
 import type { CounterName } from './counters.ts';
+import { taskKeys } from './explore/schedule-text.ts';
 import { guestNamed, l1Frame, nestedStage, tableFormatOf } from './guest/nested.ts';
 import type { RegisterName } from './guest/registers.ts';
 import { applyMapping, guestTableStore, guestTables } from './guest/tables.ts';
@@ -98,6 +99,20 @@ interface Checkpoint {
   readonly small: SmallState;
 }
 
+/** Why a task cannot make the step that is planned. */
+function whyNot(task: Task): string {
+  switch (task.state) {
+    case 'done':
+      return 'has ended';
+    case 'halted':
+      return 'is halted until a page is swapped in,';
+    case 'blocked':
+      return `waits for ${task.wants}`;
+    default:
+      return 'waits';
+  }
+}
+
 /** Steps between checkpoints: a step back replays at most this many, about a millisecond's work. */
 const CHECKPOINT_STEPS = 2000;
 
@@ -140,6 +155,34 @@ export class Run {
     if (next === undefined || machine.steps > this.#leftPlanAt) return undefined;
     const task = machine.task(next);
     return canRun(machine, task) ? task : undefined;
+  }
+
+  /** Why the plan cannot be followed from here on, in words; undefined where it can, has ended, or was left before. */
+  unfollowed(): string | undefined {
+    const { machine } = this;
+    const { steps } = machine;
+    const next = this.#plan[steps];
+    if (next === undefined || steps > this.#leftPlanAt || this.planned()) return undefined;
+    const task = machine.task(next);
+    let start = steps;
+    while (start > 0 && this.#plan[start - 1] === next) start--;
+    let end = steps;
+    while (this.#plan[end] === next) end++;
+    const line = task.state === 'done' ? undefined : machine.currentLine(task);
+    const where = line === undefined ? '' : `, at line ${line}`;
+    const key = taskKeys(machine.program)[next]!;
+    return `${key} ${whyNot(task)} after ${steps - start} of ${end - start} steps${where}`;
+  }
+
+  /** Gives up the plan, until time goes back to before now. */
+  leavePlan(): void {
+    this.#leftPlanAt = Math.min(this.#leftPlanAt, this.machine.steps - 1);
+  }
+
+  /** Makes the planned steps, up to a number. @returns why it cannot make them all */
+  followPlan(limit = Number.POSITIVE_INFINITY): string | undefined {
+    for (let task = this.planned(); task && this.machine.steps < limit; task = this.planned()) this.step(task);
+    return this.machine.steps < limit ? this.unfollowed() : undefined;
   }
 
   /** Whether the last planned step has just been made. */

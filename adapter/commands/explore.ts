@@ -10,14 +10,16 @@ import {
 } from '../../engine/explore/explore.ts';
 import { scheduleText } from '../../engine/explore/schedule-text.ts';
 import { MachineError } from '../../engine/machine.ts';
-import { choosePolicy, DEFAULT_POLICIES, type Ordering, POLICY_VALUES } from '../../engine/policies.ts';
+import { type Ordering, POLICY_VALUES } from '../../engine/policies.ts';
 import type { Program } from '../../engine/program.ts';
+import { type ChosenPolicy, withPolicy } from './policy-option.ts';
 import { readScenario } from './scenario-file.ts';
 import { readOptions, UsageError } from './usage.ts';
 
 interface Row {
   /** What was chosen, as it is shown: `O1 rfc-v8`; empty where nothing was. */
   readonly name: string;
+  readonly chosen?: ChosenPolicy;
   readonly program: Program;
   readonly found: Exploration;
 }
@@ -42,17 +44,17 @@ export function explore(args: string[]): number {
   const program = readScenario(path);
   if (!program) return 2;
   const rows: Row[] = [];
-  for (const { name, program: chosen } of programs(program, values.policy)) {
+  for (const variant of variants(program, values.policy)) {
     try {
-      rows.push({ name, program: chosen, found: exploreAll(chosen, { maxStates, reduce: !values.unreduced }) });
+      rows.push({ ...variant, found: exploreAll(variant.program, { maxStates, reduce: !values.unreduced }) });
     } catch (error) {
       if (!(error instanceof MachineError)) throw error;
       console.error(`${path}: ${error.message}`);
       return 2;
     }
   }
-  if (values.json) console.log(JSON.stringify(rows.map(asJson)));
-  else tell(rows, maxStates);
+  if (values.json) console.log(JSON.stringify(rows.map((row) => asJson(path, row))));
+  else tell(path, rows, maxStates);
   for (const line of new Set(rows.flatMap((row) => unjudgedWords(path, row)))) console.error(line);
   const broken = rows.flatMap((row) => brokenExpectations(path, row));
   for (const line of broken) console.error(line);
@@ -61,25 +63,29 @@ export function explore(args: string[]): number {
 }
 
 /** The program under each value of a policy, or as it is. */
-function programs(
-  program: Program,
-  written: string | undefined,
-): { readonly name: string; readonly program: Program }[] {
+function variants(program: Program, written: string | undefined): Omit<Row, 'found'>[] {
   if (written === undefined) return [{ name: '', program }];
   const found = /^([\w-]+)=([\w-]+(?:,[\w-]+)*)$/.exec(written);
   if (!found) throw new UsageError('--policy takes NAME=VALUE,VALUE… or NAME=all, such as --policy conversion=all');
-  const [, policy, list] = found;
+  const [, policy, list] = found as unknown as [string, string, string];
   const all: Readonly<Record<string, readonly string[]>> = POLICY_VALUES;
-  const chosen = list === 'all' ? (all[policy!] ?? []) : list!.split(',');
-  const policies = program.machine.policies ?? DEFAULT_POLICIES;
-  const first = choosePolicy(policies, policy!, chosen[0] ?? '');
-  if ('error' in first) throw new UsageError(first.error);
-  return chosen.map((value) => {
-    const next = choosePolicy(policies, policy!, value);
-    if ('error' in next) throw new UsageError(next.error);
+  // An unknown policy has no values: it is refused by its name.
+  const values = list === 'all' ? (all[policy] ?? ['']) : list.split(',');
+  return values.map((value) => {
+    const chosen = { policy, value };
+    const variant = withPolicy(program, chosen);
     const id = policy === 'conversion' ? `${ORDERING_SPECS[value as Ordering].id} ` : '';
-    return { name: `${id}${value}`, program: { ...program, machine: { ...program.machine, policies: next } } };
+    return { name: `${id}${value}`, chosen, program: variant };
   });
+}
+
+/** The command that runs a schedule. */
+function commandOf(path: string, { chosen, program }: Row, { schedule }: Outcome): string {
+  const words = ['kvm-mmu run', /^[\w./+-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`];
+  if (chosen) words.push(`--policy ${chosen.policy}=${chosen.value}`);
+  // What is so from the beginning needs none.
+  if (schedule.steps > 0) words.push(`--schedule "${scheduleText(program, schedule)}"`);
+  return words.join(' ');
 }
 
 /** Of what happens more than once, the one that takes least; of an expectation's, where it is named by its line. */
@@ -124,7 +130,7 @@ function unjudgedWords(path: string, { found }: Row): string[] {
   return [`${path}: not judged, because counters are no part of a state: ${words}`];
 }
 
-function tell(rows: readonly Row[], maxStates: number): void {
+function tell(path: string, rows: readonly Row[], maxStates: number): void {
   const events = (Object.keys(EVENTS) as Event[]).filter((event) => rows.some(({ found }) => firstOf(found, event)));
   const header = ['', 'states', 'transitions', ...events];
   const lines = rows.map(({ name, found }) => [
@@ -162,7 +168,7 @@ function tell(rows: readonly Row[], maxStates: number): void {
         console.log(`  ${where}${outcome.text}${more}`);
         if (outcome.round !== undefined)
           console.log(`  again every ${outcome.round} steps, as long as nobody else runs`);
-        console.log(`  schedule: ${scheduleText(row.program, outcome.schedule)}`);
+        console.log(`  ${commandOf(path, row, outcome)}`);
       }
     }
   }
@@ -180,24 +186,30 @@ function keyOf(rows: readonly Row[], anything: boolean): string[] {
   return [key, '+: there are more states; ?: not found so far, and it may still happen.'];
 }
 
-function asJson({ name, program, found }: Row): unknown {
+function asJson(path: string, row: Row): unknown {
+  const { name, chosen, program, found } = row;
   const { states, transitions, complete, outcomes, unjudged } = found;
   return {
     name,
     states,
     transitions,
     complete,
-    outcomes: outcomes.map(({ event, text, line, schedule, round }) => ({
-      event,
-      hazard: isHazard(event),
-      broken: isBroken(event),
-      text,
-      ...(line === undefined ? {} : { line }),
-      schedule: scheduleText(program, schedule),
-      switches: schedule.switches,
-      steps: schedule.steps,
-      ...(round === undefined ? {} : { round }),
-    })),
+    outcomes: outcomes.map((outcome) => {
+      const { event, text, line, schedule, round } = outcome;
+      return {
+        event,
+        hazard: isHazard(event),
+        broken: isBroken(event),
+        text,
+        ...(line === undefined ? {} : { line }),
+        ...(chosen ? { policy: `${chosen.policy}=${chosen.value}` } : {}),
+        schedule: scheduleText(program, schedule),
+        command: commandOf(path, row, outcome),
+        switches: schedule.switches,
+        steps: schedule.steps,
+        ...(round === undefined ? {} : { round }),
+      };
+    }),
     unjudged: unjudged.map(({ text, span }) => ({ text: `expect ${text}`, line: span.line })),
   };
 }

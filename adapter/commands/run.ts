@@ -7,6 +7,7 @@ import { hashTables } from '../../engine/pgtable/hash.ts';
 import { PgtableError } from '../../engine/pgtable/tables.ts';
 import { Run } from '../../engine/run.ts';
 import { thisMachine } from '../kvm/place.ts';
+import { withPolicies } from './policy-option.ts';
 import { runAndTell } from './run-kvm.ts';
 import { readScenario, stepLimit } from './scenario-file.ts';
 import { readOptions, UsageError } from './usage.ts';
@@ -22,24 +23,28 @@ export function run(args: string[]): number | Promise<number> {
       'max-steps': { type: 'string' },
       target: { type: 'string' },
       helper: { type: 'string' },
+      policy: { type: 'string', multiple: true },
       schedule: { type: 'string' },
     },
   });
   const [path] = positionals;
   if (path === undefined || positionals.length > 1) throw new UsageError('run takes one file');
   const limit = stepLimit(values['max-steps']);
-  const program = readScenario(path);
+  const written = readScenario(path);
   const target = values.target ?? 'emulator';
   if (target !== 'emulator' && target !== 'kvm')
     throw new UsageError(`--target must be emulator or kvm, not ${target}`);
   if (target === 'emulator' && values.helper !== undefined) throw new UsageError('--helper is for --target kvm');
   if (target === 'kvm' && values.trace)
     throw new UsageError('--trace is the emulator’s: KVM’s own tracepoints are the host’s');
-  if (!program) return 2;
+  if (!written) return 2;
+  if (target === 'kvm' && values.policy !== undefined)
+    throw new UsageError('--policy is for the emulator: a real KVM has no policies to choose');
   if (target === 'kvm' && values.schedule !== undefined)
     throw new UsageError('--schedule is for the emulator: who runs on KVM the host’s scheduler decides');
   if (target === 'kvm')
-    return runAndTell({ path, program, limit, json: values.json === true }, thisMachine(values.helper));
+    return runAndTell({ path, program: written, limit, json: values.json === true }, thisMachine(values.helper));
+  const program = withPolicies(written, values.policy ?? []);
   let session: Run;
   try {
     const plan = values.schedule === undefined ? [] : parseSchedule(program, values.schedule);
@@ -50,7 +55,12 @@ export function run(args: string[]): number | Promise<number> {
     console.error(`${path}: ${error.message}`);
     return 2;
   }
-  if (!session.runToEnd(limit)) {
+  const unfollowed = session.followPlan(limit);
+  if (unfollowed !== undefined) {
+    console.error(`${path}: schedule: ${unfollowed}`);
+    return 3;
+  }
+  if (!session.runToEnd(limit - session.machine.steps)) {
     console.error(`${path}: still running after ${limit} steps: give --max-steps, or end its loops`);
     return 3;
   }

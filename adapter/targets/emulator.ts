@@ -90,6 +90,11 @@ export class EmulatorTarget implements Target {
 
   #oneStep(motion: Motion, watcher: Watcher, arrived: ((task: Task) => boolean) | undefined): Halt | undefined {
     const { run, machine } = this;
+    const unfollowed = run.unfollowed();
+    if (unfollowed !== undefined) {
+      run.leavePlan();
+      return { kind: 'schedule-end', unfollowed };
+    }
     let task = run.planned();
     if (task) {
       // Who is stepped waits for the others as the schedule has it.

@@ -38,7 +38,7 @@ export type Halt =
   | { readonly kind: 'step'; readonly task: number }
   | { readonly kind: 'pause' }
   /** What was planned has been done; from here on any task may go on. */
-  | { readonly kind: 'schedule-end' }
+  | { readonly kind: 'schedule-end'; readonly unfollowed?: string }
   | { readonly kind: 'blocked'; readonly task: number; readonly lock: string; readonly owners: readonly number[] }
   /** `status`: what the guest ended with. */
   | { readonly kind: 'ended'; readonly status?: number }

@@ -73,6 +73,16 @@ test('a schedule ends in a stop, and steps of one task wait for the others as it
     assert.equal((await client.move('continue')).event, 'terminated');
   }));
 
+test('a schedule that cannot be followed stops where it cannot, says why, and leaves the rest to the default order', () =>
+  withClient(async (client) => {
+    await client.start(path, { launch: { schedule: 'vmm:900 vcpu0:4', stopOnEntry: true }, filters: [] });
+    assert.match(
+      await stopText(client, await client.move('continue')),
+      /The schedule cannot be followed any further, after (\d+) steps: vmm has ended after \1 of 900 steps\./,
+    );
+    assert.equal((await client.move('continue')).event, 'terminated');
+  }));
+
 test('a mismatch and an RMP fault are stops of their own', () =>
   withClient(async (client) => {
     const faults = join(folder, 'faults.mmu');

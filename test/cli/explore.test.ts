@@ -26,7 +26,7 @@ const race = file('race.mmu', RACE);
 interface Row {
   readonly name: string;
   readonly complete: boolean;
-  readonly outcomes: readonly { event: string; hazard: boolean; schedule: string; switches: number; steps: number }[];
+  readonly outcomes: readonly { event: string; hazard: boolean; policy: string; schedule: string; command: string }[];
 }
 
 test('a table of orderings and hazards, and the schedule to each', () => {
@@ -54,20 +54,24 @@ test('a table of orderings and hazards, and the schedule to each', () => {
   assert.deepEqual(happens('O8 today'), [false, false, false, true, false]);
   assert.match(
     out,
-    /O1 rfc-v8: rmp-fault-loop: .*\n {2}vCPU 0's RMP fault at gpa 0x1000 .*\n {2}again every \d+ steps.*\n {2}schedule: vmm:\d+ vcpu0:\d+\n/,
+    /O1 rfc-v8: rmp-fault-loop: .*\n {2}vCPU 0's RMP fault at gpa 0x1000 .*\n {2}again every \d+ steps.*\n {2}kvm-mmu run \S+race\.mmu --policy conversion=rfc-v8 --schedule "vmm:\d+ vcpu0:\d+"\n/,
   );
 });
 
-test('a schedule leads there when it is run', () => {
+test('a schedule leads there when it is run, under the policy that stands beside it', () => {
   const { out } = cli('explore', race, '--policy', 'conversion=reversed-direct-map', '--json');
   const [row] = JSON.parse(out) as Row[];
   const fatal = row!.outcomes.find(({ event }) => event === 'fatal-rmp-fault')!;
   assert.equal(fatal.hazard, true);
-  const reversed = file('reversed.mmu', RACE.replace('vm snp', 'vm snp\n  policy conversion = reversed-direct-map'));
-  const ran = cli('run', reversed, '--schedule', fatal.schedule);
+  assert.equal(fatal.policy, 'conversion=reversed-direct-map');
+  assert.equal(
+    fatal.command,
+    `kvm-mmu run ${race} --policy conversion=reversed-direct-map --schedule "${fatal.schedule}"`,
+  );
+  const ran = cli('run', race, '--policy', fatal.policy, '--schedule', fatal.schedule);
   assert.equal(ran.status, 1);
   assert.match(ran.err, /kthread writes hpa 0x140002000 through the direct map/);
-  const straight = cli('run', reversed);
+  const straight = cli('run', race, '--policy', fatal.policy, '--policy', 'attribute-zap=zap');
   assert.equal(straight.status, 0, 'in the default order nothing happens');
 });
 
@@ -161,7 +165,36 @@ test('too many states, and what cannot be read', () => {
     assert.equal(status, 2);
     assert.match(err, words);
   }
+  for (const [args, words] of [
+    [['--policy', 'conversion=o9'], /policy conversion cannot be o9; it is today, rfc-v8/],
+    [['--policy', 'convrsion=today'], /unknown policy convrsion; there are/],
+    [['--policy', 'conversion=today,rfc-v8'], /--policy takes NAME=VALUE here/],
+    [['--policy', 'roots=today', '--policy', 'roots=before'], /--policy roots is given twice/],
+    [['--policy', 'roots=today', '--target', 'kvm'], /--policy is for the emulator: a real KVM has no policies/],
+    [['--schedule', ''], /--schedule: it is empty/],
+    [['--schedule', 'vmm:0'], /--schedule: vmm:0 has no steps/],
+  ] as const) {
+    const { status, err } = cli('run', race, ...args);
+    assert.equal(status, 2, args.join(' '));
+    assert.match(err, words);
+  }
   const odd = cli('run', race, '--schedule', 'vmm:3 nobody:2');
   assert.equal(odd.status, 2);
   assert.match(odd.err, /--schedule: there is no task nobody; there are vcpu0, vmm, kthread/);
+});
+
+test('a schedule that cannot be followed is told: who cannot go on, where, and why', () => {
+  for (const [schedule, words] of [
+    ['vcpu0:56 vmm:2', /race\.mmu: schedule: vcpu0 waits after 1 of 56 steps, at line 8\n/],
+    ['vmm:500 vcpu0:1', /race\.mmu: schedule: vmm has ended after \d+ of 500 steps\n/],
+  ] as const) {
+    const { status, out, err } = cli('run', race, '--schedule', schedule);
+    assert.equal(status, 3);
+    assert.match(err, words);
+    assert.equal(out, '');
+  }
+  const two = file('two.mmu', 'host a { log dirty slot 0 on }\nhost b { log dirty slot 0 on }\n');
+  const blocked = cli('run', two, '--schedule', 'a:3 b:9');
+  assert.equal(blocked.status, 3);
+  assert.match(blocked.err, /schedule: b waits for slots_lock after \d of 9 steps, at line 2\n/);
 });
