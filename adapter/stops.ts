@@ -95,7 +95,7 @@ export function describeStop(machine: Machine, task: Task, halt: Halt | { readon
       return stop('stuck', `${task.name} waits for ${halt.lock}, held by ${owners}: let the owner run, or continue.`);
     }
     case 'stuck':
-      return stop('stuck', `Nothing can run: ${halt.words}.`);
+      return stop('stuck', `Nothing ${halt.circling ? 'gets on' : 'can run'}: ${halt.words}.`);
     case 'ended':
       return stop('end', `Everything has ended after ${machine.steps} steps.`);
     case 'history-start':

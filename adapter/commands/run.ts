@@ -66,6 +66,7 @@ export function run(args: string[]): number | Promise<number> {
   }
   const { machine } = session;
   const stuck = session.stuck();
+  const nothing = session.isCircling ? 'nothing gets on' : 'nothing can run';
   const { failures } = machine.small;
   if (values.trace) {
     for (const { step, task, event, text: words } of project(machine))
@@ -92,7 +93,7 @@ export function run(args: string[]): number | Promise<number> {
     for (const { line, task, step, text: words } of machine.small.warnings)
       console.error(`${path}:${line === undefined ? '' : `${line}:`} warning: ${task} at step ${step}: ${words}`);
     for (const failure of failures) console.error(`${path}:${failure.line}: ${failure.text}: ${failure.actual}`);
-    if (stuck !== undefined) console.error(`${path}: nothing can run: ${stuck}`);
+    if (stuck !== undefined) console.error(`${path}: ${nothing}: ${stuck}`);
     console.log(`${machine.steps} steps`);
     for (const [name, value] of machine.counterList()) if (value > 0) console.log(`${name.padEnd(20)} ${value}`);
     for (const { root, hash } of tables) console.log(`${'tables'.padEnd(20)} ${hash} (root ${root})`);
@@ -100,7 +101,7 @@ export function run(args: string[]): number | Promise<number> {
       failures.length === 1
         ? 'one thing that the scenario asks for'
         : `${failures.length} things that the scenario asks for`;
-    console.log(ok ? 'ok' : stuck === undefined ? `failed: ${what}` : 'failed: nothing can run');
+    console.log(ok ? 'ok' : stuck === undefined ? `failed: ${what}` : `failed: ${nothing}`);
   }
   return ok ? 0 : 1;
 }

@@ -102,7 +102,7 @@ export class EmulatorTarget implements Target {
       task = run.pick();
       if (!task) {
         const words = run.stuck();
-        if (words !== undefined) return { kind: 'stuck', words };
+        if (words !== undefined) return { kind: 'stuck', words, circling: run.isCircling };
         run.finish();
         return { kind: 'ended' };
       }

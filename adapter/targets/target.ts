@@ -44,7 +44,8 @@ export type Halt =
   | { readonly kind: 'ended'; readonly status?: number }
   /** Something happened to a vCPU that nobody asked for. */
   | { readonly kind: 'event'; readonly task: number }
-  | { readonly kind: 'stuck'; readonly words: string }
+  /** `circling`: steps could be made, and would lead back here. */
+  | { readonly kind: 'stuck'; readonly words: string; readonly circling?: boolean }
   /** Going back reached the oldest state that is kept. */
   | { readonly kind: 'history-start' };
 

@@ -10,6 +10,7 @@ import { createMachine } from '../run.ts';
 import { checkExpectation } from '../statements.ts';
 import { canRun, runStep } from '../step.ts';
 import { RET_PF } from '../tdp/fault.ts';
+import { countersOf, namesIn } from './counted.ts';
 import { Graph } from './graph.ts';
 import { type Schedule, schedulesTo } from './schedule.ts';
 import { changes, forStep } from './snapshot.ts';
@@ -109,7 +110,10 @@ export class Explorer {
   #complete = true;
 
   constructor(program: Program, options: ExploreOptions) {
-    this.#counted = countersOf(program);
+    const counted = countersOf(program);
+    if (!counted)
+      throw new MachineError('explore: a task asks for step, which is another in every order of the tasks’ steps');
+    this.#counted = counted;
     // Local steps count, too: where a count is asked for, others see them.
     this.#options = { ...options, reduce: options.reduce && this.#counted.length === 0 };
     this.machine = createMachine(withValues(program), 1 << 22);
@@ -391,29 +395,6 @@ function eventOf({
     default:
       return undefined;
   }
-}
-
-/**
- * Counters that tasks ask for, by which states then differ. @throws MachineError where they ask for the number of steps, by which every
- * state is another
- */
-function countersOf({ tasks }: Program): CounterName[] {
-  const names = namesIn(tasks);
-  if (names.has('step'))
-    throw new MachineError('explore: a task asks for step, which is another in every order of the tasks’ steps');
-  return COUNTERS.filter((name) => names.has(name));
-}
-
-/** Names that expressions ask for, with their dots. */
-function namesIn(root: object): Set<string> {
-  const names = new Set<string>();
-  const visit = (node: object): void => {
-    const { kind, path } = node as { kind?: unknown; path?: unknown };
-    if (kind === 'name' && Array.isArray(path)) names.add(path.join('.'));
-    for (const value of Object.values(node)) if (isObject(value)) visit(value);
-  };
-  visit(root);
-  return names;
 }
 
 /** Stores without a value would store the number of steps, which depends on the schedule: here they store their line. */

@@ -119,6 +119,18 @@ test('an RMP fault says why', () =>
     assert.ok(details);
   }));
 
+test('a fault that is taken for ever stops the session, as stuck', () =>
+  withClient(async (client) => {
+    const circle = join(folder, 'circle.mmu');
+    const machine = RACE.replace(/vcpu 0[\s\S]*/, '').replace('vm snp', 'vm snp\n  private 0x1000 +4K');
+    writeFileSync(circle, `${machine}vcpu 0 {\n  pvalidate 0x1000\n}\n`);
+    const launch = { policies: { conversion: 'rfc-v8' }, stopOnEntry: true };
+    await client.start(circle, { launch, filters: [] });
+    const words = /Nothing gets on: vCPU 0 goes round in circles: RMP fault at gpa 0x1000: hpa 0x\w+ is not assigned/;
+    assert.match(await stopText(client, await client.move('continue')), words);
+    assert.match(await stopText(client, await client.move('continue')), words);
+  }));
+
 for (const [schedule, words] of [
   ['vcpu1:3', /"schedule": there is no task vcpu1; there are vcpu0, vmm/],
   ['vcpu0=3', /"schedule": vcpu0=3 is not of the form TASK:STEPS/],

@@ -198,3 +198,14 @@ test('a schedule that cannot be followed is told: who cannot go on, where, and w
   assert.equal(blocked.status, 3);
   assert.match(blocked.err, /schedule: b waits for slots_lock after \d of 9 steps, at line 2\n/);
 });
+
+test('a run that goes round in circles fails at once, with words', () => {
+  const circle = file(
+    'circle.mmu',
+    'machine x86-64 {\n  vm snp\n  memory 0 +4M guest-memfd\n  second-stage tdp npt 4-level\n  private 0 +8K\n}\nvcpu 0 { pvalidate 0x1000 }\n',
+  );
+  const { status, out, err } = cli('run', circle, '--policy', 'conversion=rfc-v8', '--max-steps', '20000');
+  assert.equal(status, 1);
+  assert.match(err, /circle\.mmu: nothing gets on: vCPU 0 goes round in circles: RMP fault at gpa 0x1000: /);
+  assert.match(out, /failed: nothing gets on\n/);
+});
