@@ -67,7 +67,7 @@ export function run(args: string[]): number | Promise<number> {
   const { machine } = session;
   const stuck = session.stuck();
   const nothing = session.isCircling ? 'nothing gets on' : 'nothing can run';
-  const { failures } = machine.small;
+  const { failures, hazards } = machine.small;
   if (values.trace) {
     for (const { step, task, event, text: words } of project(machine))
       console.log(`${task.replace(' ', '-').padStart(16)} [000] ${String(step).padStart(8)}: ${event}: ${words}`);
@@ -85,6 +85,7 @@ export function run(args: string[]): number | Promise<number> {
         counters: session.counters(),
         failures,
         warnings: machine.small.warnings,
+        hazards,
         ...(stuck === undefined ? {} : { stuck }),
         tables,
       }),
@@ -92,6 +93,7 @@ export function run(args: string[]): number | Promise<number> {
   } else {
     for (const { line, task, step, text: words } of machine.small.warnings)
       console.error(`${path}:${line === undefined ? '' : `${line}:`} warning: ${task} at step ${step}: ${words}`);
+    for (const { hazard, text: words } of hazards) console.error(`${path}: hazard: ${hazard}: ${words}`);
     for (const failure of failures) console.error(`${path}:${failure.line}: ${failure.text}: ${failure.actual}`);
     if (stuck !== undefined) console.error(`${path}: ${nothing}: ${stuck}`);
     console.log(`${machine.steps} steps`);

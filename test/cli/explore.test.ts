@@ -199,6 +199,19 @@ test('a schedule that cannot be followed is told: who cannot go on, where, and w
   assert.match(blocked.err, /schedule: b waits for slots_lock after \d of 9 steps, at line 2\n/);
 });
 
+test('run tells the hazards that it met', () => {
+  const args = ['run', race, '--policy', 'conversion=rfc-v8', '--schedule', 'vmm:13 vcpu0:94'];
+  const { status, out, err } = cli(...args);
+  assert.equal(status, 0, err);
+  assert.match(out, /\nhazards +\d+\n/);
+  assert.match(err, /race\.mmu: hazard: rmp-fault-loop: vCPU 0's RMP fault at gpa 0x1000 is left as it is/);
+  const { hazards } = JSON.parse(cli(...args, '--json').out) as { hazards: { hazard: string; text: string }[] };
+  assert.deepEqual(
+    hazards.map(({ hazard }) => hazard),
+    ['rmp-fault-loop'],
+  );
+});
+
 test('a run that goes round in circles fails at once, with words', () => {
   const circle = file(
     'circle.mmu',
