@@ -10,8 +10,8 @@ import {
 } from '../../engine/explore/explore.ts';
 import { scheduleText } from '../../engine/explore/schedule-text.ts';
 import { MachineError } from '../../engine/machine.ts';
-import { type Ordering, POLICY_VALUES } from '../../engine/policies.ts';
-import type { Program } from '../../engine/program.ts';
+import { DEFAULT_POLICIES, type Ordering, POLICY_VALUES } from '../../engine/policies.ts';
+import type { Expectation, Program } from '../../engine/program.ts';
 import { type ChosenPolicy, withPolicy } from './policy-option.ts';
 import { readScenario } from './scenario-file.ts';
 import { readOptions, UsageError } from './usage.ts';
@@ -88,11 +88,11 @@ function commandOf(path: string, { chosen, program }: Row, { schedule }: Outcome
   return words.join(' ');
 }
 
-/** Of what happens more than once, the one that takes least; of an expectation's, where it is named by its line. */
-function firstOf({ outcomes }: Exploration, event: Event, line?: number): Outcome | undefined {
+/** Of what happens more than once, the one that takes least. */
+function firstOf({ outcomes }: Pick<Exploration, 'outcomes'>, event: Event): Outcome | undefined {
   let best: Outcome | undefined;
   for (const outcome of outcomes) {
-    if (outcome.event !== event || (line !== undefined && outcome.line !== line)) continue;
+    if (outcome.event !== event) continue;
     const { switches, steps } = outcome.schedule;
     const isBetter =
       !best ||
@@ -103,11 +103,55 @@ function firstOf({ outcomes }: Exploration, event: Event, line?: number): Outcom
   return best;
 }
 
-/** What there is to tell of an event: how it happens first, and each of the expectations that do not hold. */
+/** What there is to tell of an event: all ways in which it happens; of expectations those of each one. */
+function waysOf(found: Exploration, event: Event): Outcome[][] {
+  const ways = new Map<string, Outcome[]>();
+  for (const outcome of found.outcomes) {
+    if (outcome.event !== event) continue;
+    const key = `${outcome.line ?? ''} ${outcome.expected ?? ''}`;
+    const known = ways.get(key);
+    if (known) known.push(outcome);
+    else ways.set(key, [outcome]);
+  }
+  return [...ways.values()].sort(([a], [b]) => (a!.line ?? 0) - (b!.line ?? 0));
+}
+
 function toldOf(found: Exploration, event: Event): Outcome[] {
-  const ofEvent = found.outcomes.filter((outcome) => outcome.event === event);
-  const lines = new Set(ofEvent.map(({ line }) => line));
-  return [...lines].sort((a, b) => (a ?? 0) - (b ?? 0)).map((line) => firstOf(found, event, line)!);
+  return waysOf(found, event).map((outcomes) => firstOf({ outcomes }, event)!);
+}
+
+interface JudgedExpectation {
+  readonly text: string;
+  readonly line: number;
+  /** Null: states ran out before it failed, or no state can answer. */
+  readonly holds: boolean | null;
+}
+
+/** What the scenario expects, and whether it holds whoever runs when. */
+function judged({ program, found }: Row): JudgedExpectation[] {
+  const holds = (fails: boolean): boolean | null => (fails ? false : found.complete ? true : null);
+  const fails = (text: string, { line }: { line: number }): boolean =>
+    found.outcomes.some((outcome) => outcome.expected === text && outcome.line === line);
+  const never = (program.never ?? []).map(({ hazard, span }) => ({
+    text: `expect never ${hazard}`,
+    line: span.line,
+    holds: holds(firstOf(found, hazard) !== undefined),
+  }));
+  const others = [...expectationsOf(program.tasks), ...program.expects].map((expectation) => ({
+    text: `expect ${expectation.text}`,
+    line: expectation.span.line,
+    holds: found.unjudged.includes(expectation) ? null : holds(fails(expectation.text, expectation.span)),
+  }));
+  return [...never, ...others].sort((a, b) => a.line - b.line);
+}
+
+/** The expectations among tasks’ statements. */
+function expectationsOf(node: object): Expectation[] {
+  const { kind, expectation } = node as { kind?: unknown; expectation?: Expectation };
+  if (kind === 'expect' && expectation) return [expectation];
+  return Object.values(node).flatMap((value) =>
+    typeof value === 'object' && value !== null ? expectationsOf(value) : [],
+  );
 }
 
 function brokenExpectations(path: string, { name, program, found }: Row): string[] {
@@ -160,8 +204,9 @@ function tell(path: string, rows: readonly Row[], maxStates: number): void {
       );
     for (const event of events) {
       const isHarmless = !isHazard(event) && !isBroken(event);
-      for (const outcome of toldOf(found, event)) {
-        const others = found.outcomes.filter((each) => each.event === event && each.line === outcome.line).length - 1;
+      for (const outcomes of waysOf(found, event)) {
+        const outcome = firstOf({ outcomes }, event)!;
+        const others = outcomes.length - 1;
         console.log(`\n${name === '' ? '' : `${name}: `}${event}${isHarmless ? ' (harmless)' : ''}: ${EVENTS[event]}`);
         const where = outcome.line === undefined ? '' : `line ${outcome.line}: `;
         const more = others > 0 ? `; and in ${others} other ${others === 1 ? 'way' : 'ways'}` : '';
@@ -191,6 +236,8 @@ function asJson(path: string, row: Row): unknown {
   const { states, transitions, complete, outcomes, unjudged } = found;
   return {
     name,
+    ...(chosen ? { policy: `${chosen.policy}=${chosen.value}` } : {}),
+    policies: program.machine.policies ?? DEFAULT_POLICIES,
     states,
     transitions,
     complete,
@@ -210,6 +257,7 @@ function asJson(path: string, row: Row): unknown {
         ...(round === undefined ? {} : { round }),
       };
     }),
+    expects: judged(row),
     unjudged: unjudged.map(({ text, span }) => ({ text: `expect ${text}`, line: span.line })),
   };
 }

@@ -48,8 +48,9 @@ export interface Outcome {
   readonly event: Event;
   /** What happened, where. */
   readonly text: string;
-  /** Of an expectation: where it stands. */
+  /** Of an expectation: where it stands, and its text. */
   readonly line?: number;
+  readonly expected?: string;
   /** Of all schedules that lead there one with the fewest switches between tasks, and of those with the fewest steps. */
   readonly schedule: Schedule;
   /** Of a loop: how many steps one round of it has. */
@@ -72,7 +73,7 @@ const KEPT_TEXTS = 16;
 const MOST_JOINED = 10_000;
 
 /** What happens on a transition, or is so in a state. */
-type Happening = Pick<Outcome, 'event' | 'text' | 'line'>;
+type Happening = Pick<Outcome, 'event' | 'text' | 'line' | 'expected'>;
 
 /** A state on the way from the start, whose successors are being explored. */
 interface Frame {
@@ -189,8 +190,7 @@ export class Explorer {
         actual = (error as Error).message;
       }
       machine.undoTo(position);
-      if (actual !== undefined)
-        this.#note(state, { event: 'final-expectation', text: `expect ${expectation.text}: ${actual}`, line });
+      if (actual !== undefined) this.#note(state, failed('final-expectation', expectation.text, actual, line));
     }
     machine.small = saved;
   }
@@ -302,14 +302,17 @@ export class Explorer {
   }
 
   #number(happening: Happening): number {
-    const { event, text, line } = happening;
+    const { event, text, line, expected } = happening;
     const key = `${event} ${line ?? ''} ${text}`;
     const known = this.#events.get(key);
     if (known !== undefined) return known;
-    const kind = `${event} ${line ?? ''}`;
+    const kind = `${event} ${line ?? ''} ${expected ?? ''}`;
     const texts = this.#texts.get(kind) ?? 0;
     // What is one too many counts as the last.
-    if (texts >= KEPT_TEXTS) return this.#eventList.findLastIndex((each) => each.event === event && each.line === line);
+    if (texts >= KEPT_TEXTS)
+      return this.#eventList.findLastIndex(
+        (each) => each.event === event && each.line === line && each.expected === expected,
+      );
     this.#texts.set(kind, texts + 1);
     this.#events.set(key, this.#eventList.length);
     return this.#eventList.push(happening) - 1;
@@ -362,6 +365,10 @@ function isLocal(machine: Machine, task: Task): boolean {
   return machine.code[task.id]![task.pc]?.kind === 'end-loop';
 }
 
+function failed(event: 'expectation' | 'final-expectation', expected: string, actual: string, line: number): Happening {
+  return { event, text: `expect ${expected}: ${actual}`, line, expected };
+}
+
 function eventOf({
   kind,
   address,
@@ -390,7 +397,7 @@ function eventOf({
     }
     case Kind.EXPECT_FAILED: {
       const { text, actual } = object as { text: string; actual: string };
-      return { event: 'expectation', text: `expect ${text}: ${actual}`, line: address };
+      return failed('expectation', text, actual, address);
     }
     default:
       return undefined;

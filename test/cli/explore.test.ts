@@ -84,6 +84,36 @@ test('expect never fails where it can happen, and names ordering and line', () =
   assert.equal(cli('run', strict).status, 0);
 });
 
+test('rows of --json say which policies they are of, and which expectations hold', () => {
+  interface Judged {
+    policy?: string;
+    policies: Record<string, string>;
+    expects: { text: string; line: number; holds: boolean | null }[];
+  }
+  const text = `${RACE}expect never fatal-rmp-fault\nexpect is_private(0x1000) expect is_private(0x2000)\nexpect exits > 0\n`;
+  const strict = file('judged.mmu', text);
+  const args = ['explore', strict, '--policy', 'conversion=reversed-direct-map,today', '--json'];
+  const rows = JSON.parse(cli(...args).out) as Judged[];
+  assert.deepEqual(
+    rows.map(({ policy }) => policy),
+    ['conversion=reversed-direct-map', 'conversion=today'],
+  );
+  const others = [
+    { text: 'expect is_private(0x1000)', line: 18, holds: true },
+    { text: 'expect is_private(0x2000)', line: 18, holds: false },
+    { text: 'expect exits > 0', line: 19, holds: null },
+  ];
+  for (const [index, holds] of [false, true].entries())
+    assert.deepEqual(rows[index]!.expects, [{ text: 'expect never fatal-rmp-fault', line: 17, holds }, ...others]);
+  const [own] = JSON.parse(cli('explore', strict, '--max-states', '20', '--json').out) as Judged[];
+  assert.equal(own!.policy, undefined);
+  assert.equal(own!.policies.conversion, 'today');
+  assert.deepEqual(
+    own!.expects.map(({ holds }) => holds),
+    [null, null, null, null],
+  );
+});
+
 test('expectations that fail in some order fail the exploration, each with its schedule', () => {
   const crossing = file(
     'crossing.mmu',
