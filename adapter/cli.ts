@@ -7,10 +7,12 @@ import { walk } from './commands/walk.ts';
 import { ImageError } from './image/errors.ts';
 
 const USAGE = `usage:
-  kvm-mmu run FILE [--target emulator|kvm] [--schedule SCHEDULE] [--json] [--trace] [--max-steps N] [--helper PATH]
+  kvm-mmu run FILE [--target emulator|kvm] [--policy NAME=VALUE]... [--schedule SCHEDULE] [--json] [--trace]
+              [--max-steps N] [--helper PATH]
       runs a scenario, in the emulator or on this machine’s KVM; exits 1 when an expectation fails, 3 where it
-      cannot run; --trace prints what KVM’s tracepoints would have recorded, of the emulator; --schedule: who makes
-      the first steps there, as explore tells it (“vcpu0:56 vmm:14”)
+      cannot run; --trace prints what KVM’s tracepoints would have recorded, of the emulator; --policy: what it does
+      where KVM can do otherwise; --schedule: who makes the first steps there, as explore tells it (“vcpu0:56 vmm:14”);
+      exits 3 when they cannot be made so
   kvm-mmu compare FILE --policy NAME=VALUE,VALUE… [--json] [--max-steps N]
   kvm-mmu compare FILE [--target emulator,kvm] [--kernel KERNEL]... [LAB] [--helper PATH] [--json] [--max-steps N]
       runs a scenario in the emulator under each policy, or on several targets (kernels in labs among them), and tells
@@ -18,7 +20,8 @@ const USAGE = `usage:
   kvm-mmu explore FILE [--policy NAME=VALUE,VALUE…|NAME=all] [--max-states N] [--unreduced] [--json]
       runs a scenario's tasks in every order in which they can be interleaved, in the emulator; tells what can go
       wrong, as a table of policies and hazards, and the schedule of fewest switches that leads there; exits 1 when
-      something can happen that an “expect never” rules out, 3 when there are more than N states (1000000)
+      something can happen that an “expect never” rules out, or another expect can fail (of those at the end, all that
+      ask for no counter), 3 when there are more than N states (1000000)
   kvm-mmu decode 0x… [--format NAME] [--level N] [--maxphyaddr N] [--json]
       says what a table entry means; without --level at every level;
       --format help lists the formats

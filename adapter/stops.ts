@@ -82,7 +82,12 @@ export function describeStop(machine: Machine, task: Task, halt: Halt | { readon
     case 'entry':
       return stop('entry', `${task.name} has not begun: ${next}.`);
     case 'schedule-end':
-      return stop('pause', `The schedule ends here, after ${machine.steps} steps: ${next}.`);
+      return stop(
+        'pause',
+        halt.unfollowed === undefined
+          ? `The schedule ends here, after ${machine.steps} steps: ${next}.`
+          : `The schedule cannot be followed any further, after ${machine.steps} steps: ${halt.unfollowed}.`,
+      );
     case 'pause':
       return stop('pause', `Paused after ${machine.steps} steps: ${next}.`);
     case 'blocked': {
@@ -90,7 +95,7 @@ export function describeStop(machine: Machine, task: Task, halt: Halt | { readon
       return stop('stuck', `${task.name} waits for ${halt.lock}, held by ${owners}: let the owner run, or continue.`);
     }
     case 'stuck':
-      return stop('stuck', `Nothing can run: ${halt.words}.`);
+      return stop('stuck', `Nothing ${halt.circling ? 'gets on' : 'can run'}: ${halt.words}.`);
     case 'ended':
       return stop('end', `Everything has ended after ${machine.steps} steps.`);
     case 'history-start':

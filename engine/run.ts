@@ -1,5 +1,7 @@
 import { launch } from './attributes/launch.ts';
 import type { CounterName } from './counters.ts';
+import { Circles, circleWords } from './explore/circles.ts';
+import { taskKeys } from './explore/schedule-text.ts';
 import { guestNamed, l1Frame, nestedStage, tableFormatOf } from './guest/nested.ts';
 import type { RegisterName } from './guest/registers.ts';
 import { applyMapping, guestTableStore, guestTables } from './guest/tables.ts';
@@ -96,6 +98,29 @@ interface Checkpoint {
   readonly step: number;
   readonly logPosition: number;
   readonly small: SmallState;
+  readonly turnStart: number;
+}
+
+/** Steps of one statement after which a vCPU that enters the guest for it once more gives others their turn. */
+const TURN_STEPS = 2000;
+
+/** Whether a task stands at the beginning of a statement. */
+function isAtStatement({ stack, access }: Task): boolean {
+  return stack.length === 0 && access === null;
+}
+
+/** Why a task cannot make the step that is planned. */
+function whyNot(task: Task): string {
+  switch (task.state) {
+    case 'done':
+      return 'has ended';
+    case 'halted':
+      return 'is halted until a page is swapped in,';
+    case 'blocked':
+      return `waits for ${task.wants}`;
+    default:
+      return 'waits';
+  }
 }
 
 /** Steps between checkpoints: a step back replays at most this many, about a millisecond's work. */
@@ -117,6 +142,11 @@ export class Run {
   #scheduleStart: number[] = [];
   #edits: { step: number; edit: Edit }[] = [];
   #finished = false;
+  /** Since which step the same task is busy with the same statement, or has had its turn again. */
+  #turnStart = 0;
+  readonly #circles: Circles;
+  /** Whether all that can go on do so in circles. */
+  #isCircling = false;
   /** The task of each of the first steps, as far as they are planned. */
   readonly #plan: readonly number[];
   /** The first step that was not made as planned. */
@@ -124,6 +154,7 @@ export class Run {
 
   constructor(program: Program, logLimit?: number, plan: readonly number[] = []) {
     this.machine = createMachine(program, logLimit);
+    this.#circles = new Circles(this.machine);
     this.#plan = plan;
     this.#checkpoint();
   }
@@ -142,6 +173,34 @@ export class Run {
     return canRun(machine, task) ? task : undefined;
   }
 
+  /** Why the plan cannot be followed from here on, in words; undefined where it can, has ended, or was left before. */
+  unfollowed(): string | undefined {
+    const { machine } = this;
+    const { steps } = machine;
+    const next = this.#plan[steps];
+    if (next === undefined || steps > this.#leftPlanAt || this.planned()) return undefined;
+    const task = machine.task(next);
+    let start = steps;
+    while (start > 0 && this.#plan[start - 1] === next) start--;
+    let end = steps;
+    while (this.#plan[end] === next) end++;
+    const line = task.state === 'done' ? undefined : machine.currentLine(task);
+    const where = line === undefined ? '' : `, at line ${line}`;
+    const key = taskKeys(machine.program)[next]!;
+    return `${key} ${whyNot(task)} after ${steps - start} of ${end - start} steps${where}`;
+  }
+
+  /** Gives up the plan, until time goes back to before now. */
+  leavePlan(): void {
+    this.#leftPlanAt = Math.min(this.#leftPlanAt, this.machine.steps - 1);
+  }
+
+  /** Makes the planned steps, up to a number. @returns why it cannot make them all */
+  followPlan(limit = Number.POSITIVE_INFINITY): string | undefined {
+    for (let task = this.planned(); task && this.machine.steps < limit; task = this.planned()) this.step(task);
+    return this.machine.steps < limit ? this.unfollowed() : undefined;
+  }
+
   /** Whether the last planned step has just been made. */
   get planEnds(): boolean {
     const { steps } = this.machine;
@@ -154,8 +213,9 @@ export class Run {
     const { tasks } = machine;
     const planned = this.planned();
     if (planned) return planned;
+    if (this.#isCircling) return undefined;
     const current = tasks[machine.small.current];
-    const isBusy = current && (current.stack.length > 0 || current.access);
+    const isBusy = current && !isAtStatement(current) && !this.#isTurnOver(current);
     if (isBusy && current.state === 'ready' && !current.yields) return current;
     for (let offset = 1; offset <= tasks.length; offset++) {
       const task = tasks[(machine.small.current + offset) % tasks.length]!;
@@ -164,17 +224,39 @@ export class Run {
     return undefined;
   }
 
+  /** Whether a vCPU has tried one access for so long that others get their turn: they may change what it needs. */
+  #isTurnOver({ id, stack, access, state }: Task): boolean {
+    const { machine } = this;
+    // The walk for an access begins at its first step, and again after each fault.
+    const begins = stack.length === 0 || (stack.length === 1 && stack[0]!.step === 0);
+    const isTrying = begins && access !== null && state === 'ready';
+    return isTrying && id === machine.small.current && machine.steps - this.#turnStart >= TURN_STEPS;
+  }
+
+  /** Makes a step, and keeps track of whose turn it is. */
+  #advance(task: Task): void {
+    const { machine } = this;
+    if (isAtStatement(task) || task.id !== machine.small.current || this.#isTurnOver(task))
+      this.#turnStart = machine.steps;
+    runStep(machine, task);
+  }
+
   /** Runs one step of a task. */
   step(task: Task): void {
     const { machine } = this;
     const { steps } = machine;
+    const isKept = this.#isTurnOver(task) && machine.tasks.some((each) => each !== task && canRun(machine, each));
+    // Who is kept running though others could says nothing of what happens once they may.
+    if (isAtStatement(task) || isKept) this.#circles.clear();
+    this.#isCircling = false;
     if (steps - this.#checkpoints.at(-1)!.step >= CHECKPOINT_STEPS) this.#checkpoint();
     if (this.#plan[steps] !== task.id) this.#leftPlanAt = Math.min(this.#leftPlanAt, steps);
     if (this.#scheduleTask.at(-1) !== task.id) {
       this.#scheduleTask.push(task.id);
       this.#scheduleStart.push(steps);
     }
-    runStep(machine, task);
+    this.#advance(task);
+    if (this.#isTurnOver(task)) this.#isCircling = this.#circles.isBack(task);
   }
 
   /** Every task has ended. */
@@ -182,8 +264,14 @@ export class Run {
     return this.machine.tasks.every((task) => task.state === 'done');
   }
 
-  /** Why nothing can run although not everything has ended; undefined when something can. */
+  /** Whether the same would happen again and again, and nothing else. */
+  get isCircling(): boolean {
+    return this.#isCircling && !this.planned();
+  }
+
+  /** Why nothing can run although not everything has ended, or only in circles; undefined when something can. */
   stuck(): string | undefined {
+    if (this.isCircling) return circleWords(this.machine);
     if (this.ended || this.pick()) return undefined;
     const words = this.machine.tasks
       .filter((task) => task.state !== 'done')
@@ -237,6 +325,7 @@ export class Run {
 
   /** Changes state from outside, as an entry of the schedule. */
   edit(edit: Edit): void {
+    this.#forgetCircles();
     this.#apply(edit);
     this.#edits.push({ step: this.machine.steps, edit });
   }
@@ -256,7 +345,12 @@ export class Run {
     const { machine } = this;
     while (this.#checkpoints.length > 0 && this.#checkpoints[0]!.logPosition < machine.log.first)
       this.#checkpoints.shift();
-    this.#checkpoints.push({ step: machine.steps, logPosition: machine.log.length, small: cloneSmall(machine.small) });
+    this.#checkpoints.push({
+      step: machine.steps,
+      logPosition: machine.log.length,
+      small: cloneSmall(machine.small),
+      turnStart: this.#turnStart,
+    });
   }
 
   /** Who made the step after `step` steps. */
@@ -284,7 +378,7 @@ export class Run {
       this.#replayEdits(machine.steps);
       const task = machine.task(this.taskAt(machine.steps));
       onStep?.(machine, task);
-      runStep(machine, task);
+      this.#advance(task);
     }
   }
 
@@ -295,7 +389,14 @@ export class Run {
     machine.undoTo(checkpoint.logPosition);
     machine.small = cloneSmall(checkpoint.small);
     machine.steps = checkpoint.step;
+    this.#turnStart = checkpoint.turnStart;
+    this.#forgetCircles();
     this.#finished = false;
+  }
+
+  #forgetCircles(): void {
+    this.#circles.clear();
+    this.#isCircling = false;
   }
 
   #replayEdits(step: number): void {

@@ -4,24 +4,27 @@ import {
   type Event,
   type Exploration,
   explore as exploreAll,
+  isBroken,
   isHazard,
   type Outcome,
 } from '../../engine/explore/explore.ts';
 import { scheduleText } from '../../engine/explore/schedule-text.ts';
 import { MachineError } from '../../engine/machine.ts';
-import { choosePolicy, DEFAULT_POLICIES, type Ordering, POLICY_VALUES } from '../../engine/policies.ts';
-import type { Program } from '../../engine/program.ts';
+import { DEFAULT_POLICIES, type Ordering, POLICY_VALUES } from '../../engine/policies.ts';
+import type { Expectation, Program } from '../../engine/program.ts';
+import { type ChosenPolicy, withPolicy } from './policy-option.ts';
 import { readScenario } from './scenario-file.ts';
 import { readOptions, UsageError } from './usage.ts';
 
 interface Row {
   /** What was chosen, as it is shown: `O1 rfc-v8`; empty where nothing was. */
   readonly name: string;
+  readonly chosen?: ChosenPolicy;
   readonly program: Program;
   readonly found: Exploration;
 }
 
-/** `kvm-mmu explore`: every interleaving of a scenario’s tasks. The exit status: 1 when what must never happen can. */
+/** `kvm-mmu explore`: every interleaving of a scenario’s tasks. The exit status: 1 when what must never happen can, or an expectation may not hold. */
 export function explore(args: string[]): number {
   const { values, positionals } = readOptions({
     args,
@@ -41,17 +44,18 @@ export function explore(args: string[]): number {
   const program = readScenario(path);
   if (!program) return 2;
   const rows: Row[] = [];
-  for (const { name, program: chosen } of programs(program, values.policy)) {
+  for (const variant of variants(program, values.policy)) {
     try {
-      rows.push({ name, program: chosen, found: exploreAll(chosen, { maxStates, reduce: !values.unreduced }) });
+      rows.push({ ...variant, found: exploreAll(variant.program, { maxStates, reduce: !values.unreduced }) });
     } catch (error) {
       if (!(error instanceof MachineError)) throw error;
       console.error(`${path}: ${error.message}`);
       return 2;
     }
   }
-  if (values.json) console.log(JSON.stringify(rows.map(asJson)));
-  else tell(rows, maxStates);
+  if (values.json) console.log(JSON.stringify(rows.map((row) => asJson(path, row))));
+  else tell(path, rows, maxStates);
+  for (const line of new Set(rows.flatMap((row) => unjudgedWords(path, row)))) console.error(line);
   const broken = rows.flatMap((row) => brokenExpectations(path, row));
   for (const line of broken) console.error(line);
   if (broken.length > 0) return 1;
@@ -59,29 +63,33 @@ export function explore(args: string[]): number {
 }
 
 /** The program under each value of a policy, or as it is. */
-function programs(
-  program: Program,
-  written: string | undefined,
-): { readonly name: string; readonly program: Program }[] {
+function variants(program: Program, written: string | undefined): Omit<Row, 'found'>[] {
   if (written === undefined) return [{ name: '', program }];
   const found = /^([\w-]+)=([\w-]+(?:,[\w-]+)*)$/.exec(written);
   if (!found) throw new UsageError('--policy takes NAME=VALUE,VALUE… or NAME=all, such as --policy conversion=all');
-  const [, policy, list] = found;
+  const [, policy, list] = found as unknown as [string, string, string];
   const all: Readonly<Record<string, readonly string[]>> = POLICY_VALUES;
-  const chosen = list === 'all' ? (all[policy!] ?? []) : list!.split(',');
-  const policies = program.machine.policies ?? DEFAULT_POLICIES;
-  const first = choosePolicy(policies, policy!, chosen[0] ?? '');
-  if ('error' in first) throw new UsageError(first.error);
-  return chosen.map((value) => {
-    const next = choosePolicy(policies, policy!, value);
-    if ('error' in next) throw new UsageError(next.error);
+  // An unknown policy has no values: it is refused by its name.
+  const values = list === 'all' ? (all[policy] ?? ['']) : list.split(',');
+  return values.map((value) => {
+    const chosen = { policy, value };
+    const variant = withPolicy(program, chosen);
     const id = policy === 'conversion' ? `${ORDERING_SPECS[value as Ordering].id} ` : '';
-    return { name: `${id}${value}`, program: { ...program, machine: { ...program.machine, policies: next } } };
+    return { name: `${id}${value}`, chosen, program: variant };
   });
 }
 
+/** The command that runs a schedule. */
+function commandOf(path: string, { chosen, program }: Row, { schedule }: Outcome): string {
+  const words = ['kvm-mmu run', /^[\w./+-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`];
+  if (chosen) words.push(`--policy ${chosen.policy}=${chosen.value}`);
+  // What is so from the beginning needs none.
+  if (schedule.steps > 0) words.push(`--schedule "${scheduleText(program, schedule)}"`);
+  return words.join(' ');
+}
+
 /** Of what happens more than once, the one that takes least. */
-function firstOf({ outcomes }: Exploration, event: Event): Outcome | undefined {
+function firstOf({ outcomes }: Pick<Exploration, 'outcomes'>, event: Event): Outcome | undefined {
   let best: Outcome | undefined;
   for (const outcome of outcomes) {
     if (outcome.event !== event) continue;
@@ -95,16 +103,78 @@ function firstOf({ outcomes }: Exploration, event: Event): Outcome | undefined {
   return best;
 }
 
-function brokenExpectations(path: string, { name, program, found }: Row): string[] {
-  return (program.never ?? []).flatMap(({ hazard, span }) => {
-    const outcome = firstOf(found, hazard);
-    if (!outcome) return [];
-    const where = name === '' ? '' : ` (${name})`;
-    return [`${path}:${span.line}: expect never ${hazard}${where}: ${outcome.text}`];
-  });
+/** What there is to tell of an event: all ways in which it happens; of expectations those of each one. */
+function waysOf(found: Exploration, event: Event): Outcome[][] {
+  const ways = new Map<string, Outcome[]>();
+  for (const outcome of found.outcomes) {
+    if (outcome.event !== event) continue;
+    const key = `${outcome.line ?? ''} ${outcome.expected ?? ''}`;
+    const known = ways.get(key);
+    if (known) known.push(outcome);
+    else ways.set(key, [outcome]);
+  }
+  return [...ways.values()].sort(([a], [b]) => (a!.line ?? 0) - (b!.line ?? 0));
 }
 
-function tell(rows: readonly Row[], maxStates: number): void {
+function toldOf(found: Exploration, event: Event): Outcome[] {
+  return waysOf(found, event).map((outcomes) => firstOf({ outcomes }, event)!);
+}
+
+interface JudgedExpectation {
+  readonly text: string;
+  readonly line: number;
+  /** Null: states ran out before it failed, or no state can answer. */
+  readonly holds: boolean | null;
+}
+
+/** What the scenario expects, and whether it holds whoever runs when. */
+function judged({ program, found }: Row): JudgedExpectation[] {
+  const holds = (fails: boolean): boolean | null => (fails ? false : found.complete ? true : null);
+  const fails = (text: string, { line }: { line: number }): boolean =>
+    found.outcomes.some((outcome) => outcome.expected === text && outcome.line === line);
+  const never = (program.never ?? []).map(({ hazard, span }) => ({
+    text: `expect never ${hazard}`,
+    line: span.line,
+    holds: holds(firstOf(found, hazard) !== undefined),
+  }));
+  const others = [...expectationsOf(program.tasks), ...program.expects].map((expectation) => ({
+    text: `expect ${expectation.text}`,
+    line: expectation.span.line,
+    holds: found.unjudged.includes(expectation) ? null : holds(fails(expectation.text, expectation.span)),
+  }));
+  return [...never, ...others].sort((a, b) => a.line - b.line);
+}
+
+/** The expectations among tasks’ statements. */
+function expectationsOf(node: object): Expectation[] {
+  const { kind, expectation } = node as { kind?: unknown; expectation?: Expectation };
+  if (kind === 'expect' && expectation) return [expectation];
+  return Object.values(node).flatMap((value) =>
+    typeof value === 'object' && value !== null ? expectationsOf(value) : [],
+  );
+}
+
+function brokenExpectations(path: string, { name, program, found }: Row): string[] {
+  const where = name === '' ? '' : ` (${name})`;
+  const never = (program.never ?? []).flatMap(({ hazard, span }) => {
+    const outcome = firstOf(found, hazard);
+    return outcome ? [`${path}:${span.line}: expect never ${hazard}${where}: ${outcome.text}`] : [];
+  });
+  const others = (Object.keys(EVENTS) as Event[])
+    .filter(isBroken)
+    .flatMap((event) => toldOf(found, event))
+    .map(({ line, text }) => `${path}:${line}:${where} ${text}`);
+  return [...never, ...others];
+}
+
+/** Expectations that cannot be judged, in one line. */
+function unjudgedWords(path: string, { found }: Row): string[] {
+  if (found.unjudged.length === 0) return [];
+  const words = found.unjudged.map(({ text, span }) => `expect ${text} (line ${span.line})`).join(', ');
+  return [`${path}: not judged, because counters are no part of a state: ${words}`];
+}
+
+function tell(path: string, rows: readonly Row[], maxStates: number): void {
   const events = (Object.keys(EVENTS) as Event[]).filter((event) => rows.some(({ found }) => firstOf(found, event)));
   const header = ['', 'states', 'transitions', ...events];
   const lines = rows.map(({ name, found }) => [
@@ -113,7 +183,8 @@ function tell(rows: readonly Row[], maxStates: number): void {
     `${found.transitions}`,
     ...events.map((event) => {
       const outcome = firstOf(found, event);
-      return outcome ? `${outcome.schedule.switches}/${outcome.schedule.steps}` : '·';
+      if (outcome) return `${outcome.schedule.switches}/${outcome.schedule.steps}`;
+      return found.complete ? '·' : '?';
     }),
   ]);
   const widths = header.map((title, column) => Math.max(title.length, ...lines.map((line) => line[column]!.length)));
@@ -124,41 +195,69 @@ function tell(rows: readonly Row[], maxStates: number): void {
         .join('  ')
         .trimEnd(),
     );
-  if (events.length > 0) console.log('A/B: it happens after A switches between tasks and B steps, and not with fewer.');
-  else console.log('Nothing went wrong, and nothing had to be tried again.');
+  for (const line of keyOf(rows, events.length > 0)) console.log(line);
   for (const row of rows) {
     const { name, found } = row;
     if (!found.complete)
-      console.log(`\n${name || 'It'} was given up after ${maxStates} states: give --max-states, or a smaller scenario`);
-    for (const event of events) {
-      const outcome = firstOf(found, event);
-      if (!outcome) continue;
-      const others = found.outcomes.filter((each) => each.event === event).length - 1;
       console.log(
-        `\n${name === '' ? '' : `${name}: `}${event}${isHazard(event) ? '' : ' (harmless)'}: ${EVENTS[event]}`,
+        `\n${name || 'It'} was given up after ${maxStates} states${found.outcomes.length === 0 ? ', and nothing was found so far' : ''}: give --max-states, or a smaller scenario`,
       );
-      console.log(`  ${outcome.text}${others > 0 ? `; and in ${others} other ${others === 1 ? 'way' : 'ways'}` : ''}`);
-      if (outcome.round !== undefined) console.log(`  again every ${outcome.round} steps, as long as nobody else runs`);
-      console.log(`  schedule: ${scheduleText(row.program, outcome.schedule)}`);
+    for (const event of events) {
+      const isHarmless = !isHazard(event) && !isBroken(event);
+      for (const outcomes of waysOf(found, event)) {
+        const outcome = firstOf({ outcomes }, event)!;
+        const others = outcomes.length - 1;
+        console.log(`\n${name === '' ? '' : `${name}: `}${event}${isHarmless ? ' (harmless)' : ''}: ${EVENTS[event]}`);
+        const where = outcome.line === undefined ? '' : `line ${outcome.line}: `;
+        const more = others > 0 ? `; and in ${others} other ${others === 1 ? 'way' : 'ways'}` : '';
+        console.log(`  ${where}${outcome.text}${more}`);
+        if (outcome.round !== undefined)
+          console.log(`  again every ${outcome.round} steps, as long as nobody else runs`);
+        console.log(`  ${commandOf(path, row, outcome)}`);
+      }
     }
   }
 }
 
-function asJson({ name, program, found }: Row): unknown {
-  const { states, transitions, complete, outcomes } = found;
+/** What the table's cells mean. Where states ran out, what was found need not be the shortest, and what was not can still be. */
+function keyOf(rows: readonly Row[], anything: boolean): string[] {
+  const givenUp = rows.filter(({ found }) => !found.complete).length;
+  if (!anything && givenUp === 0) return ['Nothing went wrong, and nothing had to be tried again.'];
+  if (!anything) return ['Nothing was found so far, but not everything was tried.'];
+  const least = ['and not with fewer', 'and not with fewer where no + is', ''];
+  const claim = least[givenUp === 0 ? 0 : givenUp < rows.length ? 1 : 2]!;
+  const key = `A/B: it happens after A switches between tasks and B steps${claim && `, ${claim}`}.`;
+  if (givenUp === 0) return [key];
+  return [key, '+: there are more states; ?: not found so far, and it may still happen.'];
+}
+
+function asJson(path: string, row: Row): unknown {
+  const { name, chosen, program, found } = row;
+  const { states, transitions, complete, outcomes, unjudged } = found;
   return {
     name,
+    ...(chosen ? { policy: `${chosen.policy}=${chosen.value}` } : {}),
+    policies: program.machine.policies ?? DEFAULT_POLICIES,
     states,
     transitions,
     complete,
-    outcomes: outcomes.map(({ event, text, schedule, round }) => ({
-      event,
-      hazard: isHazard(event),
-      text,
-      schedule: scheduleText(program, schedule),
-      switches: schedule.switches,
-      steps: schedule.steps,
-      ...(round === undefined ? {} : { round }),
-    })),
+    outcomes: outcomes.map((outcome) => {
+      const { event, text, line, schedule, round } = outcome;
+      return {
+        event,
+        hazard: isHazard(event),
+        broken: isBroken(event),
+        text,
+        ...(line === undefined ? {} : { line }),
+        ...(chosen ? { policy: `${chosen.policy}=${chosen.value}` } : {}),
+        schedule: scheduleText(program, schedule),
+        command: commandOf(path, row, outcome),
+        switches: schedule.switches,
+        steps: schedule.steps,
+        ...(round === undefined ? {} : { round }),
+      };
+    }),
+    expects: judged(row),
+    unjudged: unjudged.map(({ text, span }) => ({ text: `expect ${text}`, line: span.line })),
   };
 }

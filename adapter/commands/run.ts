@@ -7,6 +7,7 @@ import { hashTables } from '../../engine/pgtable/hash.ts';
 import { PgtableError } from '../../engine/pgtable/tables.ts';
 import { Run } from '../../engine/run.ts';
 import { thisMachine } from '../kvm/place.ts';
+import { withPolicies } from './policy-option.ts';
 import { runAndTell } from './run-kvm.ts';
 import { readScenario, stepLimit } from './scenario-file.ts';
 import { readOptions, UsageError } from './usage.ts';
@@ -22,24 +23,28 @@ export function run(args: string[]): number | Promise<number> {
       'max-steps': { type: 'string' },
       target: { type: 'string' },
       helper: { type: 'string' },
+      policy: { type: 'string', multiple: true },
       schedule: { type: 'string' },
     },
   });
   const [path] = positionals;
   if (path === undefined || positionals.length > 1) throw new UsageError('run takes one file');
   const limit = stepLimit(values['max-steps']);
-  const program = readScenario(path);
+  const written = readScenario(path);
   const target = values.target ?? 'emulator';
   if (target !== 'emulator' && target !== 'kvm')
     throw new UsageError(`--target must be emulator or kvm, not ${target}`);
   if (target === 'emulator' && values.helper !== undefined) throw new UsageError('--helper is for --target kvm');
   if (target === 'kvm' && values.trace)
     throw new UsageError('--trace is the emulator’s: KVM’s own tracepoints are the host’s');
-  if (!program) return 2;
+  if (!written) return 2;
+  if (target === 'kvm' && values.policy !== undefined)
+    throw new UsageError('--policy is for the emulator: a real KVM has no policies to choose');
   if (target === 'kvm' && values.schedule !== undefined)
     throw new UsageError('--schedule is for the emulator: who runs on KVM the host’s scheduler decides');
   if (target === 'kvm')
-    return runAndTell({ path, program, limit, json: values.json === true }, thisMachine(values.helper));
+    return runAndTell({ path, program: written, limit, json: values.json === true }, thisMachine(values.helper));
+  const program = withPolicies(written, values.policy ?? []);
   let session: Run;
   try {
     const plan = values.schedule === undefined ? [] : parseSchedule(program, values.schedule);
@@ -50,13 +55,19 @@ export function run(args: string[]): number | Promise<number> {
     console.error(`${path}: ${error.message}`);
     return 2;
   }
-  if (!session.runToEnd(limit)) {
+  const unfollowed = session.followPlan(limit);
+  if (unfollowed !== undefined) {
+    console.error(`${path}: schedule: ${unfollowed}`);
+    return 3;
+  }
+  if (!session.runToEnd(limit - session.machine.steps)) {
     console.error(`${path}: still running after ${limit} steps: give --max-steps, or end its loops`);
     return 3;
   }
   const { machine } = session;
   const stuck = session.stuck();
-  const { failures } = machine.small;
+  const nothing = session.isCircling ? 'nothing gets on' : 'nothing can run';
+  const { failures, hazards } = machine.small;
   if (values.trace) {
     for (const { step, task, event, text: words } of project(machine))
       console.log(`${task.replace(' ', '-').padStart(16)} [000] ${String(step).padStart(8)}: ${event}: ${words}`);
@@ -74,6 +85,7 @@ export function run(args: string[]): number | Promise<number> {
         counters: session.counters(),
         failures,
         warnings: machine.small.warnings,
+        hazards,
         ...(stuck === undefined ? {} : { stuck }),
         tables,
       }),
@@ -81,8 +93,9 @@ export function run(args: string[]): number | Promise<number> {
   } else {
     for (const { line, task, step, text: words } of machine.small.warnings)
       console.error(`${path}:${line === undefined ? '' : `${line}:`} warning: ${task} at step ${step}: ${words}`);
+    for (const { hazard, text: words } of hazards) console.error(`${path}: hazard: ${hazard}: ${words}`);
     for (const failure of failures) console.error(`${path}:${failure.line}: ${failure.text}: ${failure.actual}`);
-    if (stuck !== undefined) console.error(`${path}: nothing can run: ${stuck}`);
+    if (stuck !== undefined) console.error(`${path}: ${nothing}: ${stuck}`);
     console.log(`${machine.steps} steps`);
     for (const [name, value] of machine.counterList()) if (value > 0) console.log(`${name.padEnd(20)} ${value}`);
     for (const { root, hash } of tables) console.log(`${'tables'.padEnd(20)} ${hash} (root ${root})`);
@@ -90,7 +103,7 @@ export function run(args: string[]): number | Promise<number> {
       failures.length === 1
         ? 'one thing that the scenario asks for'
         : `${failures.length} things that the scenario asks for`;
-    console.log(ok ? 'ok' : stuck === undefined ? `failed: ${what}` : 'failed: nothing can run');
+    console.log(ok ? 'ok' : stuck === undefined ? `failed: ${what}` : `failed: ${nothing}`);
   }
   return ok ? 0 : 1;
 }

@@ -90,6 +90,11 @@ export class EmulatorTarget implements Target {
 
   #oneStep(motion: Motion, watcher: Watcher, arrived: ((task: Task) => boolean) | undefined): Halt | undefined {
     const { run, machine } = this;
+    const unfollowed = run.unfollowed();
+    if (unfollowed !== undefined) {
+      run.leavePlan();
+      return { kind: 'schedule-end', unfollowed };
+    }
     let task = run.planned();
     if (task) {
       // Who is stepped waits for the others as the schedule has it.
@@ -97,7 +102,7 @@ export class EmulatorTarget implements Target {
       task = run.pick();
       if (!task) {
         const words = run.stuck();
-        if (words !== undefined) return { kind: 'stuck', words };
+        if (words !== undefined) return { kind: 'stuck', words, circling: run.isCircling };
         run.finish();
         return { kind: 'ended' };
       }

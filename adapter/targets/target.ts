@@ -38,13 +38,14 @@ export type Halt =
   | { readonly kind: 'step'; readonly task: number }
   | { readonly kind: 'pause' }
   /** What was planned has been done; from here on any task may go on. */
-  | { readonly kind: 'schedule-end' }
+  | { readonly kind: 'schedule-end'; readonly unfollowed?: string }
   | { readonly kind: 'blocked'; readonly task: number; readonly lock: string; readonly owners: readonly number[] }
   /** `status`: what the guest ended with. */
   | { readonly kind: 'ended'; readonly status?: number }
   /** Something happened to a vCPU that nobody asked for. */
   | { readonly kind: 'event'; readonly task: number }
-  | { readonly kind: 'stuck'; readonly words: string }
+  /** `circling`: steps could be made, and would lead back here. */
+  | { readonly kind: 'stuck'; readonly words: string; readonly circling?: boolean }
   /** Going back reached the oldest state that is kept. */
   | { readonly kind: 'history-start' };
 

@@ -1,32 +1,40 @@
 import { HAZARDS, type Hazard } from '../attributes/hazards.ts';
 import { COUNTERS, type CounterName } from '../counters.ts';
 import { evaluate, truthy } from '../expression.ts';
-import { Kind } from '../history/log.ts';
+import { Kind, type LogEntry } from '../history/log.ts';
 import { type Machine, MachineError, type SmallState } from '../machine.ts';
 import { functionSpec, type Task } from '../operation.ts';
-import type { Program } from '../program.ts';
+import type { Expectation, Program } from '../program.ts';
 import { programScope } from '../queries/scope.ts';
 import { createMachine } from '../run.ts';
+import { checkExpectation } from '../statements.ts';
 import { canRun, runStep } from '../step.ts';
 import { RET_PF } from '../tdp/fault.ts';
+import { countersOf, namesIn } from './counted.ts';
 import { Graph } from './graph.ts';
 import { type Schedule, schedulesTo } from './schedule.ts';
 import { changes, forStep } from './snapshot.ts';
 import { type Hash, hashSmall, hashTask, StateHash } from './state-hash.ts';
 
 /** What can come of an interleaving: a hazard, or what a guest or a VMM sees of a conversion and can live with. */
-export type Event = Hazard | 'retry' | 'memory-fault' | 'rmp-fault' | 'expectation';
+export type Event = Hazard | 'expectation' | 'final-expectation' | 'retry' | 'memory-fault' | 'rmp-fault';
 
 export const EVENTS: Readonly<Record<Event, string>> = {
   ...HAZARDS,
+  expectation: 'an expect of a task does not hold',
+  'final-expectation': 'when every task has ended, an expect does not hold',
   retry: 'a fault is tried again (RET_PF_RETRY)',
   'memory-fault': 'KVM_RUN returns with KVM_EXIT_MEMORY_FAULT',
   'rmp-fault': 'the RMP refuses an access',
-  expectation: 'an expect of a task does not hold',
 };
 
 export function isHazard(event: Event): event is Hazard {
   return Object.hasOwn(HAZARDS, event);
+}
+
+/** Whether something happens that the scenario says must not. */
+export function isBroken(event: Event): boolean {
+  return event === 'expectation' || event === 'final-expectation';
 }
 
 export interface ExploreOptions {
@@ -40,6 +48,9 @@ export interface Outcome {
   readonly event: Event;
   /** What happened, where. */
   readonly text: string;
+  /** Of an expectation: where it stands, and its text. */
+  readonly line?: number;
+  readonly expected?: string;
   /** Of all schedules that lead there one with the fewest switches between tasks, and of those with the fewest steps. */
   readonly schedule: Schedule;
   /** Of a loop: how many steps one round of it has. */
@@ -52,12 +63,17 @@ export interface Exploration {
   /** Whether every interleaving was explored; false where `maxStates` was reached. */
   readonly complete: boolean;
   readonly outcomes: readonly Outcome[];
+  /** Final expectations that no state can answer. */
+  readonly unjudged: readonly Expectation[];
 }
 
 /** Different texts of one event that are kept: more would say nothing new. */
 const KEPT_TEXTS = 16;
 /** Steps that may be joined: who makes more, and all of them local, never comes back. */
 const MOST_JOINED = 10_000;
+
+/** What happens on a transition, or is so in a state. */
+type Happening = Pick<Outcome, 'event' | 'text' | 'line' | 'expected'>;
 
 /** A state on the way from the start, whose successors are being explored. */
 interface Frame {
@@ -90,12 +106,15 @@ export class Explorer {
   readonly #frames: Frame[] = [];
   /** What happened, by `event text`. */
   readonly #events = new Map<string, number>();
-  readonly #eventList: { readonly event: Event; readonly text: string }[] = [];
-  readonly #texts = new Map<Event, number>();
+  readonly #eventList: Happening[] = [];
+  readonly #texts = new Map<string, number>();
   #complete = true;
 
   constructor(program: Program, options: ExploreOptions) {
-    this.#counted = countersOf(program);
+    const counted = countersOf(program);
+    if (!counted)
+      throw new MachineError('explore: a task asks for step, which is another in every order of the tasks’ steps');
+    this.#counted = counted;
     // Local steps count, too: where a count is asked for, others see them.
     this.#options = { ...options, reduce: options.reduce && this.#counted.length === 0 };
     this.machine = createMachine(withValues(program), 1 << 22);
@@ -117,16 +136,19 @@ export class Explorer {
   result(): Exploration {
     const { graph } = this;
     const outcomes = this.#outcomes();
-    return { states: graph.states, transitions: graph.edges, complete: this.#complete, outcomes };
+    const unjudged = this.machine.program.expects.filter((expectation) => !this.#isJudged(expectation));
+    return { states: graph.states, transitions: graph.edges, complete: this.#complete, outcomes, unjudged };
   }
 
   #explore(frame: Frame): void {
     const { machine, graph } = this;
     if (frame.next >= machine.tasks.length) {
       const isOver = machine.tasks.every((task) => task.state === 'done');
-      if (isOver) graph.setTerminal(frame.state);
-      else if (frame.disabled === machine.tasks.length)
-        this.#note(frame.state, 'no-progress', `nothing can run: ${this.#stuckWords()}`);
+      if (isOver) {
+        graph.setTerminal(frame.state);
+        this.#judge(frame);
+      } else if (frame.disabled === machine.tasks.length)
+        this.#note(frame.state, { event: 'no-progress', text: `nothing can run: ${this.#stuckWords()}` });
       this.#leave();
       return;
     }
@@ -151,6 +173,32 @@ export class Explorer {
     if (!isFresh) this.#undo(frame, saved, before);
     else if (graph.states < this.#options.maxStates) this.#enter(to, saved, before);
     else this.#giveUp(to);
+  }
+
+  /** Checks what the program expects in the end. It changes nothing: what is counted and told of it is taken back. */
+  #judge({ state, position }: Frame): void {
+    const { machine } = this;
+    const saved = machine.small;
+    for (const expectation of machine.program.expects) {
+      if (!this.#isJudged(expectation)) continue;
+      machine.small = { ...saved, counters: saved.counters.slice(), failures: [] };
+      const { line } = expectation.span;
+      let actual: string | undefined;
+      try {
+        if (!checkExpectation(machine, expectation)) actual = machine.small.failures[0]!.actual;
+      } catch (error) {
+        actual = (error as Error).message;
+      }
+      machine.undoTo(position);
+      if (actual !== undefined) this.#note(state, failed('final-expectation', expectation.text, actual, line));
+    }
+    machine.small = saved;
+  }
+
+  /** Counters are no part of a state, unless tasks ask for them; how many steps were made never is. */
+  #isJudged({ condition }: Expectation): boolean {
+    const names = namesIn(condition);
+    return !names.has('step') && COUNTERS.every((name) => !names.has(name) || this.#counted.includes(name));
   }
 
   /** What has not been explored may lead to an end. */
@@ -245,24 +293,29 @@ export class Explorer {
     const { log } = this.machine;
     for (let at = position; at < log.length; at++) {
       const found = eventOf(log.at(at));
-      if (found) this.graph.addEvent(edge, this.#number(found.event, found.text), log.at(at).step - before);
+      if (found) this.graph.addEvent(edge, this.#number(found), log.at(at).step - before);
     }
   }
 
-  #note(state: number, event: Event, text: string): void {
-    this.graph.addStateEvent(state, this.#number(event, text));
+  #note(state: number, happening: Happening): void {
+    this.graph.addStateEvent(state, this.#number(happening));
   }
 
-  #number(event: Event, text: string): number {
-    const key = `${event} ${text}`;
+  #number(happening: Happening): number {
+    const { event, text, line, expected } = happening;
+    const key = `${event} ${line ?? ''} ${text}`;
     const known = this.#events.get(key);
     if (known !== undefined) return known;
-    const texts = this.#texts.get(event) ?? 0;
+    const kind = `${event} ${line ?? ''} ${expected ?? ''}`;
+    const texts = this.#texts.get(kind) ?? 0;
     // What is one too many counts as the last.
-    if (texts >= KEPT_TEXTS) return this.#eventList.findLastIndex((each) => each.event === event);
-    this.#texts.set(event, texts + 1);
+    if (texts >= KEPT_TEXTS)
+      return this.#eventList.findLastIndex(
+        (each) => each.event === event && each.line === line && each.expected === expected,
+      );
+    this.#texts.set(kind, texts + 1);
     this.#events.set(key, this.#eventList.length);
-    return this.#eventList.push({ event, text }) - 1;
+    return this.#eventList.push(happening) - 1;
   }
 
   #stuckWords(): string {
@@ -276,13 +329,13 @@ export class Explorer {
   #outcomes(): Outcome[] {
     const { graph } = this;
     for (const state of graph.withoutEnd())
-      this.#note(state, 'no-progress', 'from here on every schedule goes round in circles');
+      this.#note(state, { event: 'no-progress', text: 'from here on every schedule goes round in circles' });
     const schedules = schedulesTo(graph, this.#eventList.length);
-    return this.#eventList.flatMap(({ event, text }, number): Outcome[] => {
+    return this.#eventList.flatMap((happening, number): Outcome[] => {
       const found = schedules[number];
       if (!found) return [];
-      const round = event === 'rmp-fault-loop' ? graph.roundOf(number) : undefined;
-      return [{ event, text, schedule: found, ...(round === undefined ? {} : { round }) }];
+      const round = happening.event === 'rmp-fault-loop' ? graph.roundOf(number) : undefined;
+      return [{ ...happening, schedule: found, ...(round === undefined ? {} : { round }) }];
     });
   }
 }
@@ -312,15 +365,16 @@ function isLocal(machine: Machine, task: Task): boolean {
   return machine.code[task.id]![task.pc]?.kind === 'end-loop';
 }
 
+function failed(event: 'expectation' | 'final-expectation', expected: string, actual: string, line: number): Happening {
+  return { event, text: `expect ${expected}: ${actual}`, line, expected };
+}
+
 function eventOf({
   kind,
+  address,
   object,
   newLo,
-}: {
-  kind: Kind;
-  object: unknown;
-  newLo: number;
-}): { event: Event; text: string } | undefined {
+}: Pick<LogEntry, 'kind' | 'address' | 'object' | 'newLo'>): Happening | undefined {
   switch (kind) {
     case Kind.HAZARD: {
       const { hazard, text } = object as { hazard: Hazard; text: string };
@@ -343,28 +397,11 @@ function eventOf({
     }
     case Kind.EXPECT_FAILED: {
       const { text, actual } = object as { text: string; actual: string };
-      return { event: 'expectation', text: `expect ${text}: ${actual}` };
+      return failed('expectation', text, actual, address);
     }
     default:
       return undefined;
   }
-}
-
-/**
- * Counters that tasks ask for, by which states then differ. @throws MachineError where they ask for the number of steps, by which every
- * state is another
- */
-function countersOf({ tasks }: Program): CounterName[] {
-  const names = new Set<string>();
-  const visit = (node: object): void => {
-    const { kind, path } = node as { kind?: unknown; path?: unknown };
-    if (kind === 'name' && Array.isArray(path)) names.add(path.join('.'));
-    for (const value of Object.values(node)) if (isObject(value)) visit(value);
-  };
-  visit(tasks);
-  if (names.has('step'))
-    throw new MachineError('explore: a task asks for step, which is another in every order of the tasks’ steps');
-  return COUNTERS.filter((name) => names.has(name));
 }
 
 /** Stores without a value would store the number of steps, which depends on the schedule: here they store their line. */

@@ -17,7 +17,7 @@ export function scheduleText(program: Program, { runs }: Pick<Schedule, 'runs'>)
 /** Steps that a schedule may have: a session makes them one by one. */
 const MOST_STEPS = 10_000_000;
 
-/** The task of each step. @throws ScheduleError naming what cannot be read */
+/** The task of each step; there is one step or more. @throws ScheduleError naming what cannot be read */
 export function parseSchedule(program: Program, text: string): number[] {
   const keys = taskKeys(program);
   const plan: number[] = [];
@@ -27,8 +27,10 @@ export function parseSchedule(program: Program, text: string): number[] {
     const task = keys.indexOf(found[1]!);
     if (task < 0) throw new ScheduleError(`there is no task ${found[1]}; there are ${keys.join(', ')}`);
     const steps = Number(found[2]);
+    if (steps === 0) throw new ScheduleError(`${part} has no steps`);
     if (plan.length + steps > MOST_STEPS) throw new ScheduleError(`more than ${MOST_STEPS} steps`);
     for (let step = 0; step < steps; step++) plan.push(task);
   }
+  if (plan.length === 0) throw new ScheduleError('it is empty; it names who makes how many steps, such as vcpu0:12');
   return plan;
 }

@@ -73,6 +73,16 @@ test('a schedule ends in a stop, and steps of one task wait for the others as it
     assert.equal((await client.move('continue')).event, 'terminated');
   }));
 
+test('a schedule that cannot be followed stops where it cannot, says why, and leaves the rest to the default order', () =>
+  withClient(async (client) => {
+    await client.start(path, { launch: { schedule: 'vmm:900 vcpu0:4', stopOnEntry: true }, filters: [] });
+    assert.match(
+      await stopText(client, await client.move('continue')),
+      /The schedule cannot be followed any further, after (\d+) steps: vmm has ended after \1 of 900 steps\./,
+    );
+    assert.equal((await client.move('continue')).event, 'terminated');
+  }));
+
 test('a mismatch and an RMP fault are stops of their own', () =>
   withClient(async (client) => {
     const faults = join(folder, 'faults.mmu');
@@ -107,6 +117,18 @@ test('an RMP fault says why', () =>
     const { exceptionId, details } = await client.request('exceptionInfo', { threadId: 1 });
     assert.equal(exceptionId, 'RMP fault');
     assert.ok(details);
+  }));
+
+test('a fault that is taken for ever stops the session, as stuck', () =>
+  withClient(async (client) => {
+    const circle = join(folder, 'circle.mmu');
+    const machine = RACE.replace(/vcpu 0[\s\S]*/, '').replace('vm snp', 'vm snp\n  private 0x1000 +4K');
+    writeFileSync(circle, `${machine}vcpu 0 {\n  pvalidate 0x1000\n}\n`);
+    const launch = { policies: { conversion: 'rfc-v8' }, stopOnEntry: true };
+    await client.start(circle, { launch, filters: [] });
+    const words = /Nothing gets on: vCPU 0 goes round in circles: RMP fault at gpa 0x1000: hpa 0x\w+ is not assigned/;
+    assert.match(await stopText(client, await client.move('continue')), words);
+    assert.match(await stopText(client, await client.move('continue')), words);
   }));
 
 for (const [schedule, words] of [
