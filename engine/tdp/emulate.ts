@@ -1,20 +1,41 @@
+import { ACC_USER, ACC_WRITE } from '../formats/compile.ts';
 import { accessBits, accessPages } from '../guest/access.ts';
 import { l2Memory, walkNested } from '../guest/nested.ts';
-import { PFERR_USER } from '../guest/permission.ts';
+import { PFERR_RSVD, PFERR_USER, permissionFault } from '../guest/permission.ts';
 import { finishWalk, startWalk } from '../guest/walk.ts';
 import { Kind } from '../history/log.ts';
-import { frameToAddress, hex, highWord, lowWord, pageOffset } from '../memory/words.ts';
-import { defineFunction, NEXT, returns } from '../operation.ts';
+import type { Machine } from '../machine.ts';
+import { frameToAddress, type Gfn, hex, highWord, lowWord, pageOffset } from '../memory/words.ts';
+import { defineFunction, NEXT, type PendingAccess, returns } from '../operation.ts';
 import { injectPageFault, reflectFault } from '../shadow/page-fault.ts';
 import { trackWrite } from '../shadow/track-write.ts';
+import type { Vcpu } from '../vcpu.ts';
 import { describeWalkFault } from './explain-fault.ts';
 import type { FaultInfo } from './fault.ts';
 import { EMULATION_DONE, EMULATION_INJECTED } from './results.ts';
+import { isMmio, mmioGfn, spteFormat } from './spte.ts';
 
 interface EmulateLocals {
   readonly info: FaultInfo;
   /** Guest-physical address of the operand, once KVM has walked the guest's tables for it. */
   gpa: bigint;
+}
+
+/**
+ * vcpu_mmio_gva_to_gpa: with shadow paging KVM's marker says which frame an address means, and for whom. The guest's tables are not
+ * walked again, whatever has become of them, or of the bits that are reserved in them.
+ */
+function markedFrame(machine: Machine, vcpu: Vcpu, { errorCode }: FaultInfo, access: PendingAccess): Gfn | undefined {
+  if ((errorCode & PFERR_RSVD) === 0 || machine.isTdp || vcpu.active !== 'root' || access.kind === 'fetch')
+    return undefined;
+  if (accessPages(access).length > 1) return undefined;
+  const { table, index } = machine.shadowPath(vcpu, access.address).at(-1)!;
+  const [lo, hi] = machine.entryWords(table, index);
+  const spte = spteFormat(machine.secondFormat);
+  if (!isMmio(spte, lo, hi)) return undefined;
+  const kind = { bits: accessBits(access), implicit: access.implicit };
+  const refused = permissionFault(vcpu.mode.permissions, vcpu.mode, lo & (ACC_WRITE | ACC_USER), 0, kind);
+  return refused === 0 ? mmioGfn(spte, lo, hi) : undefined;
 }
 
 export const emulateInstruction = defineFunction<EmulateLocals>({
@@ -30,6 +51,11 @@ export const emulateInstruction = defineFunction<EmulateLocals>({
         machine.count('emulated');
         const vcpu = machine.vcpu(task.vcpu);
         const access = task.access!;
+        const marked = markedFrame(machine, vcpu, info, access);
+        if (marked !== undefined) {
+          locals.gpa = frameToAddress(marked, pageOffset(access.address));
+          return NEXT;
+        }
         for (const vfn of accessPages(access)) {
           const walk = startWalk(vcpu.mode, undefined, vfn, { bits: accessBits(access), implicit: access.implicit });
           const { nested } = vcpu.guestMode ?? {};
