@@ -122,9 +122,12 @@ test('an RMP fault says why', () =>
 test('a fault that is taken for ever stops the session, as stuck', () =>
   withClient(async (client) => {
     const circle = join(folder, 'circle.mmu');
-    const machine = RACE.replace(/vcpu 0[\s\S]*/, '').replace('vm snp', 'vm snp\n  private 0x1000 +4K');
-    writeFileSync(circle, `${machine}vcpu 0 {\n  pvalidate 0x1000\n}\n`);
-    const launch = { policies: { conversion: 'rfc-v8' }, stopOnEntry: true };
+    const machine = RACE.replace(/vcpu 0[\s\S]*/, '');
+    writeFileSync(
+      circle,
+      `${machine}vcpu 0 {\n  shared write 0x1000 = 1\n  convert 0x1000 +4K private\n  pvalidate 0x1000\n}\n`,
+    );
+    const launch = { policies: { conversion: 'no-zap' }, stopOnEntry: true };
     await client.start(circle, { launch, filters: [] });
     const words = /Nothing gets on: vCPU 0 goes round in circles: RMP fault at gpa 0x1000: hpa 0x\w+ is not assigned/;
     assert.match(await stopText(client, await client.move('continue')), words);
