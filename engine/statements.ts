@@ -7,7 +7,7 @@ import { pvalidate } from './attributes/rmp.ts';
 import { checkFresh } from './attributes/stale.ts';
 import { pageStateChange } from './attributes/vmm.ts';
 import type { Instruction } from './code.ts';
-import { ExpressionError, evaluate, evaluateInteger, truthy } from './expression.ts';
+import { ExpressionError, evaluate, evaluateInteger, type Scope, truthy } from './expression.ts';
 import { accessPages, EMULATED, FAILED, FAULTED, lookUp, pageWalk, untranslatable } from './guest/access.ts';
 import { nestedStage } from './guest/nested.ts';
 import { REGISTER_BITS, RegisterError } from './guest/registers.ts';
@@ -273,13 +273,17 @@ function accessOf(machine: Machine, task: Task, statement: AccessStatement, cpl:
     kind: statement.access,
     address: evaluateInteger(statement.address, scope, statement.access),
     size: statement.size,
-    value: statement.value
-      ? BigInt.asUintN(8 * statement.size, evaluateInteger(statement.value, scope, 'write'))
-      : BigInt(machine.steps),
+    value: storedValue(machine, statement, scope),
     cpl,
     implicit: statement.implicit,
     ...(isPrivate === undefined ? {} : { isPrivate }),
   };
+}
+
+/** What a write stores: unless the statement says, the number of the step, which is no other's. Of a read nothing, or each would be a state of its own. */
+function storedValue({ steps }: Machine, { access, size, value }: AccessStatement, scope: Scope): bigint {
+  if (access !== 'write') return 0n;
+  return value ? BigInt.asUintN(8 * size, evaluateInteger(value, scope, 'write')) : BigInt(steps);
 }
 
 const isToldByGuest = ({ vm }: Machine): boolean => vm === 'snp' || vm === 'tdx';

@@ -298,3 +298,9 @@ test('an RMPUPDATE that fails leaves the attribute changed, logged or returned',
     assert.ok(machine.attributes.store.isPrivate(1));
   }
 });
+
+test('in which step a read was made tells no states apart', () => {
+  const states = (access: string): number =>
+    explored(programOf(`vcpu 0 {\n  ${access}\n}\nvcpu 1 {\n  ${access}\n}`)).states;
+  assert.equal(states('shared read 0x3000'), states('shared write 0x3000 = 1'));
+});
