@@ -50,7 +50,7 @@ export interface PendingAccess {
   readonly implicit: boolean;
   /** Of a VM whose guests tell private from shared memory: whether this access is to private memory. */
   readonly isPrivate?: boolean;
-  /** PVALIDATE, of a page of this level: it needs the translation of a page that is not accepted yet. */
+  /** PVALIDATE or TDG.MEM.PAGE.ACCEPT, of a page of this level: it needs the translation of a page that is not accepted yet. */
   readonly validate?: 1 | 2;
 }
 

@@ -195,8 +195,8 @@ export type Statement =
   | (Located & { readonly kind: 'zap'; readonly range?: { readonly base: bigint; readonly size: bigint } })
   /** A host's KVM_SET_MEMORY_ATTRIBUTES, or the guest's request for it (page state change, MapGPA). */
   | (Located & { readonly kind: 'convert'; readonly base: bigint; readonly size: bigint; readonly isPrivate: boolean })
-  /** The guest accepts a page (PVALIDATE), or gives up that. */
-  | (Located & { readonly kind: 'pvalidate'; readonly address: Expression; readonly level: 1 | 2 })
+  /** The guest accepts a page: PVALIDATE of SNP, TDG.MEM.PAGE.ACCEPT of TDX. */
+  | (Located & { readonly kind: 'accept'; readonly address: Expression; readonly level: 1 | 2 })
   /** fallocate(FALLOC_FL_PUNCH_HOLE) on guest_memfd: its pages of the range are freed. */
   | (Located & { readonly kind: 'punch'; readonly base: bigint; readonly size: bigint })
   /** The host unmaps the memory behind a range (MMU notifier); `migrate` moves its pages to other frames meanwhile, `swap-out` to the disk. */
@@ -212,7 +212,7 @@ export type Statement =
 
 /** Who may execute a statement; both when absent. A host's accesses go through the kernel's direct map. */
 export const STATEMENT_OWNER: Readonly<Partial<Record<Statement['kind'], 'vcpu' | 'host'>>> = {
-  pvalidate: 'vcpu',
+  accept: 'vcpu',
   punch: 'host',
   register: 'vcpu',
   invlpg: 'vcpu',

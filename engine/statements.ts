@@ -5,6 +5,7 @@ import { directMapAccess } from './attributes/direct-map.ts';
 import { kvmGmemPunchHole } from './attributes/gmem.ts';
 import { pvalidate } from './attributes/rmp.ts';
 import { checkFresh } from './attributes/stale.ts';
+import { pageAccept } from './attributes/tdx.ts';
 import { pageStateChange } from './attributes/vmm.ts';
 import type { Instruction } from './code.ts';
 import { ExpressionError, evaluate, evaluateInteger, type Scope, truthy } from './expression.ts';
@@ -86,8 +87,8 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
       }
       accessDirectMap(machine, task, statement);
       break;
-    case 'pvalidate':
-      runPvalidate(machine, task, statement);
+    case 'accept':
+      runAccept(machine, task, statement);
       return;
     case 'convert': {
       const { base, pages } = frameRange('convert', statement.base, statement.size);
@@ -300,8 +301,8 @@ function accessDirectMap(machine: Machine, task: Task, statement: AccessStatemen
   call(task, directMapAccess, { access, gfn, pfn: backingPfn(slot, gfn, access.isPrivate ? slot.gmem : slot.backing) });
 }
 
-/** PVALIDATE: translated as a private read, whatever the page has been accepted as so far. */
-function runPvalidate(machine: Machine, task: Task, statement: Extract<Statement, { kind: 'pvalidate' }>): void {
+/** Translated as a private read, whatever the page has been accepted as so far. */
+function runAccept(machine: Machine, task: Task, statement: Extract<Statement, { kind: 'accept' }>): void {
   const { address, level, span } = statement;
   const read: AccessStatement = {
     kind: 'access',
@@ -356,12 +357,30 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
   }
   machine.count('tlb.hits', pages.length);
   if (machine.vm !== 'ordinary') for (const vfn of pages) checkFresh(machine, vcpu, vfn);
-  if (access.validate) {
-    if (!pvalidate(machine, frames[0]!, access.validate))
-      machine.warn(`${task.name}: PVALIDATE of ${hex(access.address)} fails: the RMP has the page in another size`);
+  if (access.validate) accept(machine, task, frames[0]!, access.validate);
+  else if (machine.vm === 'tdx' && frames.some((pfn) => machine.attributes.poisoned.get(pfn))) {
+    failPoisoned(machine, task, access.address);
+    return;
   } else if (access.kind === 'write') store(machine, frames, access);
   else if (access.kind === 'read') task.loaded = load(machine, vcpu, frames, access);
   finishAccess(task);
+}
+
+function accept(machine: Machine, { name, access }: Task, pfn: Pfn, level: 1 | 2): void {
+  const where = hex(access!.address);
+  if (machine.vm === 'tdx') {
+    if (!pageAccept(machine, pfn))
+      machine.warn(
+        `${name}: TDG.MEM.PAGE.ACCEPT of ${where} fails: the page has been accepted (TDX_PAGE_ALREADY_ACCEPTED)`,
+      );
+  } else if (!pvalidate(machine, pfn, level))
+    machine.warn(`${name}: PVALIDATE of ${where} fails: the RMP has the page in another size`);
+}
+
+function failPoisoned(machine: Machine, task: Task, address: bigint): void {
+  const text = `${task.name} takes a machine check at ${hex(address)}: the host has written to the page, and its integrity is gone`;
+  machine.hazard('poisoned-memory', text, addressToFrame(address));
+  machine.fail(task, text);
 }
 
 function store(machine: Machine, frames: readonly number[], access: NonNullable<Task['access']>): void {

@@ -13,6 +13,7 @@ export const REQ_TLB_FLUSH_CURRENT = 16;
 export const REQ_TLB_FLUSH_GUEST = 32;
 export const REQ_APF_HALT = 64;
 export const REQ_APF_READY = 128;
+export const REQ_VM_DEAD = 256;
 
 /** What a vCPU that runs a nested guest keeps of L1, and of the guest's second stage. */
 export interface GuestMode {

@@ -49,7 +49,7 @@ const VCPU: readonly (readonly [string, object])[] = [
   ['write.4 4K = 0x1234', { ...access, access: 'write', size: 4, address: '0x1000', value: '0x1234' }],
   ['fetch.1 0', { ...access, access: 'fetch', size: 1, address: '0x0' }],
   ['private read 0', { ...access, address: '0x0', isPrivate: true }],
-  ['pvalidate 0x200000 2M', { kind: 'pvalidate', address: '0x200000', level: 2 }],
+  ['pvalidate 0x200000 2M', { kind: 'accept', address: '0x200000', level: 2 }],
   ['user write 0', { ...access, access: 'write', address: '0x0', cpl: 3 }],
   ['supervisor read 0', { ...access, address: '0x0', cpl: 0 }],
   ['implicit read 0', { ...access, address: '0x0', implicit: true }],
@@ -157,7 +157,7 @@ test('every kind of statement of the contract can be written', () => {
     },
     ...{ expect: true, wait: true, 'slot-add': true, 'slot-delete': true, 'slot-move': true, 'slot-log': true },
     ...{ zap: true, notifier: true, poke: true, inject: true, cpuid: true, enter: true, invept: true, smm: true },
-    ...{ convert: true, pvalidate: true, punch: true },
+    ...{ convert: true, accept: true, punch: true },
     'recover-nx-huge-pages': true,
     'async-pf': true,
   };

@@ -1,11 +1,11 @@
 import type { Machine } from '../machine.ts';
 import type { Pfn } from '../memory/words.ts';
 import { rmpEntry } from './rmp.ts';
+import { isModules } from './tdx.ts';
 
 /** Whether a frame holds what only its guest's key makes readable: of SNP what is assigned, of TDX what the module has taken. */
 function isEncrypted(machine: Machine, pfn: Pfn): boolean {
-  if (machine.vm === 'snp') return rmpEntry(machine, pfn) !== undefined;
-  return machine.vm === 'tdx' && machine.attributes.folios.get(pfn) !== undefined;
+  return machine.vm === 'snp' ? rmpEntry(machine, pfn) !== undefined : isModules(machine, pfn);
 }
 
 const MIX = 0x9e37_79b9_7f4a_7c15n;

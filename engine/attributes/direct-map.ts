@@ -4,6 +4,7 @@ import type { Gfn, Pfn } from '../memory/words.ts';
 import { defineFunction, type PendingAccess, returns, type Task } from '../operation.ts';
 import { readWithoutKey } from './ciphertext.ts';
 import { rmpEntry } from './rmp.ts';
+import { poison } from './tdx.ts';
 
 // The kernel's direct map of all host memory: in 2M, until a part of one must be left alone.
 
@@ -82,8 +83,10 @@ export const directMapAccess = defineFunction<HostAccess>({
           return returns(task, 0);
         }
         const offset = Number(access.address % 4096n);
-        if (access.kind === 'write') machine.storeBytes(pfn, offset, access.size, access.value);
-        else task.loaded = readWithoutKey(machine, pfn, offset, access.size);
+        if (access.kind === 'write') {
+          machine.storeBytes(pfn, offset, access.size, access.value);
+          poison(machine, pfn);
+        } else task.loaded = readWithoutKey(machine, pfn, offset, access.size);
         return returns(task, 0);
       },
     },

@@ -22,8 +22,39 @@ export function rmpFault(vcpu: number, walk: Walk, access: PendingAccess, proble
     (access.isPrivate ? PFERR_GUEST_ENC : 0) +
     (problem.kind === 'size' ? PFERR_GUEST_SIZEM : 0);
   return {
-    vcpu,
+    ...refused(vcpu, walk, access),
     kind: 'rmp',
+    errorCode,
+    exitInfo: errorCode,
+    isPrivate: access.isPrivate === true,
+    reason: problem.reason,
+  };
+}
+
+/**
+ * The EPT violation of an access to a page that the secure EPT has as pending, of a guest that wants no #VE for it (SEPT_VE_DISABLE). No bit of the
+ * qualification says what an entry grants, for it grants nothing.
+ */
+export function pendingFault(vcpu: number, walk: Walk, access: PendingAccess): FaultInfo {
+  return {
+    ...refused(vcpu, walk, access),
+    kind: 'violation',
+    errorCode: PFERR_GUEST_FINAL,
+    exitInfo: 0,
+    isPrivate: true,
+    isPending: true,
+    reason: 'the guest has not accepted the page (TDG.MEM.PAGE.ACCEPT)',
+  };
+}
+
+/** What is the same of all that is refused behind tables that allow it. */
+function refused(
+  vcpu: number,
+  walk: Walk,
+  access: PendingAccess,
+): Omit<FaultInfo, 'kind' | 'errorCode' | 'exitInfo' | 'reason'> {
+  return {
+    vcpu,
     access: access.kind,
     cpl: access.cpl,
     implicit: access.implicit,
@@ -36,9 +67,5 @@ export function rmpFault(vcpu: number, walk: Walk, access: PendingAccess, proble
     lo: walk.lo,
     hi: walk.hi,
     table: walk.secondTable,
-    errorCode,
-    exitInfo: errorCode,
-    isPrivate: access.isPrivate === true,
-    reason: problem.reason,
   };
 }

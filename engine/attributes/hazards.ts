@@ -4,6 +4,7 @@ export const HAZARDS = {
   'rmp-fault-loop': 'an RMP fault is handled without anything being changed, and the access faults again',
   'fatal-rmp-fault': 'the host writes through its direct map where a guest’s page lies',
   'direct-map-hole': 'the host touches a page that its direct map leaves out',
+  'poisoned-memory': 'a TDX guest uses a page of its own to which the host has written',
   'mixed-huge-page': 'a large page maps private and shared memory alike',
   'lost-update': 'all conversions have ended, and the RMP is not as the attributes say',
   'sleep-in-atomic': 'a task that holds a spinning lock calls what may sleep',

@@ -38,6 +38,10 @@ export class MemoryAttributes {
   readonly folios: LoggedMap<Gfn> = new LoggedMap();
   /** Pages of a TDX guest that its launch has filled, and that the module takes as they are, once. */
   readonly launched: LoggedMap<true> = new LoggedMap();
+  /** Host frames that the TDX module has added to a running guest, and that the guest has not accepted yet. */
+  readonly pending: LoggedMap<true> = new LoggedMap();
+  /** Host frames of a TDX guest to which the host has written: who reads them next takes a machine check. */
+  readonly poisoned: LoggedMap<true> = new LoggedMap();
   /** 2M blocks of the kernel's direct map that are mapped in 4K, by number. */
   readonly split: LoggedMap<true> = new LoggedMap();
   /** Host frames that the direct map leaves out. */

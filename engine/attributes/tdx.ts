@@ -4,7 +4,7 @@ import type { Machine } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
 import { call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
-import type { SpteRef } from '../tdp/iterate.ts';
+import { findEntry, type SpteRef } from '../tdp/iterate.ts';
 import type { MmuPage } from '../tdp/mmu-page.ts';
 import { makeLeaf, makeTable, spteFormat } from '../tdp/spte.ts';
 import type { Vcpu } from '../vcpu.ts';
@@ -59,15 +59,46 @@ export function septAdd(
   store(machine, table, index, lo, hi);
 }
 
-/**
- * TDH.MEM.PAGE.AUG: a page of the guest's, which it finds empty; or one that its launch has filled (TDH.MEM.PAGE.ADD). That it accepts it (TDG.MEM.PAGE.ACCEPT) at its first access is taken for
- * granted.
- */
+/** TDH.MEM.PAGE.AUG: a page for the guest to accept; or TDH.MEM.PAGE.ADD: one that its launch has filled, and that is accepted. */
 export function pageAug(machine: Machine, table: Pfn, index: number, pfn: Pfn): void {
   const { lo, hi } = makeLeaf(spteFormat(machine.secondFormat), 1, pfn, 'writable');
-  if (machine.attributes.launched.get(pfn)) machine.attributes.launched.set(machine, pfn, undefined);
-  else clearFrame(machine, pfn);
+  const { launched, pending } = machine.attributes;
+  if (launched.get(pfn)) launched.set(machine, pfn, undefined);
+  else pending.set(machine, pfn, true);
   store(machine, table, index, lo, hi);
+}
+
+/** TDG.MEM.PAGE.ACCEPT of a page that a walk has found. @returns whether it was pending; where not, nothing is changed */
+export function pageAccept(machine: Machine, pfn: Pfn): boolean {
+  const { pending } = machine.attributes;
+  if (!pending.get(pfn)) return false;
+  pending.set(machine, pfn, undefined);
+  // By stores of whole cache lines, which mend what the host has done to them.
+  heal(machine, pfn);
+  clearFrame(machine, pfn);
+  return true;
+}
+
+/** Whether the module has given a frame to the guest: it stands in the secure EPT, blocked or not, or was launched and will. */
+export function isModules(machine: Machine, pfn: Pfn): boolean {
+  const { folios, launched } = machine.attributes;
+  const gfn = folios.get(pfn);
+  if (machine.vm !== 'tdx' || gfn === undefined) return false;
+  if (launched.get(pfn)) return true;
+  const mirror = machine.roots().find((root) => isMirror(machine, root.pfn));
+  if (!mirror) return false;
+  const { level, lo, hi } = findEntry(machine, secureRoot(machine, mirror.pfn), gfn);
+  return level === 1 && machine.secondFormat.frame(level, lo, hi) === pfn;
+}
+
+/** The host has written to a frame of the guest's: it has no key, and what the guest reads there is a machine check. */
+export function poison(machine: Machine, pfn: Pfn): void {
+  if (isModules(machine, pfn)) machine.attributes.poisoned.set(machine, pfn, true);
+}
+
+function heal(machine: Machine, pfn: Pfn): void {
+  const { poisoned } = machine.attributes;
+  if (poisoned.get(pfn)) poisoned.set(machine, pfn, undefined);
 }
 
 function store(machine: Machine, mirror: Pfn, index: number, lo: number, hi: number): void {
@@ -111,6 +142,12 @@ export const septRemove = defineFunction<RemoveLocals>({
       name: 'remove',
       text: 'TDH.MEM.PAGE.REMOVE: the page is the host’s again',
       run(machine, task, { table, index }) {
+        const [lo, hi] = machine.entryWords(machine.page(table).external!, index);
+        const pfn = machine.secondFormat.frame(1, lo, hi);
+        const { pending } = machine.attributes;
+        if (pending.get(pfn)) pending.set(machine, pfn, undefined);
+        // Whoever takes a page back clears it by whole cache lines (tdx_clear_page).
+        heal(machine, pfn);
         store(machine, table, index, 0, 0);
         return returns(task, task.result);
       },

@@ -1,4 +1,4 @@
-import { rmpFault } from '../attributes/explain.ts';
+import { pendingFault, rmpFault } from '../attributes/explain.ts';
 import { checkRmp } from '../attributes/rmp.ts';
 import { sharedBit } from '../attributes/tdx.ts';
 import { vmmMemoryFault } from '../attributes/vmm.ts';
@@ -100,7 +100,7 @@ export const pageWalk = defineFunction<WalkLocals>({
     },
     {
       name: 'fill',
-      text: 'of SNP, ask the RMP (order and set of its checks are unverified); then keep the translation in the TLB, with the rights of both stages',
+      text: 'of SNP, ask the RMP (order and set of its checks are unverified), of TDX, whether the guest has accepted the page; then keep the translation in the TLB, with the rights of both stages',
       run(machine, task, locals) {
         const vcpu = machine.vcpu(task.vcpu);
         if (vcpu.requests !== 0) return 'enter';
@@ -117,6 +117,11 @@ export const pageWalk = defineFunction<WalkLocals>({
             locals.fault = rmpFault(vcpu.id, walk!, access, problem);
             return 'exit';
           }
+        }
+        const isSecure = vcpu.secure !== undefined && access.isPrivate !== false;
+        if (isSecure && access.validate === undefined && machine.attributes.pending.get(walk!.pfn)) {
+          locals.fault = pendingFault(vcpu.id, walk!, access);
+          return 'exit';
         }
         fillFromWalk(machine, vcpu, walk!, access);
         return returns(task, TRANSLATED);
@@ -138,7 +143,7 @@ export const pageWalk = defineFunction<WalkLocals>({
         machine.count('exits');
         machine.count(locals.fault!.kind === 'rmp' ? 'faults.rmp' : 'faults.second');
         machine.append(Kind.EXIT, task.vcpu, 0, 0, 0, 0, locals.fault);
-        return handleExit(task, locals.fault!, machine.config.second);
+        return handleExit(machine, task, locals.fault!);
       },
     },
     {

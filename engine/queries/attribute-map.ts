@@ -98,7 +98,7 @@ function tellRmp(told: Told, before: RmpEntry | undefined, after: RmpEntry | und
 }
 
 function tellIndex(machine: Machine, told: Told, { map, key, before, after }: IndexChange): void {
-  const { rmp, folios, split, holes, mixed } = machine.attributes;
+  const { rmp, folios, split, holes, mixed, pending, poisoned } = machine.attributes;
   const of = (words: string, pfn: number, pages: number): void => {
     for (const { start, end } of guestRanges(machine, pfn, pages)) told.page(words, start, end);
   };
@@ -107,6 +107,14 @@ function tellIndex(machine: Machine, told: Told, { map, key, before, after }: In
   else if (map === folios) of(after === undefined ? 'guest_memfd frees %' : 'guest_memfd has %', key, 1);
   else if (map === split) of('the direct map is split to 4K behind %', key * 512, 512);
   else if (map === holes) of(after === undefined ? '% is back in the direct map' : '% leaves the direct map', key, 1);
+  else if (map === pending)
+    of(
+      after === undefined ? '% is not pending any more' : '% waits for the guest to accept it (TDH.MEM.PAGE.AUG)',
+      key,
+      1,
+    );
+  else if (map === poisoned)
+    of(after === undefined ? '% is whole again' : 'the host has written to % of the guest’s', key, 1);
   else if (map === mixed) {
     const level = Math.floor(key / 2 ** 44);
     const gfn = key % 2 ** 44;

@@ -155,12 +155,15 @@ function moduleRows({ machine, at }: MemoryState, mirror: StageRoot | undefined,
   const format = machine.secondFormat;
   const { level, lo, hi } = findEntry(machine, root, gfn);
   if (level > 1 || (lo === 0 && hi === 0)) return [exact('S-EPT', 'the TDX module has no page there')];
-  const isBlocked = format.classify(level, lo) !== LEAF;
-  return [
-    exact('S-EPT', `the TDX module has the page${isBlocked ? ', blocked (TDH.MEM.RANGE.BLOCK)' : ''}`, {
-      value: address(format.frame(level, lo, hi)),
-    }),
+  const pfn = format.frame(level, lo, hi);
+  const words = [
+    'the TDX module has the page',
+    ...(format.classify(level, lo) === LEAF ? [] : ['blocked (TDH.MEM.RANGE.BLOCK)']),
+    ...(machine.attributes.pending.get(pfn) ? ['pending: the guest has not accepted it (TDG.MEM.PAGE.ACCEPT)'] : []),
   ];
+  const isPoisoned = machine.attributes.poisoned.get(pfn) === true;
+  if (isPoisoned) words.push('the host has written to it: who reads it takes a machine check');
+  return [exact('S-EPT', words.join(', '), { value: address(pfn), ...(isPoisoned ? { mark: 'problem' } : {}) })];
 }
 
 function tableQuery(table: Pfn, level: number, base: Gfn): TableQuery {

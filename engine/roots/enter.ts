@@ -3,7 +3,7 @@ import { Kind } from '../history/log.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
 import type { Machine } from '../machine.ts';
 import type { Pfn } from '../memory/words.ts';
-import { BLOCKED, call, defineFunction, NEXT, returns, type Step } from '../operation.ts';
+import { BLOCKED, call, defineFunction, NEXT, RETURNED, returns, type Step } from '../operation.ts';
 import { makePagesAvailable } from '../shadow/limits.ts';
 import { isObsolete, type ShadowPage } from '../shadow/pages.ts';
 import { allocateShadowRoots } from '../shadow/roots.ts';
@@ -18,6 +18,7 @@ import {
   REQ_TLB_FLUSH,
   REQ_TLB_FLUSH_CURRENT,
   REQ_TLB_FLUSH_GUEST,
+  REQ_VM_DEAD,
   type Vcpu,
 } from '../vcpu.ts';
 import { clearMmioInfo, freeRoots, initMmu, rootPage } from './context.ts';
@@ -103,6 +104,15 @@ export const vcpuEnterGuest = defineFunction<object>({
       name: 'pending',
       text: 'kvm_request_pending: mostly nobody has asked for anything',
       run: (machine, task) => (machine.vcpu(task.vcpu).requests === 0 ? 'reload' : NEXT),
+    },
+    {
+      name: 'vm-dead',
+      text: 'KVM_REQ_VM_DEAD: KVM_RUN fails with -EIO, and will again',
+      run(machine, task) {
+        if ((machine.vcpu(task.vcpu).requests & REQ_VM_DEAD) === 0) return NEXT;
+        machine.fail(task, 'KVM_RUN fails with -EIO: the VM is dead');
+        return RETURNED;
+      },
     },
     request(
       'free-obsolete-roots',

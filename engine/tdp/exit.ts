@@ -1,6 +1,9 @@
 import { sevHandleRmpFault } from '../attributes/rmp-fault.ts';
+import type { VmType } from '../attributes/state.ts';
 import type { Machine } from '../machine.ts';
-import { call, defineFunction, returns, type Task } from '../operation.ts';
+import { hex } from '../memory/words.ts';
+import { call, defineFunction, type FunctionSpec, NEXT, RETURNED, returns, type Task } from '../operation.ts';
+import { REQ_VM_DEAD } from '../vcpu.ts';
 import { type FaultInfo, RET_PF } from './fault.ts';
 import { kvmMmuPageFault } from './page-fault.ts';
 import { EMULATION_DONE, EMULATION_INJECTED, EXIT_EMULATED, EXIT_INJECTED, EXIT_RESUME } from './results.ts';
@@ -94,10 +97,54 @@ export const pfInterception = defineFunction<ExitLocals>({
   ],
 });
 
+export const tdxHandleEptViolation = defineFunction<ExitLocals>({
+  name: 'tdx_handle_ept_violation',
+  where: 'arch/x86/kvm/vmx/tdx.c',
+  about: 'A TD exit for an EPT violation: in the shared EPT, or in the secure EPT, which the TDX module keeps.',
+  steps: [
+    {
+      name: 'pending',
+      text: 'tdx_is_sept_violation_unexpected_pending: a page that the guest uses before it has accepted it is the end of the VM',
+      run(machine, task, { info }) {
+        if (!info.isPending) return NEXT;
+        for (const vcpu of machine.vcpus) machine.setRequests(vcpu, vcpu.requests | REQ_VM_DEAD);
+        machine.fail(
+          task,
+          `guest access before accepting gpa ${hex(info.gpa!)} on vCPU ${info.vcpu}: KVM_RUN fails with -EIO, and the VM is dead`,
+        );
+        return RETURNED;
+      },
+    },
+    {
+      name: 'violation',
+      text: '__vmx_handle_ept_violation; one of the secure EPT counts as a write, whatever it was',
+      local: true,
+      run(_machine, task, { info }) {
+        const isWrite = info.isPrivate === true && info.access !== 'write';
+        return call(task, kvmMmuPageFault, { info: isWrite ? { ...info, access: 'write' as const } : info });
+      },
+    },
+    {
+      ...finish,
+      text: 'one of the secure EPT that must be tried again is, at once; else back to the run loop',
+      run(machine: Machine, task: Task, locals: ExitLocals) {
+        const { isPrivate } = locals.info;
+        // Not where the vCPU has something else to do first (kvm_vcpu_has_events, kvm_test_request).
+        if (isPrivate && task.result === RET_PF.RETRY && machine.vcpu(task.vcpu).requests === 0) return 'violation';
+        return finish.run(machine, task);
+      },
+    },
+  ],
+});
+
 /** Pushes the exit handler for a second-stage fault, or with shadow paging for any. */
-export function handleExit(task: Task, info: FaultInfo, kind: 'ept' | 'npt' | 'shadow'): number {
-  if (kind === 'shadow') return call(task, pfInterception, { info });
-  const handler =
-    kind === 'npt' ? npfInterception : info.kind === 'misconfiguration' ? handleEptMisconfig : handleEptViolation;
-  return call(task, handler, { info });
+export function handleExit({ config, vm }: Machine, task: Task, info: FaultInfo): number {
+  return call(task, handlerOf(config.second, vm, info), { info });
+}
+
+function handlerOf(kind: 'ept' | 'npt' | 'shadow', vm: VmType, info: FaultInfo): FunctionSpec<ExitLocals> {
+  if (kind === 'shadow') return pfInterception;
+  if (kind === 'npt') return npfInterception;
+  if (info.kind === 'misconfiguration') return handleEptMisconfig;
+  return vm === 'tdx' ? tdxHandleEptViolation : handleEptViolation;
 }

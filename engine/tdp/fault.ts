@@ -62,6 +62,8 @@ export interface FaultInfo {
   readonly exitInfo: number;
   /** Whether the access was to private memory, where the guest tells the two apart. */
   readonly isPrivate?: boolean;
+  /** Of TDX: the module has the page, and the guest has not accepted it. */
+  readonly isPending?: boolean;
   /** Why, in words that continue "…: ". */
   readonly reason: string;
 }

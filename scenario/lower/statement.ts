@@ -52,6 +52,7 @@ export const STATEMENT_WORDS: Readonly<Record<Ast.Statement['$type'], string>> =
   Inject: 'inject',
   Convert: 'convert',
   Pvalidate: 'pvalidate',
+  Accept: 'accept',
   Punch: 'punch',
   Invpcid: 'invpcid',
   Enter: 'enter',
@@ -163,7 +164,13 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
       if (context.machine.vm !== 'snp')
         return problems.error(node, 'pvalidate: only guests of SNP have it; say vm snp');
       if (level === undefined) return problems.error(node.size, 'pvalidate takes pages of 4K or 2M');
-      return address && { kind: 'pvalidate', address, level, span };
+      return address && { kind: 'accept', address, level, span };
+    }
+    case 'Accept': {
+      const address = lowerExpression(node.address, problems, names);
+      if (context.machine.vm !== 'tdx')
+        return problems.error(node, 'accept: only guests of TDX have it; say vm tdx, or of SNP pvalidate');
+      return address && { kind: 'accept', address, level: 1, span };
     }
     case 'Expect': {
       if (!node.condition)

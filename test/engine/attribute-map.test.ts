@@ -437,19 +437,25 @@ test('of TDX both trees are told: the shared EPT, and what mirrors the module’
   private 0x100000 +64K
 }
 vcpu 0 {
-  private write 0x100000 = 1
+  accept 0x100000
+  accept 0x102000
+  private write 0x102000 = 1
   shared write 0x1000 = 2
-  private write 0x101000 = 3
+  accept 0x101000
+  private read 0x103000
 }
 host vmm {
   wait until accesses == 3
   convert 0x100000 +4K shared
+  private write 0x102000 = 3
 }
-expect accesses == 3
 `),
   );
   run.runToEnd();
-  assert.deepEqual(run.machine.small.failures, []);
+  assert.deepEqual(
+    run.machine.small.failures.map(({ text }) => text),
+    ['guest access before accepting gpa 0x103000 on vCPU 0: KVM_RUN fails with -EIO, and the VM is dead'],
+  );
   const map = ask(run.machine, { kind: 'attribute-map' });
   assert.deepEqual(map.stages, ['shared EPT', 'S-EPT (mirror)']);
   const cells = cellsOf(ask(run.machine, { kind: 'attributes', start: '0x0', end: '0x400000', cells: 1024 }));
@@ -458,10 +464,10 @@ expect accesses == 3
       stages[stage] ? [`${hex(gfn)} ${stages[stage]!.frames} ${stages[stage]!.stale}`] : [],
     );
   assert.deepEqual(mapped(0), ['0x1 shared none']);
-  assert.deepEqual(mapped(1), ['0x101 private none']);
+  assert.deepEqual(mapped(1), ['0x101 private none', '0x102 private none', '0x103 private none']);
   assert.deepEqual(
     cells.flatMap(({ changed }, gfn) => (changed?.includes('mirror') ? [hex(gfn)] : [])),
-    ['0x100', '0x101'],
+    ['0x100', '0x101', '0x102', '0x103'],
   );
   const rows = (gpa: string): string[] =>
     ask(run.machine, { kind: 'page', gpa }).rows.map(({ name, words }) => `${name}: ${words}`);
@@ -476,4 +482,14 @@ expect accesses == 3
     page.join('\n'),
   );
   assert.ok(rows('0x100000').includes('S-EPT: the TDX module has no page there'));
+  const ofModule = (gpa: string): string => rows(gpa).find((row) => row.startsWith('S-EPT: '))!;
+  assert.equal(
+    ofModule('0x103000'),
+    'S-EPT: the TDX module has the page, pending: the guest has not accepted it (TDG.MEM.PAGE.ACCEPT)',
+  );
+  assert.equal(
+    ofModule('0x102000'),
+    'S-EPT: the TDX module has the page, the host has written to it: who reads it takes a machine check',
+  );
+  assert.match(ask(run.machine, { kind: 'page', gpa: '0x102000' }).sentence, /not as it should be: S-EPT$/);
 });

@@ -86,7 +86,7 @@ vcpu 0 in k {
 
 for (const [vm, accept] of [
   ['snp', 'pvalidate 0x500000'],
-  ['tdx', ''],
+  ['tdx', 'accept 0x500000'],
 ] as const)
   test(`${vm}: a guest’s own entries say which memory is private`, () => {
     const machine = ran(PAGED.replace('PVALIDATE', accept), ['memory 0 +8M guest-memfd', 'launch 0x600000 +2M'], vm);
@@ -97,8 +97,16 @@ for (const [vm, accept] of [
       / {2}write 0x500000 = 8[^}]*/,
       '  write 0x500000 = 8\n',
     );
-    const other = ran(wrong, ['memory 0 +8M guest-memfd', 'launch 0x600000 +2M'], vm);
+    const other = ended(wrong, ['memory 0 +8M guest-memfd', 'launch 0x600000 +2M'], vm);
     assert.equal(other.counter('exits.memory_fault'), 1);
+    // What nobody has accepted is a #VC of SNP's; of TDX, whose guest wants no #VE, its end.
+    assert.equal(other.counter('faults.vc'), vm === 'snp' ? 1 : 0);
+    assert.deepEqual(
+      other.small.failures.map(({ text }) => text),
+      vm === 'snp'
+        ? []
+        : ['guest access before accepting gpa 0x100000 on vCPU 0: KVM_RUN fails with -EIO, and the VM is dead'],
+    );
   });
 
 test('tables in memory that nobody launched are refused, and so are kinds where there are none', () => {

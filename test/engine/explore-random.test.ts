@@ -23,7 +23,7 @@ function programText(seed: number): string {
     pick([
       () => `${kind()} write ${page()} = ${1 + next(9)}`,
       () => `${kind()} read ${page()}`,
-      () => (snp ? `pvalidate ${page()}` : `private read ${page()}`),
+      () => `${snp ? 'pvalidate' : 'accept'} ${page()}`,
       () => `wait until is_private(${page()})`,
     ])();
   const host = (): string =>

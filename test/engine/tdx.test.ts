@@ -64,6 +64,7 @@ function mirrored(machine: Machine): number {
 }
 
 const BACK_AND_FORTH = `vcpu 0 {
+  accept 0x1000
   private write 0x1000 = 2
   private read 0x1000
   expect loaded == 2
@@ -73,6 +74,7 @@ const BACK_AND_FORTH = `vcpu 0 {
   shared read 0x1000
   expect loaded == 5
   convert 0x1000 +4K private
+  accept 0x1000
   private read 0x1000
   expect loaded == 0
   shared read 0x2000
@@ -101,6 +103,7 @@ for (const levels of [4, 5] as const)
 test('what the host’s memory management unmaps is shared memory alone', () => {
   const machine = ran(
     programOf(`vcpu 0 {
+  accept 0x1000
   private write 0x1000 = 1
   shared write 0x2000 = 1
   wait until sptes.changed > 0 && mmu_invalidate_seq >= 2
@@ -120,6 +123,7 @@ host mm {
 test('guest_memfd that is given back leaves the secure EPT', () => {
   const machine = ran(
     programOf(`vcpu 0 {
+  accept 0x1000
   private write 0x1000 = 1
 }
 host vmm {
@@ -151,6 +155,7 @@ host vmm {
 }`;
   assert.deepEqual(eventsOf(programOf(toPrivate, 4, stop)), ['memory-fault', 'retry']);
   const toShared = `vcpu 0 {
+  accept 0x1000
   private write 0x1000 = 1
   private read 0x1000
 }
@@ -166,6 +171,7 @@ test('without a zap the old translation is used, in either direction', () => {
     ['private', 'shared'],
   ] as const) {
     const race = `vcpu 0 {
+  ${from === 'private' ? 'accept 0x1000' : ''}
   ${from} write 0x1000 = 1
   ${from} read 0x1000
 }
@@ -181,10 +187,10 @@ host vmm {
 
 test('two vCPUs in the module at once: one finds it busy and retries, and both come to an end', () => {
   const both = `vcpu 0 {
-  private write 0x1000 = 1
+  accept 0x1000
 }
 vcpu 1 {
-  private write 0x2000 = 1
+  accept 0x2000
 }`;
   const found = explored(programOf(both, 4, 'private 0x1000 +8K'));
   assert.ok(found.outcomes.some(({ event }) => event === 'retry'));
@@ -227,6 +233,8 @@ test('a slot that is deleted takes its private pages out of the module’s table
   private 0x800000 +64K
 }
 vcpu 0 {
+  accept 0x1000
+  accept 0x800000
   private write 0x1000 = 1
   private write 0x800000 = 2
   shared write 0x20000 = 3
@@ -242,4 +250,117 @@ host h {
   const machine = ran(program!);
   assert.equal(mirrored(machine), 1, 'the page of the slot that stays');
   assert.equal(machine.counter('faults.second'), 3, 'which needs no fault again');
+});
+
+test('a page is the guest’s when it has accepted it, and empty; accepting it twice is told', () => {
+  const machine = ran(
+    programOf(`vcpu 0 {
+  accept 0x1000
+  private write 0x1000 = 7
+  accept 0x1000
+  private read 0x1000
+  expect loaded == 7
+}`),
+  );
+  assert.deepEqual(
+    machine.small.warnings.map(({ text }) => text),
+    ['vCPU 0: TDG.MEM.PAGE.ACCEPT of 0x1000 fails: the page has been accepted (TDX_PAGE_ALREADY_ACCEPTED)'],
+  );
+  assert.equal(machine.attributes.pending.size, 0);
+});
+
+test('what a launch has filled needs no accepting', () => {
+  const machine = ran(programOf('vcpu 0 {\n  private read 0x1000\n}', 4, 'launch 0x1000 +4K'));
+  assert.deepEqual(machine.small.warnings, []);
+});
+
+test('a guest that uses memory before it has accepted it is dead, with all of its vCPUs', () => {
+  const run = new Run(
+    programOf(
+      `vcpu 0 {
+  private read 0x1000
+}
+vcpu 1 {
+  wait until faults.second >= 2
+  shared read 0x2000
+}
+host vmm {
+  wait until faults.second >= 2
+  convert 0x3000 +4K private
+}`,
+      4,
+      'private 0x1000 +4K',
+    ),
+  );
+  run.runToEnd(100_000);
+  assert.deepEqual(
+    run.machine.small.failures.map(({ line, text }) => `${line}: ${text}`),
+    [
+      '8: guest access before accepting gpa 0x1000 on vCPU 0: KVM_RUN fails with -EIO, and the VM is dead',
+      '12: KVM_RUN fails with -EIO: the VM is dead',
+    ],
+  );
+  assert.equal(run.machine.counter('conversions'), 1, 'userspace goes on');
+});
+
+test('a private fault that must be retried is, without a walk', () => {
+  const program = programOf(
+    `vcpu 0 {
+  accept 0x1000
+}
+host vmm {
+  convert 0x3000 +4K private
+}`,
+    4,
+    'private 0x1000 +4K',
+  );
+  const { outcomes } = explored(program);
+  const { schedule } = outcomes.find(({ event }) => event === 'retry')!;
+  const plan = schedule.runs.flatMap(({ task, steps }) => Array<number>(steps).fill(task));
+  const run = new Run(program, undefined, plan);
+  run.runToEnd(100_000);
+  assert.ok(run.machine.counter('faults.retried') > 0);
+  assert.equal(run.machine.counter('exits'), 1);
+});
+
+const WRITTEN = `vcpu 0 {
+  accept 0x1000
+  private write 0x1000 = 1
+  private read 0x1000
+}
+host kthread {
+  private write 0x1000 = 2
+}`;
+
+test('the host’s write to a page of the guest’s is a machine check for who reads it', () => {
+  const found = explored(programOf(WRITTEN, 4, 'private 0x1000 +4K'));
+  const outcome = found.outcomes.find(({ event }) => event === 'poisoned-memory');
+  assert.match(outcome?.text ?? '', /^vCPU 0 takes a machine check at 0x1000: the host has written to the page/);
+  assert.equal(outcome?.schedule.switches, 2);
+});
+
+test('a page that comes back from the host is whole again, once it is accepted', () => {
+  const run = new Run(
+    programOf(
+      `vcpu 0 {
+  accept 0x1000
+  wait until conversions == 1
+  convert 0x1000 +4K private
+  accept 0x1000
+  private read 0x1000
+  expect loaded == 0
+}
+host kthread {
+  wait until accesses == 1 && faults.fixed == 1
+  private write 0x1000 = 2
+  convert 0x1000 +4K shared
+}`,
+      4,
+      'private 0x1000 +4K',
+    ),
+  );
+  run.runToEnd(100_000);
+  assert.deepEqual(run.machine.small.failures, []);
+  assert.equal(run.machine.attributes.poisoned.size, 0);
+  assert.equal(run.machine.counter('hazards'), 0);
 });
