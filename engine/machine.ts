@@ -226,12 +226,27 @@ export class Machine {
       page: (pfn) => this.memory.page(pfn),
       setBits: (pfn, index, lo, hi) => {
         const isGuests = pfn >= FIRST_BACKING_FRAME;
-        if (!(isGuests && this.injects('ad-bits-lost'))) this.storeEntry(Kind.ENTRY_BITS, pfn, index, lo, hi);
+        if (isGuests && this.injects('ad-bits-lost')) return;
+        if (isGuests && this.injects('ad-bits-wrong-entry')) this.#setNeighbourBits(pfn, index, lo, hi);
+        else this.storeEntry(Kind.ENTRY_BITS, pfn, index, lo, hi);
       },
       resolve: (gfn) => this.resolve(gfn),
       mayUpdate: (gfn) => this.slots.find(gfn)?.readonly === false,
     };
     this.hostMemory = { ...this.walkMemory, resolve: (frame) => Number(frame), mayUpdate: () => true };
+  }
+
+  /** What a walk would set in an entry is set in the one beside it. */
+  #setNeighbourBits(pfn: Pfn, index: number, lo: number, hi: number): void {
+    const [oldLo, oldHi] = this.entryWords(pfn, index);
+    const [besideLo, besideHi] = this.entryWords(pfn, index ^ 1);
+    this.storeEntry(
+      Kind.ENTRY_BITS,
+      pfn,
+      index ^ 1,
+      (besideLo | (lo & ~oldLo)) >>> 0,
+      (besideHi | (hi & ~oldHi)) >>> 0,
+    );
   }
 
   /** As a kernel with such tables runs; before paging without any. */

@@ -236,7 +236,7 @@ function setRegister(machine: Machine, task: Task, statement: RegisterStatement)
     const mask = 1n << BigInt(REGISTER_BITS[statement.register]![statement.bit]!);
     next = value === 0n ? old & ~mask : old | mask;
   }
-  const exits = machine.mirror ? undefined : registerFunction(machine, statement.register);
+  const exits = machine.mirror ? undefined : registerFunction(machine, vcpu, statement.register, next);
   // CR3 is written to flush, too.
   if (exits && (next !== old || statement.register === 'cr3'))
     call(task, exits, { register: statement.register, value: next });

@@ -143,7 +143,7 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   ['vcpu 1 { }', '1:1 error: vcpu 1: vCPUs are numbered from 0 without gaps, here up to 0'],
   ['host a { zap all }\nhost a { zap all }', '2:1 error: host a is on line 1 already'],
   [vcpu('zap all'), '2:1 error: zap: only the host can do this; it belongs in a host block'],
-  [host('write 0'), '2:1 error: read, write and fetch: only a vCPU can do this; it belongs in a vcpu block'],
+  [host('fetch 0'), '2:1 error: fetch: the host reads and writes memory, private or shared, and no more'],
   [host('protect 0 +4K r--'), '2:1 error: protect: only a vCPU can do this; it belongs in a vcpu block'],
   [vcpu('cr1 = 0'), `2:1 error: unknown register cr1 (did you mean cr0?): ${REGISTERS}`],
   [vcpu('cr0.wq = 0'), '2:1 error: cr0 has no bit wq (did you mean wp?): pe, wp, pg'],

@@ -14,7 +14,7 @@ import { describeWalkFault } from '../tdp/explain-fault.ts';
 import { EFAULT, EFAULT_PRIVATE, type FaultInfo } from '../tdp/fault.ts';
 import { EXIT_EMULATED, EXIT_INJECTED } from '../tdp/results.ts';
 import type { Vcpu } from '../vcpu.ts';
-import { PFERR_FETCH, PFERR_USER, PFERR_WRITE, permissionFault } from './permission.ts';
+import { PFERR_FETCH, PFERR_PRESENT, PFERR_USER, PFERR_WRITE, permissionFault } from './permission.ts';
 import type { PagingMode } from './registers.ts';
 import { isCanonical, type SecondStage, startWalk, stepWalk, type Walk } from './walk.ts';
 
@@ -186,8 +186,14 @@ export const pageWalk = defineFunction<WalkLocals>({
 export function deliverPageFault(machine: Machine, task: Task, fault: FaultInfo, injected: boolean): void {
   machine.count('faults.guest');
   task.cr2 = fault.gva;
-  task.errorCode = machine.injects('error-without-present') ? fault.errorCode & ~1 : fault.errorCode;
+  task.errorCode = injectedErrorCode(machine, fault);
   machine.append(Kind.GUEST_FAULT, task.vcpu, injected ? 1 : 0, 0, task.errorCode, 0, fault);
+}
+
+function injectedErrorCode(machine: Machine, { errorCode, access }: FaultInfo): number {
+  if (machine.injects('error-without-present')) return errorCode & ~PFERR_PRESENT;
+  if (machine.injects('error-with-fetch') && access === 'fetch') return errorCode | PFERR_FETCH;
+  return errorCode;
 }
 
 /** The second stage of a reference: of TDX private memory, tables among it, has the module's. */

@@ -62,10 +62,11 @@ export function registerProblem(registers: Registers, maxPhyAddr: number): strin
   if (registers.cpl > 3n) return `cpl ${registers.cpl} is out of range: 0 … 3`;
   if (registers.pkru > 0xffff_ffffn) return `pkru ${hex(registers.pkru)} has more than 32 bits`;
   const paging = (registers.cr0 & bit('cr0', 'pg')) !== 0n;
-  if (!paging) return undefined;
+  const pcide = (registers.cr4 & bit('cr4', 'pcide')) !== 0n;
+  if (!paging) return pcide ? 'cr4.pcide needs cr0.pg' : undefined;
   if (!(registers.cr0 & bit('cr0', 'pe'))) return 'cr0.pg needs cr0.pe';
   const long = (registers.efer & bit('efer', 'lme')) !== 0n;
-  if (!long && registers.cr4 & bit('cr4', 'pcide')) return 'cr4.pcide needs long mode';
+  if (!long && pcide) return 'cr4.pcide needs long mode';
   if (long && !(registers.cr4 & bit('cr4', 'pae'))) return 'efer.lme needs cr4.pae while paging is on';
   if (!long && registers.cr3 > 0xffff_ffffn)
     return `cr3 ${hex(registers.cr3)} has more than the 32 bits that there are outside of long mode`;
@@ -79,6 +80,9 @@ export function registerProblem(registers: Registers, maxPhyAddr: number): strin
 
 /** Says why registers cannot follow others: the architecture lets some bits change only while paging is off (SDM vol. 3, 4.1.2). */
 export function changeProblem(before: Registers, after: Registers): string | undefined {
+  // Where its bits 11:0 meant something else (SDM vol. 3, 4.10.1).
+  if (!has(before, 'cr4', 'pcide') && has(after, 'cr4', 'pcide') && (before.cr3 & 0xfffn) !== 0n)
+    return `cr4.pcide cannot be set while cr3 ${hex(before.cr3)} has bits 11:0`;
   if (!has(before, 'cr0', 'pg') || !has(after, 'cr0', 'pg')) return undefined;
   for (const [register, name] of [
     ['efer', 'lme'],

@@ -67,6 +67,8 @@ export const Kind = {
   NESTED_EXIT: 31,
   /** A vCPU goes into system-management mode, or comes out. address: vCPU; object: before and after. */
   SMM: 32,
+  /** The guest invalidates translations. address: vCPU; object: the instruction, in words. */
+  INVALIDATION: 33,
   /** Guest frames become private or shared. object: the range, what it is now, and the runs that it was. */
   ATTRIBUTES: 36,
   /** Something that must not happen did. address: task; object: {hazard, text, gfn}. */

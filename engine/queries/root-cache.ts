@@ -6,7 +6,7 @@ import type { Machine } from '../machine.ts';
 import { frameToAddress, hex, toBigint } from '../memory/words.ts';
 import type { Mmu } from '../roots/mmu.ts';
 import { cpuRole, EXT_ROLE_FIELDS, type ExtRoleField, shadowRootRole } from '../roots/role.ts';
-import { MMUS, type Vcpu } from '../vcpu.ts';
+import { MMUS, REQ_MMU_FREE_OBSOLETE_ROOTS, REQ_TLB_FLUSH_GUEST, type Vcpu } from '../vcpu.ts';
 import type {
   RoleAnswer,
   RoleFieldAnswer,
@@ -193,13 +193,29 @@ function changedBits(name: RegisterName, old: bigint, now: bigint): string {
   return words.length === 0 ? '' : ` (${words.join(', ')})`;
 }
 
-const CAUSES = new Set<Kind>([Kind.REGISTER, Kind.MMU, Kind.GUEST_MODE, Kind.SMM, Kind.CPUID]);
+const CAUSES = new Set<Kind>([
+  Kind.REGISTER,
+  Kind.MMU,
+  Kind.GUEST_MODE,
+  Kind.SMM,
+  Kind.CPUID,
+  Kind.INVALIDATION,
+  Kind.REQUESTS,
+]);
 
-/** What a vCPU's roots were, after each change that the log remembers, with the register write that led to it. */
+/** Requests by which a vCPU gives up roots that somebody else has taken out of use, or that its guest has flushed. */
+const ROOT_REQUESTS: readonly (readonly [number, string])[] = [
+  [REQ_MMU_FREE_OBSOLETE_ROOTS, 'KVM_REQ_MMU_FREE_OBSOLETE_ROOTS'],
+  [REQ_TLB_FLUSH_GUEST, 'KVM_REQ_TLB_FLUSH_GUEST'],
+];
+
+/** What a vCPU's roots were, after each change that the log remembers, with the register write, instruction or request that led to it. */
 function moments(machine: Machine): { readonly list: RootCacheMoment[]; readonly more: boolean } {
   const { log } = machine;
   const list: RootCacheMoment[] = [];
   const causes = new Map<number, { readonly step: number; readonly words: string }>();
+  /** Who asked for a request, by vCPU and request. */
+  const askers = new Map<string, string>();
   for (let position = log.first; position < log.length; position++) {
     const kind = log.kindAt(position);
     if (!CAUSES.has(kind)) continue;
@@ -208,6 +224,24 @@ function moments(machine: Machine): { readonly list: RootCacheMoment[]; readonly
     if (kind === Kind.MMU && MMUS[entry.oldLo] === 'nested') continue;
     if (kind === Kind.CPUID) {
       for (const { id } of machine.vcpus) causes.set(id, { step: entry.step, words: 'another CPUID' });
+      continue;
+    }
+    if (kind === Kind.INVALIDATION) {
+      causes.set(entry.address, { step: entry.step, words: entry.object as string });
+      continue;
+    }
+    if (kind === Kind.REQUESTS) {
+      const [before, after] = [entry.oldLo, entry.newLo];
+      for (const [request, name] of ROOT_REQUESTS) {
+        const key = `${entry.address} ${request}`;
+        const asker = machine.tasks[entry.task];
+        if ((after & ~before & request) !== 0) {
+          // Of its own register writes and instructions the vCPU knows better.
+          if (asker && asker.vcpu !== entry.address) askers.set(key, `${name}, which ${asker.name} asked for`);
+          else askers.delete(key);
+        } else if ((before & ~after & request) !== 0 && askers.has(key))
+          causes.set(entry.address, { step: entry.step, words: askers.get(key)! });
+      }
       continue;
     }
     if (kind === Kind.SMM) {

@@ -24,17 +24,43 @@ import {
 } from './mmu.ts';
 import { type CpuRole, cpuRole, NO_ROLE, shadowRootRole, tdpRootRole } from './role.ts';
 
-/** kvm_init_mmu: the roles that follow from the guest's registers. Of a nested guest they are nested_mmu's, which has no tables. */
-export function initMmu(machine: Machine, vcpu: Vcpu): void {
+/** The two roles of an MMU. */
+export interface Roles {
+  readonly cpu: CpuRole;
+  readonly rootRole: number;
+}
+
+/** The roles that follow from the guest's registers, for root_mmu. */
+function rolesOf(machine: Machine, vcpu: Vcpu): Roles {
   const cpu = cpuRole(vcpu.registers, { guestMode: vcpu.guestMode !== undefined, smm: vcpu.smm !== undefined });
-  if (vcpu.guestMode?.nested) setRoles(machine, vcpu, cpu, 0, 'nested');
-  else if (machine.isTdp)
-    setRoles(machine, vcpu, cpu, tdpRootRole(cpu, machine.secondFormat.rootLevel, machine.policies.roots === 'before'));
-  else setRoles(machine, vcpu, cpu, shadowRootRole(cpu));
+  const is2022 = machine.policies.roots !== 'today';
+  const rootRole = machine.isTdp ? tdpRootRole(cpu, machine.secondFormat.rootLevel, is2022) : shadowRootRole(cpu);
+  return { cpu, rootRole };
+}
+
+/** kvm_init_mmu. Of a nested guest the roles are nested_mmu's, which has no tables. */
+export function initMmu(machine: Machine, vcpu: Vcpu): void {
+  const roles = rolesOf(machine, vcpu);
+  if (vcpu.guestMode?.nested) setRoles(machine, vcpu, { ...roles, rootRole: 0 }, 'nested');
+  else setRoles(machine, vcpu, roles);
+}
+
+/**
+ * New roles, and a root of them. Until the series the root was looked for first, by a role that was computed for that alone
+ * (kvm_mmu_calc_root_page_role).
+ */
+export function switchPgd(machine: Machine, vcpu: Vcpu, pgd: bigint, roles = rolesOf(machine, vcpu)): void {
+  if (machine.policies.roots !== 'before') {
+    setRoles(machine, vcpu, roles);
+    newPgd(machine, vcpu, pgd);
+    return;
+  }
+  newPgd(machine, vcpu, pgd, roles.rootRole);
+  setRoles(machine, vcpu, roles);
 }
 
 /** Gives an MMU its roles, if they are others. @param which the active one unless told */
-export function setRoles(machine: Machine, vcpu: Vcpu, cpu: CpuRole, rootRole: number, which = vcpu.active): void {
+export function setRoles(machine: Machine, vcpu: Vcpu, { cpu, rootRole }: Roles, which = vcpu.active): void {
   const { cpuRole: before, rootRole: role } = vcpu.mmus[which];
   if (before.base === cpu.base && before.ext === cpu.ext && role === rootRole) return;
   machine.setMmu(vcpu, { cpuRole: cpu, rootRole }, which);
@@ -108,11 +134,13 @@ export function clearMmioInfo(machine: Machine, vcpu: Vcpu): void {
   delete machine.small.mmioPages[vcpu.id];
 }
 
-/** kvm_mmu_reset_context: as the series was posted, roots of the new role are looked for; else all are given up. */
+/**
+ * kvm_mmu_reset_context: as the series was posted, roots of the new role are looked for; else all are given up. The first posting looked for L2's
+ * CR3 among guest_mmu's roots too, which are L1's tables'; here that is mended, as the second did.
+ */
 export function resetContext(machine: Machine, vcpu: Vcpu): void {
   if (machine.policies.roots === 'posted') {
     initMmu(machine, vcpu);
-    // guest_mmu has not changed, and its roots are not L2's CR3's.
     if (!vcpu.guestMode?.nested) newPgd(machine, vcpu, vcpu.registers.cr3);
     return;
   }
@@ -128,11 +156,11 @@ function isUsable(machine: Machine, { pgd, pfn }: RootInfo, wanted: bigint, role
 }
 
 /** kvm_mmu_new_pgd: takes a root of the cache for the new CR3 if there is one; else the next entry loads it. */
-export function newPgd(machine: Machine, vcpu: Vcpu, pgd: bigint): void {
-  // Linux 5.15 looks only where the tables on both sides have four levels or more.
+export function newPgd(machine: Machine, vcpu: Vcpu, pgd: bigint, role = vcpu.mmu.rootRole): void {
+  // Linux 5.15 looks only where the tables on both sides have had four levels or more so far.
+  const { rootRole, cpuRole: cpu } = vcpu.mmu;
   const isLimited =
-    machine.policies.roots === 'before' &&
-    !(roleField(vcpu.mmu.rootRole, 'level') >= 4 && vcpu.walked.format.rootLevel >= 4);
+    machine.policies.roots === 'before' && !(roleField(rootRole, 'level') >= 4 && roleField(cpu.base, 'level') >= 4);
   if (isLimited) {
     freeRoots(machine, vcpu, ROOT_CURRENT);
     return;
@@ -140,7 +168,7 @@ export function newPgd(machine: Machine, vcpu: Vcpu, pgd: bigint): void {
   // fast_pgd_switch: a special root is not worth keeping.
   if (vcpu.root >= 0 && !rootPage(machine, vcpu.root)) freeRoots(machine, vcpu, ROOT_CURRENT);
   const { mmu } = vcpu;
-  const usable = (root: RootInfo): boolean => isUsable(machine, root, pgd, mmu.rootRole);
+  const usable = (root: RootInfo): boolean => isUsable(machine, root, pgd, role);
   const found = vcpu.root >= 0 ? findAndKeepCurrent(mmu, usable) : findWithoutCurrent(mmu, usable);
   if (found.evicted) putRoot(machine, found.evicted.pfn);
   if (found.root !== mmu.root || found.prevRoots.some((root, index) => root !== mmu.prevRoots[index]))

@@ -3,7 +3,7 @@ import { Kind } from '../history/log.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
 import type { Machine } from '../machine.ts';
 import type { Pfn } from '../memory/words.ts';
-import { BLOCKED, call, defineFunction, NEXT, RETURNED, returns, type Step } from '../operation.ts';
+import { BLOCKED, call, defineFunction, NEXT, RETURNED, returns, type Step, type Task } from '../operation.ts';
 import { makePagesAvailable } from '../shadow/limits.ts';
 import { isObsolete, type ShadowPage } from '../shadow/pages.ts';
 import { allocateShadowRoots } from '../shadow/roots.ts';
@@ -28,6 +28,12 @@ import { withRole } from './role.ts';
 /** Whether a vCPU must pass through `vcpu_enter_guest` before it can touch memory. */
 export function mustEnter(vcpu: Vcpu): boolean {
   return vcpu.root < 0 || vcpu.requests !== 0;
+}
+
+/** The processor runs the guest from now on. */
+export function enterGuest(machine: Machine, { vcpu }: Task): void {
+  machine.append(Kind.ENTRY, vcpu, 0, 0, 0, 0);
+  machine.count('entries');
 }
 
 /** is_obsolete_root: a special root, of which nothing can be told, is. */
@@ -157,8 +163,7 @@ export const vcpuEnterGuest = defineFunction<object>({
       name: 'enter',
       text: 'run the guest, with the exception or interrupt that waits for it',
       run(machine, task) {
-        machine.append(Kind.ENTRY, task.vcpu, 0, 0, 0, 0);
-        machine.count('entries');
+        enterGuest(machine, task);
         return injectAsyncPf(machine, task);
       },
     },

@@ -2,11 +2,13 @@ import { checkNested, guestModeOf } from '../guest/nested.ts';
 import type { Registers } from '../guest/registers.ts';
 import { Kind } from '../history/log.ts';
 import type { Machine } from '../machine.ts';
+import { hex } from '../memory/words.ts';
 import { call, defineFunction, NEXT, returns, type Step, type Task } from '../operation.ts';
 import type { FaultInfo } from '../tdp/fault.ts';
 import { type GuestMode, REQ_MMU_SYNC, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, type Vcpu } from '../vcpu.ts';
-import { freeRoots, initMmu, loadPdptrs, needsPdptrs, newPgd, setRoles } from './context.ts';
+import { freeRoots, initMmu, loadPdptrs, needsPdptrs, switchPgd } from './context.ts';
 import { vcpuEnterGuest } from './enter.ts';
+import { tellInvalidation } from './invalidation.ts';
 import { ROOT_CURRENT, ROOTS_ALL, rootPrevious } from './mmu.ts';
 import { cpuRole, shadowEptRole, shadowNptRole } from './role.ts';
 
@@ -23,14 +25,13 @@ function initGuestMmu(machine: Machine, vcpu: Vcpu): void {
       mode.format.accessedLo !== 0,
       machine.cpu.features.has('execute-only'),
     );
-    setRoles(machine, vcpu, role, role.base);
+    switchPgd(machine, vcpu, pgd, { cpu: role, rootRole: role.base });
   } else {
     const { l1 } = vcpu.guestMode!;
     const registers: Registers = { ...l1, cr0: 0x8000_0001n, cr4: l1.cr4 & ~(1n << 22n) };
     const role = cpuRole(registers, { guestMode: true, smm: false });
-    setRoles(machine, vcpu, role, shadowNptRole(role, machine.secondFormat.rootLevel));
+    switchPgd(machine, vcpu, pgd, { cpu: role, rootRole: shadowNptRole(role, machine.secondFormat.rootLevel) });
   }
-  newPgd(machine, vcpu, pgd);
 }
 
 /** The processor goes from L1 to L2 or back. Its TLB keeps the two apart, which one TLB without such a tag can only by forgetting. */
@@ -52,8 +53,8 @@ function flushTransition(machine: Machine, vcpu: Vcpu): void {
 /** nested_vmx_load_cr3, nested_svm_load_cr3: roles as the registers say, and a root for CR3 unless L1's own tables stand behind it. */
 function loadCr3(machine: Machine, vcpu: Vcpu): void {
   if (needsPdptrs(machine, vcpu)) loadPdptrs(machine, vcpu);
-  initMmu(machine, vcpu);
-  if (!vcpu.guestMode?.nested) newPgd(machine, vcpu, vcpu.registers.cr3);
+  if (vcpu.guestMode?.nested) initMmu(machine, vcpu);
+  else switchPgd(machine, vcpu, vcpu.registers.cr3);
 }
 
 const loadCr3Step = (text: string): Step<object> => ({
@@ -147,6 +148,8 @@ function exitFunction(name: string, where: string) {
         text: 'the reason for the exit, for L1 to see: an instruction of L2’s, or what L1’s tables refuse',
         run(machine, task, { why }) {
           machine.count('nested.exits');
+          // A fault has been counted as it came.
+          if (why === 'VMCALL') machine.count('exits');
           machine.append(Kind.NESTED_EXIT, task.vcpu, 0, 0, 0, 0, why);
           return NEXT;
         },
@@ -187,6 +190,7 @@ export const handleInvept = defineFunction<{ readonly pgd: bigint | null }>({
       run(machine, task, { pgd }) {
         machine.count('exits');
         const vcpu = machine.vcpu(task.vcpu);
+        tellInvalidation(machine, vcpu, `invept ${pgd === null ? 'all' : hex(pgd)}`);
         const { root, prevRoots } = vcpu.mmus.guest;
         const isOf = (each: { readonly pgd: bigint; readonly pfn: number }): boolean =>
           each.pfn >= 0 && each.pgd === pgd;

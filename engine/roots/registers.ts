@@ -1,9 +1,17 @@
 import { asyncPfOf, clearQueue } from '../async-pf/queue.ts';
-import { CR3_NOFLUSH, REGISTER_BITS, type RegisterName, type Registers } from '../guest/registers.ts';
+import {
+  CR3_NOFLUSH,
+  pagingMode,
+  REGISTER_BITS,
+  RegisterError,
+  type RegisterName,
+  type Registers,
+} from '../guest/registers.ts';
+import { isCanonical } from '../guest/walk.ts';
 import { roleField } from '../kernel/role.ts';
 import { lockStep, unlockStep } from '../lock-steps.ts';
 import type { Machine } from '../machine.ts';
-import { addressToFrame, type Pfn } from '../memory/words.ts';
+import { addressToFrame, frameToAddress, hex, type Pfn, toBigint } from '../memory/words.ts';
 import { call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
 import { invalidateAddress } from '../shadow/invalidate.ts';
 import { REQ_APF_READY, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, type Vcpu } from '../vcpu.ts';
@@ -18,7 +26,8 @@ import {
   resetContext,
   unload,
 } from './context.ts';
-import { mustEnter, vcpuEnterGuest } from './enter.ts';
+import { enterGuest, mustEnter, vcpuEnterGuest } from './enter.ts';
+import { tellInvalidation } from './invalidation.ts';
 import type { RootInfo } from './mmu.ts';
 
 const isTdp = (machine: Machine): boolean => machine.config.second !== 'shadow';
@@ -54,9 +63,9 @@ function afterCr0(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint): void 
     if (roots !== 'today') clearQueue(machine, vcpu);
     else if ((now & PG) !== 0n && asyncPfOf(machine, vcpu).enabled) ask(machine, vcpu, REQ_APF_READY);
   }
-  if ((changed & PG) !== 0n && (now & PG) === 0n) {
-    ask(machine, vcpu, REQ_TLB_FLUSH_GUEST);
-    if (roots === 'posted') unload(machine, vcpu);
+  if ((changed & old & PG) !== 0n) {
+    if (roots === 'today') ask(machine, vcpu, REQ_TLB_FLUSH_GUEST);
+    else if (roots === 'posted') unload(machine, vcpu);
   }
   if ((changed & (PG | WP)) !== 0n) resetContext(machine, vcpu);
 }
@@ -68,9 +77,18 @@ function afterCr4(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint): void 
     if ((changed & (CR4_ROLE | PGE)) !== 0n || (changed & old & PCIDE) !== 0n) resetContext(machine, vcpu);
     return;
   }
+  if (machine.policies.roots === 'posted') {
+    if ((changed & CR4_ROLE) !== 0n) {
+      resetContext(machine, vcpu);
+      if ((changed & now & SMEP) !== 0n) ask(machine, vcpu, REQ_TLB_FLUSH_GUEST);
+    } else if ((changed & PCIDE) !== 0n) unload(machine, vcpu);
+    else if ((changed & PGE) !== 0n) ask(machine, vcpu, REQ_TLB_FLUSH_GUEST);
+    return;
+  }
   if ((changed & CR4_ROLE) !== 0n) resetContext(machine, vcpu);
   // Roots are kept by CR3 and its PCID, which meant nothing so far.
-  if (!isTdp(machine) && (changed & now & PCIDE) !== 0n) unload(machine, vcpu);
+  if (!isTdp(machine) && (changed & now & PCIDE) !== 0n && !machine.injects('previous-roots-kept'))
+    unload(machine, vcpu);
   if ((changed & PGE) !== 0n || (changed & old & PCIDE) !== 0n) ask(machine, vcpu, REQ_TLB_FLUSH_GUEST);
   else if ((changed & PAE) !== 0n || (changed & now & SMEP) !== 0n) ask(machine, vcpu, REQ_TLB_FLUSH_CURRENT);
 }
@@ -95,13 +113,17 @@ function afterCr3(machine: Machine, vcpu: Vcpu, old: bigint, now: bigint, noFlus
  */
 export function writeRegister(machine: Machine, vcpu: Vcpu, register: RegisterName, value: bigint): void {
   const before = vcpu.registers;
+  const isUnseen = isGuestOwned(machine, vcpu, register, value);
   const noFlush = register === 'cr3' && vcpu.mode.pcide && (value & CR3_NOFLUSH) !== 0n;
+  if (!machine.mirror) checkPdptes(machine, vcpu, register, value);
   machine.setRegister(vcpu, register, noFlush ? value & ~CR3_NOFLUSH : value);
   // A real machine's KVM does its own part.
   if (machine.mirror) return;
   flushAsProcessor(machine, vcpu, register, before, noFlush);
   const [old, now] = [before[register], vcpu.registers[register]];
   if (old !== now && MODE_REGISTERS.includes(register)) machine.count('modes.changed');
+  // KVM's roles follow when its software walks the guest's tables next (kvm_mmu_refresh_passthrough_bits).
+  if (isUnseen) return;
   const reloads = ((old ^ now) & (register === 'cr0' ? PG : register === 'cr4' ? CR4_PDPTR : 0n)) !== 0n;
   if (reloads && needsPdptrs(machine, vcpu)) loadPdptrs(machine, vcpu);
   switch (register) {
@@ -119,6 +141,29 @@ export function writeRegister(machine: Machine, vcpu: Vcpu, register: RegisterNa
       break;
     default:
       break;
+  }
+}
+
+/**
+ * A write that has the PDPTEs loaded is refused where one of them has reserved bits (load_pdptrs). With NPT nothing is loaded: they are walked.
+ * @throws RegisterError
+ */
+function checkPdptes(machine: Machine, vcpu: Vcpu, register: RegisterName, value: bigint): void {
+  if (machine.config.second === 'npt' || !['cr0', 'cr3', 'cr4'].includes(register)) return;
+  const changed = vcpu.registers[register] ^ value;
+  const loads = register === 'cr3' || (changed & (register === 'cr0' ? PG : CR4_PDPTR)) !== 0n;
+  if (!loads) return;
+  const { paging, format, rootGfn, rootEntry } = pagingMode({ ...vcpu.registers, [register]: value }, machine.cpu);
+  const level = format.spec.loadedLevel;
+  const pfn = machine.resolve(rootGfn);
+  if (!paging || level === undefined || pfn < 0) return;
+  for (let index = rootEntry; index < rootEntry + 4; index++) {
+    const entry = toBigint(...machine.entryWords(pfn, index));
+    const reserved = entry & format.reservedMask(level, 'table');
+    if ((entry & 1n) !== 0n && reserved !== 0n)
+      throw new RegisterError(
+        `${register} ${hex(value)}: PDPTE ${index - rootEntry} at gpa ${hex(frameToAddress(rootGfn, 8 * index))} is ${hex(entry)}, of which ${hex(reserved)} is reserved: #GP`,
+      );
   }
 }
 
@@ -146,8 +191,19 @@ function flushAsProcessor(
   else if (register === 'efer' && changed !== 0n) machine.flushTlb(vcpu);
 }
 
+/**
+ * Whether the processor lets the guest change these bits without an exit: with EPT CR0.WP, since Linux 6.4 (vmx_l1_guest_owned_cr0_bits). Of a nested
+ * guest it would be L1's to say, too.
+ */
+function isGuestOwned(machine: Machine, vcpu: Vcpu, register: RegisterName, next: bigint): boolean {
+  const { config, policies } = machine;
+  const isToday = policies.roots === 'today' && vcpu.guestMode === undefined && !machine.injects('wp-unloads');
+  return isToday && config.second === 'ept' && register === 'cr0' && (vcpu.registers.cr0 ^ next) === WP;
+}
+
 /** KVM's function behind a register write that makes the guest exit; undefined where none does. */
-export function registerFunction(machine: Machine, register: RegisterName) {
+export function registerFunction(machine: Machine, vcpu: Vcpu, register: RegisterName, next: bigint) {
+  if (isGuestOwned(machine, vcpu, register, next)) return undefined;
   if (register === 'cr0') return kvmSetCr0;
   if (register === 'cr4') return kvmSetCr4;
   if (register === 'efer') return setEfer;
@@ -173,7 +229,11 @@ const write = (text: string) => ({
 const enter = {
   name: 'enter',
   text: 'enter the guest again, behind the instruction',
-  run: (machine: Machine, task: Task) => (mustEnter(machine.vcpu(task.vcpu)) ? call(task, vcpuEnterGuest, {}) : NEXT),
+  run(machine: Machine, task: Task) {
+    if (mustEnter(machine.vcpu(task.vcpu))) return call(task, vcpuEnterGuest, {});
+    enterGuest(machine, task);
+    return NEXT;
+  },
 };
 
 const kvmSetCr0 = defineFunction<WriteLocals>({
@@ -232,6 +292,7 @@ export const kvmMmuInvlpg = defineFunction<InvlpgLocals>({
       run(machine, task, locals) {
         machine.count('exits');
         const vcpu = machine.vcpu(task.vcpu);
+        tellInvalidation(machine, vcpu, `invlpg ${hex(locals.address)}`);
         machine.invalidatePage(vcpu, addressToFrame(locals.address));
         if (roleField(vcpu.mmu.rootRole, 'direct') === 1) return 'enter';
         clearMmioInfo(machine, vcpu);
@@ -273,6 +334,10 @@ export const kvmHandleInvpcid = defineFunction<InvpcidLocals>({
       text: 'an address: below the roots of its PCID alone; a PCID: as a CR3 write without NOFLUSH; all: as the guest’s own flush',
       run(machine, task, { type, pcid, address }) {
         const vcpu = machine.vcpu(task.vcpu);
+        if (type === 0 && !isCanonical(addressToFrame(address), vcpu.mode.addressBits)) {
+          machine.warn(`${task.name}: invpcid of ${hex(address)}, which is not canonical: #GP`);
+          return NEXT;
+        }
         if (pcid > 0xfffn || (pcid > 0n && !vcpu.mode.pcide)) {
           const why = pcid > 0xfffn ? 'has more than 12 bits' : 'needs cr4.pcide';
           machine.warn(`${task.name}: invpcid with PCID ${pcid}, which ${why}: #GP`);
@@ -282,6 +347,7 @@ export const kvmHandleInvpcid = defineFunction<InvpcidLocals>({
         else machine.flushTlb(vcpu, type !== 2, type === 1 ? Number(pcid) : undefined);
         if (isTdp(machine)) return NEXT;
         machine.count('exits');
+        tellInvalidation(machine, vcpu, `invpcid ${type}${type < 2 ? `, PCID ${pcid}` : ''}`);
         if (type > 1) ask(machine, vcpu, REQ_TLB_FLUSH_GUEST);
         else if (type === 1) invalidatePcid(machine, vcpu, pcid);
         else {

@@ -133,6 +133,7 @@ function allocateShadowPage(machine: Machine, gfn: Gfn, role: number): ShadowPag
       unsync: false,
       unsyncChildren: [],
       writeFlooding: 0,
+      wasRoot: false,
       validGen: machine.small.mmuValidGen,
       translations,
       parents: [],

@@ -5,7 +5,7 @@ import { loadPdptrs } from '../roots/context.ts';
 import type { RootInfo } from '../roots/mmu.ts';
 import { withRole } from '../roots/role.ts';
 import type { Vcpu } from '../vcpu.ts';
-import { getShadowPage, shadowPage } from './pages.ts';
+import { getShadowPage } from './pages.ts';
 
 /** mmu_alloc_root: a shadow page with one more root reference. */
 function allocateRoot(machine: Machine, vcpu: Vcpu, gfn: Gfn, quadrant: number, level: number): Pfn {
@@ -13,9 +13,10 @@ function allocateRoot(machine: Machine, vcpu: Vcpu, gfn: Gfn, quadrant: number, 
     level,
     ...(roleField(vcpu.mmu.rootRole, 'has_4_byte_gpte') ? { quadrant } : {}),
   });
-  const { pfn } = getShadowPage(machine, vcpu, gfn, role);
-  machine.replacePage({ ...shadowPage(machine, pfn), rootCount: shadowPage(machine, pfn).rootCount + 1 });
-  return pfn;
+  const page = getShadowPage(machine, vcpu, gfn, role);
+  if (!page.shadow.wasRoot) machine.count('roots.built');
+  machine.replacePage({ ...page, rootCount: page.rootCount + 1, shadow: { ...page.shadow, wasRoot: true } });
+  return page.pfn;
 }
 
 /** Frames that the guest's PDPTEs lead to; undefined of those that are not present. */

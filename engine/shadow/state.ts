@@ -15,6 +15,8 @@ export interface ShadowState {
   readonly translations: Pfn;
   /** Entries that point to it (`parent_ptes`): frame * 512 + index. */
   readonly parents: readonly number[];
+  /** Whether it has been a root. */
+  readonly wasRoot: boolean;
   /** Its place in `active_mmu_pages`: the least is the oldest. */
   readonly age: number;
 }

@@ -100,6 +100,7 @@ function freeShadowPage(machine: Machine, pfn: Pfn): void {
   const { hash } = machine.shadow;
   const others = (hash.get(page.gfn) ?? []).filter((each) => each !== pfn);
   hash.set(machine, page.gfn, others.length > 0 ? others : undefined);
+  if (page.shadow.wasRoot) machine.count('roots.freed');
   if (page.shadow.translations >= 0) machine.freeFrameOfTables(page.shadow.translations);
   machine.freeTable(pfn);
 }

@@ -7,6 +7,7 @@ import { Kind } from '../history/log.ts';
 import type { Machine } from '../machine.ts';
 import { frameToAddress, type Gfn, hex, highWord, lowWord, pageOffset } from '../memory/words.ts';
 import { defineFunction, NEXT, type PendingAccess, returns } from '../operation.ts';
+import { initMmu } from '../roots/context.ts';
 import { injectPageFault, reflectFault } from '../shadow/page-fault.ts';
 import { trackWrite } from '../shadow/track-write.ts';
 import type { Vcpu } from '../vcpu.ts';
@@ -51,6 +52,8 @@ export const emulateInstruction = defineFunction<EmulateLocals>({
         machine.count('emulated');
         const vcpu = machine.vcpu(task.vcpu);
         const access = task.access!;
+        // kvm_mmu_refresh_passthrough_bits: what the guest has changed without an exit.
+        if (machine.isTdp) initMmu(machine, vcpu);
         const marked = markedFrame(machine, vcpu, info, access);
         if (marked !== undefined) {
           locals.gpa = frameToAddress(marked, pageOffset(access.address));

@@ -22,7 +22,7 @@ export function putTdpRoot(machine: Machine, root: MmuPage): void {
       if (!isPresent(lo)) continue;
       machine.setSpte(pfn, index, emptyEntry.lo, emptyEntry.hi);
       if (machine.secondFormat.classify(level, lo) === TABLE)
-        freeRemovedTable(machine, machine.secondFormat.frame(level, lo, hi));
+        freeRemovedTable(machine, machine.secondFormat.frame(level, lo, hi), 'write');
     }
     flushRemoteTlbs(machine);
   }

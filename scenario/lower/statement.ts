@@ -355,8 +355,6 @@ function lowerAccess(node: Ast.Access, context: StatementContext, problems: Prob
       node,
       `${kind} ${node.access}: a software-protected guest’s accesses are of no kind; the attribute alone tells`,
     );
-  if (owner === 'host' && (context.machine.vm ?? 'ordinary') === 'ordinary')
-    return problems.error(node, 'read, write and fetch: only a vCPU can do this; it belongs in a vcpu block');
   if (owner === 'host' && (node.access === 'fetch' || (node.modifier !== undefined && kind === undefined)))
     return problems.error(
       node,

@@ -25,13 +25,19 @@ test('toggling CR0.WP: Linux 5.15 builds everything anew each time, the series f
     ]),
     [
       [toggles, toggles, 0],
-      [0, 0, toggles],
+      // One for the first change to each of both modes; then they are all there.
+      [0, 0, toggles - 1],
       [0, 0, 0],
     ],
   );
   assert.ok(before!.counters['faults.second']! > toggles, 'each write faults again');
-  assert.equal(posted!.counters['faults.second'], today!.counters['faults.second']);
-  assert.equal(posted!.tables[0], today!.tables[0], 'the same tables are left');
+  assert.equal(posted!.counters['roots.built'], 2, 'CR0.WP is in the role still');
+  assert.ok(posted!.counters['faults.second']! < 2 * today!.counters['faults.second']!);
+  assert.ok(
+    before!.counters['sptes.changed']! < 10 * toggles,
+    'a root that goes takes what is present along, and no more',
+  );
+  assert.ok(today!.counters['exits']! < 10, 'with EPT CR0.WP is the guest’s own');
 });
 
 test('the copied quadrant is told by the tables that are left, address by address', () => {

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { roleField } from '../../engine/kernel/role.ts';
+import { answer } from '../../engine/queries/answer.ts';
 import { Run } from '../../engine/run.ts';
 import { parseScenario } from '../../scenario/index.ts';
 
@@ -12,9 +13,9 @@ const GUESTS = ['a', 'b', 'c', 'd', 'e'].map(
 );
 
 /** Runs a vCPU's body; its expectations must hold. */
-function holds(body: string, machine = 'memory 0 +64M\n  second-stage shadow\n  sanitize'): Run {
+function holds(body: string, machine = 'memory 0 +64M\n  second-stage shadow\n  sanitize', more = ''): Run {
   const { program, diagnostics } = parseScenario(
-    `machine {\n  ${machine}\n}\n${GUESTS.join('')}vcpu 0 in a {\n${body}\n}\n`,
+    `machine {\n  ${machine}\n}\n${GUESTS.join('')}vcpu 0 in a {\n${body}\n}\n${more}`,
   );
   assert.ok(program, diagnostics.map(({ span, message }) => `${span.line}: ${message}`).join('\n'));
   const run = new Run(program);
@@ -98,7 +99,7 @@ for (const [roots, unloads] of [
     assert.deepEqual(counted, unloads);
   });
 
-test('the role of the TDP MMU’s root depends on nothing that the guest does, but in Linux 5.15', () => {
+test('the role of the TDP MMU’s root depends on nothing that the guest does, but in 2022', () => {
   const roles = (roots: string): number =>
     new Set(
       ['', 'cr0.wp = 0', 'cr4.smep = 1', 'efer.nxe = 0'].map(
@@ -106,8 +107,108 @@ test('the role of the TDP MMU’s root depends on nothing that the guest does, b
       ),
     ).size;
   assert.equal(roles('today'), 1);
-  assert.equal(roles('posted'), 1);
+  assert.equal(roles('posted'), 3);
   assert.equal(roles('before'), 3);
+});
+
+test('with EPT CR0.WP is the guest’s own; with NPT it exits, and changes the CPU’s role alone', () => {
+  const toggle = (second: string, roots = 'today'): Run =>
+    holds(
+      'read 0x400000\ncr0.wp = 0',
+      `memory 0 +64M\n  second-stage tdp ${second} 4-level\n  policy roots = ${roots}`,
+    );
+  const exits = (run: Run): number => run.machine.counter('exits');
+  const wp = ({ machine }: Run): number => roleField(machine.vcpu(0).mmu.cpuRole.base, 'cr0_wp');
+  const [ept, npt] = [toggle('ept'), toggle('npt')];
+  assert.equal(exits(npt), exits(ept) + 1);
+  assert.equal(
+    npt.machine.counter('entries'),
+    ept.machine.counter('entries') + 1,
+    'and comes back, though nothing is to do',
+  );
+  // KVM looks when it walks the guest's tables next.
+  assert.deepEqual([wp(ept), wp(npt)], [1, 0]);
+  assert.equal(exits(toggle('ept', 'posted')), exits(npt));
+  const emulated = holds(
+    'map 0x500000 -> 0x10000000 4K rw-\nread 0x400000\ncr0.wp = 0\nread 0x500000',
+    'memory 0 +64M\n  second-stage tdp ept 4-level',
+  );
+  assert.equal(wp(emulated), 0);
+});
+
+test('as the series was posted, CR4.PCIDE unloads whatever MMU it is, and SMEP flushes', () => {
+  const POSTED = '\n  policy roots = posted';
+  holds('cr4.pcide = 1\ncr4.pcide = 0\nexpect roots.unloads == 2', `${TDP}${POSTED}`);
+  holds('read 0x400000\ncr4.pge = 0\nexpect roots.unloads == 0', `${TDP}${POSTED}`);
+});
+
+test('a 64-bit L1 that runs a 32-bit guest: L1’s root waits in the cache, but in Linux 5.15, which goes by the levels that were', () => {
+  const counted = (roots: string): number[] => {
+    const { program } = parseScenario(`machine {
+  memory 0 +64M
+  second-stage shadow
+  policy roots = ${roots}
+  sanitize
+}
+guest long {
+  map 0x400000 -> 0x200000 +64K rw-
+}
+guest small 32-bit {
+  map 0x400000 -> 0x300000 +64K rw-
+}
+vcpu 0 in long {
+  write 0x400000
+  repeat 5 {
+    enter small { write 0x400000 }
+    write 0x400000
+  }
+}
+`);
+    const run = new Run(program!);
+    assert.ok(run.runToEnd(100_000));
+    assert.deepEqual(run.machine.small.failures, []);
+    return (['roots.hits', 'roots.misses', 'roots.released'] as const).map((name) => run.machine.counter(name));
+  };
+  const [hits, ...today] = counted('today');
+  assert.equal(hits, 5, 'each time that L1 comes back');
+  assert.deepEqual(counted('posted'), [hits, ...today]);
+  // Going in it looks, and finds nothing; coming out it does not look.
+  assert.deepEqual(counted('before').slice(0, 2), [0, 5]);
+});
+
+test('the register write, the instruction or the request behind a change of roots is told', () => {
+  const run = holds(
+    'cr4.pcide = 1\ncr3 = a + 1\nread 0x400000\ncr3 = b + 2\nread 0x400000\ninvpcid 1, 1\nwait until tables.zapped > 0\nread 0x400000',
+    'memory 0 +64M\n  second-stage shadow',
+    'host h {\n  wait until accesses == 2 && roots.released >= 1\n  zap all\n}\n',
+  );
+  const { answer: found } = answer(run.machine, { kind: 'root-cache' }, { since: 0, fault: undefined });
+  assert.ok(found.kind === 'root-cache');
+  const causes = found.moments.map(({ cause }) => cause ?? '');
+  assert.ok(causes.includes('invpcid 1, PCID 1'), causes.join('\n'));
+  assert.equal(causes.at(-1), 'KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, which h asked for');
+  assert.equal(
+    causes.filter((cause) => cause.startsWith('cr3')).length,
+    4,
+    'two writes, each with the root that it leads to',
+  );
+});
+
+test('what the processor refuses of a register write is told, and nothing has changed', () => {
+  const refused = (body: string, guest = ''): string => {
+    const { program } = parseScenario(
+      `machine { memory 0 +64M second-stage shadow }\nguest a { tables at 0x800000 }\nguest p pae { tables at 0x900000\n map 0x400000 -> 0x200000 4K rw-\n ${guest}}\nvcpu 0 in ${guest === '' ? 'a' : 'p'} {\n${body}\n}\n`,
+    );
+    const run = new Run(program!);
+    run.runToEnd(10_000);
+    return run.machine.small.failures.map(({ text }) => text).join();
+  };
+  assert.match(refused('cr3 = a + 5\ncr4.pcide = 1'), /cr4.pcide cannot be set while cr3 0x800005 has bits 11:0/);
+  assert.match(refused('cr4.pcide = 1\ncr0.pg = 0'), /cr4.pcide needs cr0.pg/);
+  assert.match(
+    refused('cr3 = p', 'entry 0x40000000 level 3 = 0x107'),
+    /cr3 0x900000: PDPTE 1 at gpa 0x900008 is 0x107, of which 0x106 is reserved: #GP/,
+  );
 });
 
 test('a CR3 that leads to no memory gets the dummy root: every access faults', () => {
