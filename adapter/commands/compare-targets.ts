@@ -1,6 +1,8 @@
 import { project } from '../../engine/history/project.ts';
 import type { Recording } from '../../engine/history/recording.ts';
 import { TRACEPOINTS } from '../../engine/history/tracepoints.ts';
+import { roleField } from '../../engine/kernel/role.ts';
+import type { KvmTables } from '../../engine/kernel/tables.ts';
 import { frameToAddress } from '../../engine/memory/words.ts';
 import type { Program } from '../../engine/program.ts';
 import { EndlessRun, type Outcome } from '../../engine/queries/comparison.ts';
@@ -45,9 +47,41 @@ const NOTHING_ASIDE: Aside = { memory: [], faults: [] };
 const within = (ranges: readonly Range[], address: bigint): boolean =>
   ranges.some(([from, to]) => address >= from && address < to);
 
+/** KVM's own statistics, which no event tells; they count the code that makes the accesses, too. */
+const STATISTICS = ['exits', 'tlb_flush', 'remote_tlb_flush', 'nested_run'] as const;
+
+async function statistics({ client }: OpenedScenario): Promise<Record<string, number>> {
+  const told = JSON.parse(await client.vendor('qKvm.Stats')) as Record<'vm', Record<string, number>> &
+    Record<'vcpus', Record<string, number>[]>;
+  const sum = (name: string): number => [told.vm, ...told.vcpus].reduce((total, each) => total + (each[name] ?? 0), 0);
+  return Object.fromEntries(STATISTICS.map((name) => [`KVM: ${name}`, sum(name)]));
+}
+
+/** Which guest frame is behind a host frame, as the events say that map it. */
+function gfnsOf(recording: Recording): (pfn: number) => number | undefined {
+  const gfns = new Map<number, number>();
+  for (let at = 0; at < recording.length; at++) {
+    const { name, fields } = TRACEPOINTS[recording.kind(at)]!;
+    const spte = name === 'kvm_mmu_set_spte' ? 'spte' : name === 'kvm_tdp_mmu_spte_changed' ? 'new_spte' : undefined;
+    if (spte === undefined) continue;
+    const value = (wanted: string): bigint =>
+      recording.value(
+        at,
+        fields.findIndex((each) => each.name === wanted),
+      );
+    const entry = value(spte);
+    const isLeaf = value('level') === 1n || (entry & LARGE) !== 0n;
+    if ((entry & MMU_PRESENT) !== 0n && isLeaf) gfns.set(Number((entry & ADDRESS) >> 12n), Number(value('gfn')));
+  }
+  return (pfn) => gfns.get(pfn);
+}
+
+/** Bits of KVM's entries (arch/x86/kvm/mmu/spte.h). */
+const [LARGE, MMU_PRESENT, ADDRESS] = [0x80n, 0x800n, 0xf_ffff_ffff_f000n];
+
 /** How often each event came, from one on; of kvm_mmu_get_page, for pages that were made and for others. */
-function countEvents(recording: Recording, aside: Aside, from = 0): Record<string, number> {
-  const counts: Record<string, number> = {};
+function countEvents(recording: Recording, aside: Aside, rootLevel: number, from = 0): Record<string, number> {
+  const counts: Record<string, number> = { [ROOTS_BUILT]: 0 };
   for (const name of COUNTED) for (const key of keysOf(name)) counts[key] = 0;
   for (let at = from; at < recording.length; at++) {
     const kind = recording.kind(at);
@@ -61,9 +95,21 @@ function countEvents(recording: Recording, aside: Aside, from = 0): Record<strin
     if (gfn !== undefined && within(aside.memory, frameToAddress(Number(gfn)))) continue;
     if (address !== undefined && within(aside.faults, address)) continue;
     const [made, found] = keysOf(name);
-    counts[found !== undefined && field('created') === 0n ? found : made!]!++;
+    const isFound = found !== undefined && field('created') === 0n;
+    counts[isFound ? found : made!]!++;
+    const role = name === 'kvm_mmu_get_page' && !isFound ? field('role') : undefined;
+    if (role !== undefined && roleField(Number(role), 'level') >= rootLevel) counts[ROOTS_BUILT]!++;
   }
   return counts;
+}
+
+/** Of the pages that were made those at a root's level. */
+const ROOTS_BUILT = 'roots built';
+
+/** The level of pages that can only be roots; those of PAE tables stand behind four entries. */
+function rootLevelOf({ roots }: KvmTables): number {
+  const least = Math.min(...roots.map(({ levels }) => levels));
+  return least === 3 ? 2 : least;
 }
 
 const keysOf = (name: string): readonly string[] =>
@@ -74,6 +120,7 @@ export function runEmulated(program: Program, limit: number): Outcome {
   const run = new Run(program);
   if (!run.runToEnd(limit)) throw new EndlessRun(`emulator: still running after ${limit} steps`);
   const { machine } = run;
+  const built = emulatorBuilt(machine);
   const lines = [...project(machine)].map(
     ({ step, event, text }, at) => `  task-1  [000] ..... ${step}.${`${at}`.padStart(6, '0')}: ${event}: ${text}\n`,
   );
@@ -81,8 +128,12 @@ export function runEmulated(program: Program, limit: number): Outcome {
   return {
     name: 'emulator',
     ...verdict(machine.small.failures, run.stuck()),
-    counts: countEvents(recording, NOTHING_ASIDE),
-    built: emulatorBuilt(machine),
+    counts: {
+      'modes.changed': machine.counter('modes.changed'),
+      ...countEvents(recording, NOTHING_ASIDE, rootLevelOf(built)),
+    },
+    built,
+    gfnOf: (pfn) => machine.gfnOf(pfn),
   };
 }
 
@@ -110,22 +161,30 @@ export async function runRecorded(program: Program, name: string, place: HelperP
     const { run, built } = opened;
     await built.pull();
     const from = behindSetup(built.events!.recording);
+    const before = await statistics(opened);
     for (let task = await run.pick(); task; task = await run.pick()) {
       if (run.machine.steps >= limit) throw new EndlessRun(`${name}: still running after ${limit} steps`);
       await run.step(task);
     }
     const stuck = run.stuck;
+    const after = await statistics(opened);
     await run.finish();
     const lost = await built.pull();
     const { ok, notes } = verdict(run.machine.small.failures, stuck);
     if (lost > 0) notes.push(`${lost} events were lost: the counts are too low`);
     const aside = asideOf(program, opened);
+    const tables = await tablesOf(opened);
     return {
       name,
       ok,
       notes,
-      counts: countEvents(built.events!.recording, aside, from),
-      built: await tablesOf(opened),
+      counts: {
+        'modes.changed': run.machine.counter('modes.changed'),
+        ...countEvents(built.events!.recording, aside, rootLevelOf(tables), from),
+        ...Object.fromEntries(Object.entries(after).map(([key, value]) => [key, value - before[key]!])),
+      },
+      built: tables,
+      gfnOf: gfnsOf(built.events!.recording),
       isAside: (frame) => within(aside.faults, frameToAddress(frame)),
     };
   } finally {

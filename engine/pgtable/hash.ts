@@ -9,9 +9,7 @@ import { ABSENT_TOO, DONE, LEAF, READ_ONLY, TABLE_PRE, Walker } from './walker.t
 export function hashTables(tables: Tables, tree: Tree): string {
   const { format } = tree;
   const walker = new Walker(tables, tree, 0, format.inputFrames, LEAF | ABSENT_TOO | TABLE_PRE | READ_ONLY);
-  // Two multiplicative lanes with different odd constants (those of MurmurHash3 and xxHash), mixed at the end.
-  let a = 0x9747b28c;
-  let b = 0x27d4eb2f;
+  const hash = new WordHash();
   for (let visit = walker.next(); visit !== DONE; visit = walker.next()) {
     let { lo, hi } = walker;
     if (visit === TABLE_PRE) {
@@ -19,14 +17,30 @@ export function hashTables(tables: Tables, tree: Tree): string {
       hi &= ~format.addressHi[2 * walker.level]!;
     }
     const place = (walker.level << 16) | (walker.index << 1) | (visit === TABLE_PRE ? 1 : 0);
-    for (const word of [place, lo, hi]) {
-      a = Math.imul(a ^ word, 0xcc9e2d51);
-      a = (a << 15) | (a >>> 17);
-      b = Math.imul(b + word, 0x9e3779b1);
-      b = (b << 13) | (b >>> 19);
-    }
+    hash.add(place);
+    hash.add(lo);
+    hash.add(hi);
   }
-  return `0x${(finish(a) >>> 0).toString(16).padStart(8, '0')}${(finish(b ^ a) >>> 0).toString(16).padStart(8, '0')}`;
+  return hash.digest();
+}
+
+/** 64 bits of words in their order: two multiplicative lanes with different odd constants (those of MurmurHash3 and xxHash), mixed at the end. */
+export class WordHash {
+  #a = 0x9747b28c;
+  #b = 0x27d4eb2f;
+
+  /** @param word 32 bits */
+  add(word: number): void {
+    this.#a = Math.imul(this.#a ^ word, 0xcc9e2d51);
+    this.#a = (this.#a << 15) | (this.#a >>> 17);
+    this.#b = Math.imul(this.#b + word, 0x9e3779b1);
+    this.#b = (this.#b << 13) | (this.#b >>> 19);
+  }
+
+  digest(): string {
+    const words = [finish(this.#a), finish(this.#b ^ this.#a)];
+    return `0x${words.map((word) => (word >>> 0).toString(16).padStart(8, '0')).join('')}`;
+  }
 }
 
 function finish(word: number): number {

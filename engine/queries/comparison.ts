@@ -2,8 +2,8 @@ import type { CounterName } from '../counters.ts';
 import { LEAF } from '../formats/compile.ts';
 import { decodeEntry } from '../formats/decode.ts';
 import { currentRoot, isReadable, type KvmTables, kvmMemory, kvmStage } from '../kernel/tables.ts';
-import { frameToAddress, hex } from '../memory/words.ts';
-import { hashTables } from '../pgtable/hash.ts';
+import { frameToAddress, type Gfn, hex, type Pfn } from '../memory/words.ts';
+import { hashTables, WordHash } from '../pgtable/hash.ts';
 import { choosePolicy, DEFAULT_POLICIES, POLICY_VALUES, type Policies } from '../policies.ts';
 import type { Program } from '../program.ts';
 import { Run } from '../run.ts';
@@ -18,6 +18,14 @@ export interface Outcome extends ComparisonColumn {
   readonly built: KvmTables;
   /** Frames whose mappings are of no account: what makes the accesses on a real KVM. */
   readonly isAside?: (frame: number) => boolean;
+  /** Of runs whose host frames mean nothing to each other: which guest frame is behind one, where that is known. */
+  readonly gfnOf?: (pfn: Pfn) => Gfn | undefined;
+}
+
+/** What a leaf entry maps to, in words, and where: a host frame, or a guest one where host frames are not one's own alone. */
+interface Leaf {
+  readonly words: string;
+  readonly target: string | undefined;
 }
 
 /** What is compared of the emulator's runs, in this order. */
@@ -117,8 +125,8 @@ export function compareOutcomes(
 }
 
 function compareTables(vcpu: number, outcomes: readonly Outcome[], withAddresses: boolean): ComparisonTables {
-  const hashes = outcomes.map(({ built }) => (withAddresses ? hashOf(built, vcpu) : null));
   const leaves = outcomes.map((outcome) => leavesOf(outcome, vcpu, withAddresses));
+  const hashes = withAddresses ? outcomes.map(({ built }) => hashOf(built, vcpu)) : leaves.map(hashLeaves);
   return {
     vcpu,
     hashes,
@@ -146,9 +154,19 @@ function hashOf(built: KvmTables, vcpu: number): string | null {
   return tree ? hashTables(kvmMemory(built), tree) : null;
 }
 
-/** Leaf entries of a vCPU's tables in words, by the frame of the address that they translate. */
-function leavesOf({ built, isAside }: Outcome, vcpu: number, withAddresses: boolean): Map<number, string> {
-  const leaves = new Map<number, string>();
+/** Of tables on several hosts the leaves alone; null where it is not known of each which guest frame it maps. */
+function hashLeaves(leaves: ReadonlyMap<number, Leaf>): string | null {
+  const hash = new WordHash();
+  for (const [frame, { words, target }] of [...leaves].sort(([a], [b]) => a - b)) {
+    if (target === undefined) return null;
+    for (const letter of `${frame} ${words} ${target}\n`) hash.add(letter.charCodeAt(0));
+  }
+  return leaves.size === 0 ? null : hash.digest();
+}
+
+/** Leaf entries of a vCPU's tables, by the frame of the address that they translate. */
+function leavesOf({ built, isAside, gfnOf }: Outcome, vcpu: number, withAddresses: boolean): Map<number, Leaf> {
+  const leaves = new Map<number, Leaf>();
   const tree = treeOf(built, vcpu);
   if (!tree) return leaves;
   const { format } = tree;
@@ -167,17 +185,30 @@ function leavesOf({ built, isAside }: Outcome, vcpu: number, withAddresses: bool
         continue;
       }
       const { rights, address } = decodeEntry(format, level, lo, hi);
-      leaves.set(frame, `level ${level}, ${rights}${withAddresses ? `, hpa ${address}` : ''}`);
+      const gfn = withAddresses ? undefined : gfnOf?.(format.frame(level, lo, hi));
+      const target = withAddresses
+        ? `hpa ${address}`
+        : gfn === undefined
+          ? undefined
+          : `gpa ${hex(frameToAddress(gfn))}`;
+      leaves.set(frame, { words: `level ${level}, ${rights}`, target });
     }
   };
   visit(tree.root, format.rootLevel, 0);
   return leaves;
 }
 
-function differences(a: ReadonlyMap<number, string>, b: ReadonlyMap<number, string>) {
+function differences(a: ReadonlyMap<number, Leaf>, b: ReadonlyMap<number, Leaf>) {
   const frames = [...new Set([...a.keys(), ...b.keys()])].sort((x, y) => x - y);
   return frames.flatMap((frame) => {
-    const [one, other] = [a.get(frame) ?? 'nothing', b.get(frame) ?? 'nothing'];
-    return one === other ? [] : [{ address: hex(frameToAddress(frame)), one, other }];
+    const [one, other] = [a.get(frame), b.get(frame)];
+    // Where it is not known what one of them leads to, they may be the same.
+    const isSame = one?.words === other?.words && (!one?.target || !other?.target || one.target === other.target);
+    return isSame ? [] : [{ address: hex(frameToAddress(frame)), one: leafWords(one), other: leafWords(other) }];
   });
+}
+
+function leafWords(leaf: Leaf | undefined): string {
+  if (!leaf) return 'nothing';
+  return leaf.target === undefined ? leaf.words : `${leaf.words}, ${leaf.target}`;
 }

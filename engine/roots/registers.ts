@@ -117,11 +117,11 @@ export function writeRegister(machine: Machine, vcpu: Vcpu, register: RegisterNa
   const noFlush = register === 'cr3' && vcpu.mode.pcide && (value & CR3_NOFLUSH) !== 0n;
   if (!machine.mirror) checkPdptes(machine, vcpu, register, value);
   machine.setRegister(vcpu, register, noFlush ? value & ~CR3_NOFLUSH : value);
+  const [old, now] = [before[register], vcpu.registers[register]];
+  if (old !== now && MODE_REGISTERS.includes(register)) machine.count('modes.changed');
   // A real machine's KVM does its own part.
   if (machine.mirror) return;
   flushAsProcessor(machine, vcpu, register, before, noFlush);
-  const [old, now] = [before[register], vcpu.registers[register]];
-  if (old !== now && MODE_REGISTERS.includes(register)) machine.count('modes.changed');
   // KVM's roles follow when its software walks the guest's tables next (kvm_mmu_refresh_passthrough_bits).
   if (isUnseen) return;
   const reloads = ((old ^ now) & (register === 'cr0' ? PG : register === 'cr4' ? CR4_PDPTR : 0n)) !== 0n;
