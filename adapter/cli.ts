@@ -13,7 +13,7 @@ const USAGE = `usage:
       cannot run; --trace prints what KVM’s tracepoints would have recorded, of the emulator; --policy: what it does
       where KVM can do otherwise; --schedule: who makes the first steps there, as explore tells it (“vcpu0:56 vmm:14”);
       exits 3 when they cannot be made so
-  kvm-mmu compare FILE --policy NAME=VALUE,VALUE… [--json] [--max-steps N]
+  kvm-mmu compare FILE --policy NAME=VALUE,VALUE… [--policy OTHER=VALUE]... [--json] [--max-steps N]
   kvm-mmu compare FILE [--target emulator,kvm] [--kernel KERNEL]... [LAB] [--helper PATH] [--json] [--max-steps N]
       runs a scenario in the emulator under each policy, or on several targets (kernels in labs among them), and tells
       what each cost and in what the tables differ at the end; of targets what KVM's tracepoints tell is counted

@@ -5,6 +5,7 @@ import { type HelperPlace, thisMachine } from '../kvm/place.ts';
 import { Lab } from '../lab/boot.ts';
 import { runEmulated, runRecorded } from './compare-targets.ts';
 import { LAB_OPTIONS, labsOf, printerOf } from './lab-options.ts';
+import { readPolicies, type WrittenPolicies, withPolicies } from './policy-option.ts';
 import { fitsKvm } from './run-kvm.ts';
 import { readScenario, stepLimit } from './scenario-file.ts';
 import { readOptions, UsageError } from './usage.ts';
@@ -12,13 +13,14 @@ import { readOptions, UsageError } from './usage.ts';
 /** Differences that are shown of each vCPU's tables. */
 const DIFFERENCES_MOST = 20;
 const BAR = 40;
+/** Steps of each run unless told: a minute's work. */
+const STEPS_MOST = 20_000_000;
 
-/** `roots=today,before`: what is to be compared. */
-function choices(text: string | undefined): { readonly policy: string; readonly values: readonly string[] } {
-  const found = /^([\w-]+)=([\w-]+(?:,[\w-]+)+)$/.exec(text ?? '');
-  if (!found) throw new UsageError('compare takes --policy NAME=VALUE,VALUE…, such as --policy roots=today,before');
-  const [, policy, values] = found;
-  return { policy: policy!, values: values!.split(',') };
+/** `roots=today,before`: what is to be compared, and what is chosen for all. */
+function choices(written: readonly string[]): Required<WrittenPolicies> & { readonly compared: object } {
+  const { fixed, compared } = readPolicies(written, 'NAME=VALUE,VALUE…, such as --policy roots=today,before');
+  if (!compared) throw new UsageError('compare takes --policy NAME=VALUE,VALUE…, such as --policy roots=today,before');
+  return { fixed, compared };
 }
 
 /** `kvm-mmu compare`: one scenario under several policies, or on several targets. The exit status: 1 when it fails where it must not. */
@@ -27,7 +29,7 @@ export function compare(args: string[]): number | Promise<number> {
     args,
     allowPositionals: true,
     options: {
-      policy: { type: 'string' },
+      policy: { type: 'string', multiple: true },
       target: { type: 'string' },
       helper: { type: 'string' },
       ...LAB_OPTIONS,
@@ -37,20 +39,23 @@ export function compare(args: string[]): number | Promise<number> {
   });
   const [path] = positionals;
   if (path === undefined || positionals.length > 1) throw new UsageError('compare takes one file');
-  const limit = stepLimit(values['max-steps']);
+  const limit = stepLimit(values['max-steps'], STEPS_MOST);
   const ofTargets = values.target !== undefined || values.kernel !== undefined;
   if (ofTargets && values.policy !== undefined)
     throw new UsageError('compare takes --policy, or --target and --kernel: a real KVM has no policies to choose');
-  const wanted = ofTargets ? targets(values) : choices(values.policy);
+  if (values.kernel === undefined && (values.param !== undefined || values.modules !== undefined))
+    throw new UsageError('--param and --modules are for labs: say --kernel, too');
+  const wanted = ofTargets ? targets(values) : choices(values.policy ?? []);
   const program = readScenario(path);
   if (!program) return 2;
   const finish = ({ answer, outcomes }: Compared): number => {
     tell(path, answer, outcomes, values.json === true);
     return answer.columns.every(({ ok }) => ok) ? 0 : 1;
   };
-  if ('policy' in wanted) {
+  if ('compared' in wanted) {
+    const { fixed, compared } = wanted;
     try {
-      return finish(comparePolicies(program, wanted.policy, wanted.values, limit));
+      return finish(comparePolicies(withPolicies(program, fixed), compared.policy, compared.values, limit));
     } catch (error) {
       return refused(path, error);
     }
@@ -67,7 +72,7 @@ interface Compared {
 /** Runs that cannot be made; other errors are faults of ours. */
 function refused(path: string, error: unknown): number {
   if (error instanceof RangeError) throw new UsageError(error.message);
-  const ends = error instanceof EndlessRun ? ': give --max-steps, or end its loops' : '';
+  const ends = error instanceof EndlessRun ? ': give a larger --max-steps, or end its loops' : '';
   console.error(`${path}, ${(error as Error).message}${ends}`);
   return 3;
 }

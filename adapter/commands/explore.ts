@@ -10,16 +10,16 @@ import {
 } from '../../engine/explore/explore.ts';
 import { scheduleText } from '../../engine/explore/schedule-text.ts';
 import { MachineError } from '../../engine/machine.ts';
-import { DEFAULT_POLICIES, type Ordering, POLICY_VALUES } from '../../engine/policies.ts';
+import { DEFAULT_POLICIES, type Ordering } from '../../engine/policies.ts';
 import type { Expectation, Program } from '../../engine/program.ts';
-import { type ChosenPolicy, withPolicy } from './policy-option.ts';
+import { type ChosenPolicy, readPolicies, withPolicies } from './policy-option.ts';
 import { readScenario } from './scenario-file.ts';
 import { readOptions, UsageError } from './usage.ts';
 
 interface Row {
   /** What was chosen, as it is shown: `O1 rfc-v8`; empty where nothing was. */
   readonly name: string;
-  readonly chosen?: ChosenPolicy;
+  readonly chosen: readonly ChosenPolicy[];
   readonly program: Program;
   readonly found: Exploration;
 }
@@ -30,7 +30,7 @@ export function explore(args: string[]): number {
     args,
     allowPositionals: true,
     options: {
-      policy: { type: 'string' },
+      policy: { type: 'string', multiple: true },
       'max-states': { type: 'string' },
       unreduced: { type: 'boolean' },
       json: { type: 'boolean' },
@@ -44,7 +44,7 @@ export function explore(args: string[]): number {
   const program = readScenario(path);
   if (!program) return 2;
   const rows: Row[] = [];
-  for (const variant of variants(program, values.policy)) {
+  for (const variant of variants(program, values.policy ?? [])) {
     try {
       rows.push({ ...variant, found: exploreAll(variant.program, { maxStates, reduce: !values.unreduced }) });
     } catch (error) {
@@ -63,26 +63,27 @@ export function explore(args: string[]): number {
 }
 
 /** The program under each value of a policy, or as it is. */
-function variants(program: Program, written: string | undefined): Omit<Row, 'found'>[] {
-  if (written === undefined) return [{ name: '', program }];
-  const found = /^([\w-]+)=([\w-]+(?:,[\w-]+)*)$/.exec(written);
-  if (!found) throw new UsageError('--policy takes NAME=VALUE,VALUE… or NAME=all, such as --policy conversion=all');
-  const [, policy, list] = found as unknown as [string, string, string];
-  const all: Readonly<Record<string, readonly string[]>> = POLICY_VALUES;
-  // An unknown policy has no values: it is refused by its name.
-  const values = list === 'all' ? (all[policy] ?? ['']) : list.split(',');
+function variants(program: Program, written: readonly string[]): Omit<Row, 'found'>[] {
+  const form = 'NAME=VALUE,VALUE… or NAME=all, such as --policy conversion=all';
+  const { fixed, compared } = readPolicies(written, form);
+  // One value alone has its name in the table, too.
+  const { policy, values } = compared ?? (fixed.length === 1 ? { ...fixed[0]!, values: [fixed[0]!.value] } : NO_POLICY);
+  if (policy === '') return [{ name: '', chosen: fixed, program: withPolicies(program, fixed) }];
   return values.map((value) => {
-    const chosen = { policy, value };
-    const variant = withPolicy(program, chosen);
-    const id = policy === 'conversion' ? `${ORDERING_SPECS[value as Ordering].id} ` : '';
-    return { name: `${id}${value}`, chosen, program: variant };
+    const chosen = [...(compared ? fixed : []), { policy, value }];
+    const id = policy === 'conversion' ? `${ORDERING_SPECS[value as Ordering]?.id} ` : '';
+    return { name: `${id}${value}`, chosen, program: withPolicies(program, chosen) };
   });
 }
+
+const NO_POLICY = { policy: '', values: [] };
+
+const policyWords = ({ policy, value }: ChosenPolicy): string => `${policy}=${value}`;
 
 /** The command that runs a schedule. */
 function commandOf(path: string, { chosen, program }: Row, { schedule }: Outcome): string {
   const words = ['kvm-mmu run', /^[\w./+-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`];
-  if (chosen) words.push(`--policy ${chosen.policy}=${chosen.value}`);
+  words.push(...chosen.map((each) => `--policy ${policyWords(each)}`));
   // What is so from the beginning needs none.
   if (schedule.steps > 0) words.push(`--schedule "${scheduleText(program, schedule)}"`);
   return words.join(' ');
@@ -236,7 +237,7 @@ function asJson(path: string, row: Row): unknown {
   const { states, transitions, complete, outcomes, unjudged } = found;
   return {
     name,
-    ...(chosen ? { policy: `${chosen.policy}=${chosen.value}` } : {}),
+    ...(chosen.length > 0 ? { policy: chosen.map(policyWords).join(' ') } : {}),
     policies: program.machine.policies ?? DEFAULT_POLICIES,
     states,
     transitions,
@@ -249,7 +250,7 @@ function asJson(path: string, row: Row): unknown {
         broken: isBroken(event),
         text,
         ...(line === undefined ? {} : { line }),
-        ...(chosen ? { policy: `${chosen.policy}=${chosen.value}` } : {}),
+        ...(chosen.length > 0 ? { policy: chosen.map(policyWords).join(' ') } : {}),
         schedule: scheduleText(program, schedule),
         command: commandOf(path, row, outcome),
         switches: schedule.switches,

@@ -7,7 +7,7 @@ import { hashTables } from '../../engine/pgtable/hash.ts';
 import { PgtableError } from '../../engine/pgtable/tables.ts';
 import { Run } from '../../engine/run.ts';
 import { thisMachine } from '../kvm/place.ts';
-import { withPolicies } from './policy-option.ts';
+import { readPolicies, withPolicies } from './policy-option.ts';
 import { runAndTell } from './run-kvm.ts';
 import { readScenario, stepLimit } from './scenario-file.ts';
 import { readOptions, UsageError } from './usage.ts';
@@ -44,7 +44,9 @@ export function run(args: string[]): number | Promise<number> {
     throw new UsageError('--schedule is for the emulator: who runs on KVM the host’s scheduler decides');
   if (target === 'kvm')
     return runAndTell({ path, program: written, limit, json: values.json === true }, thisMachine(values.helper));
-  const program = withPolicies(written, values.policy ?? []);
+  const { fixed, compared } = readPolicies(values.policy ?? [], 'NAME=VALUE here, such as --policy conversion=rfc-v8');
+  if (compared) throw new UsageError(`--policy ${compared.policy}: a run has one value; kvm-mmu compare takes more`);
+  const program = withPolicies(written, fixed);
   let session: Run;
   try {
     const plan = values.schedule === undefined ? [] : parseSchedule(program, values.schedule);
@@ -61,7 +63,7 @@ export function run(args: string[]): number | Promise<number> {
     return 3;
   }
   if (!session.runToEnd(limit - session.machine.steps)) {
-    console.error(`${path}: still running after ${limit} steps: give --max-steps, or end its loops`);
+    console.error(`${path}: still running after ${limit} steps: give a larger --max-steps, or end its loops`);
     return 3;
   }
   const { machine } = session;

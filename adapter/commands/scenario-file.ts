@@ -17,9 +17,9 @@ export function readScenario(path: string): Program | undefined {
   return program;
 }
 
-/** `--max-steps`. @throws UsageError */
-export function stepLimit(written: string | undefined): number {
-  const limit = written === undefined ? 100_000_000 : Number(written);
+/** `--max-steps`. @param most where it is not given @throws UsageError */
+export function stepLimit(written: string | undefined, most = 100_000_000): number {
+  const limit = written === undefined ? most : Number(written);
   if (!Number.isInteger(limit) || limit < 1)
     throw new UsageError(`--max-steps must be a whole number above 0, not ${written}`);
   return limit;

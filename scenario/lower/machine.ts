@@ -58,6 +58,7 @@ export function lowerMachine(machines: readonly Ast.Machine[], problems: Problem
   let policies = DEFAULT_POLICIES;
   let sanitize = false;
   let vm: VmType | undefined;
+  const policyItems = new Map<string, Ast.Policy>();
   let memoryFault: 'convert' | 'stop' | undefined;
   const ranges: (NonNullable<MachineConfig['privateRanges']>[number] & { readonly item: Ast.PrivateMemory })[] = [];
   for (const item of machine.items) {
@@ -75,6 +76,10 @@ export function lowerMachine(machines: readonly Ast.Machine[], problems: Problem
       continue;
     }
     if (item.$type === 'Policy') {
+      const earlier = policyItems.get(item.subject);
+      if (earlier)
+        problems.error(item, `policy ${item.subject} is given twice: it is on line ${spanOf(earlier).line} already`);
+      policyItems.set(item.subject, item);
       const chosen = choosePolicy(policies, item.subject, item.value ?? '');
       if ('error' in chosen) problems.error(item, chosen.error);
       else policies = chosen;

@@ -143,7 +143,12 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
     }
     case 'Invept': {
       if (context.machine.second !== 'ept')
-        return problems.error(node, 'invept: only VMX has it; with NPT KVM synchronizes at every VMRUN');
+        return problems.error(
+          node,
+          context.machine.second === 'npt'
+            ? 'invept: only VMX has it; with NPT KVM synchronizes at every VMRUN'
+            : 'invept: only VMX has it, with EPT; there is none behind shadow paging',
+        );
       if (node.all) return { kind: 'invept', span };
       const nested = nestedName(node.nested, context, problems);
       return nested === undefined ? undefined : { kind: 'invept', nested, span };
@@ -265,6 +270,11 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
       return problems.error(node, `unknown mistake ${node.name}; there are: ${Object.keys(INJECTIONS).join(', ')}`);
     }
     case 'Poke': {
+      if (context.machine.second === 'shadow')
+        return problems.error(
+          node,
+          'poke: shadow tables are not for guest-physical addresses; it is for second-stage tdp',
+        );
       const gpa = constant(node.gpa, 'gpa', problems);
       const level = lowerLevel(node.level, context.machine.secondLevels ?? 4, problems);
       const value = lowerExpression(node.value, problems, names);

@@ -37,7 +37,7 @@ test('toggling CR0.WP: Linux 5.15 builds everything anew each time, the series f
     before!.counters['sptes.changed']! < 10 * toggles,
     'a root that goes takes what is present along, and no more',
   );
-  assert.ok(today!.counters['exits']! < 10, 'with EPT CR0.WP is the guest’s own');
+  assert.ok(today!.counters.exits! < 10, 'with EPT CR0.WP is the guest’s own');
 });
 
 test('the copied quadrant is told by the tables that are left, address by address', () => {
@@ -59,6 +59,18 @@ test('what compare cannot take is named', () => {
     [
       ['examples/wp-toggle.mmu', '--policy', 'roots=today,never'],
       /policy roots cannot be never; it is today, before or posted/,
+    ],
+    [
+      ['examples/wp-toggle.mmu', '--policy', 'roots=today,before', '--policy', 'page-split=lazy,eager'],
+      /values of roots and of page-split cannot be compared at once/,
+    ],
+    [
+      ['examples/wp-toggle.mmu', '--policy', 'roots=today,before', '--policy', 'roots=posted'],
+      /--policy roots is given twice/,
+    ],
+    [
+      ['examples/wp-toggle.mmu', '--policy', 'roots=today,before', '--param', 'npt=0'],
+      /--param and --modules are for labs: say --kernel, too/,
     ],
     [['examples/wp-toggle.mmu', '--target', 'emulator'], /compare takes two targets or more/],
     [['examples/wp-toggle.mmu', '--target', 'emulator,qemu'], /--target must be of emulator and kvm, not qemu/],
@@ -86,4 +98,12 @@ test('a machine that cannot be made is told in words, by run and by compare', ()
   const compared = cli('compare', path, '--policy', 'roots=today,before');
   assert.equal(compared.status, 3);
   assert.match(compared.err, words);
+});
+
+test('a second policy is chosen for all', () => {
+  const split = (value: string): number[] =>
+    outcomes('examples/wp-toggle.mmu', '--policy', 'roots=today,before', '--policy', `page-split=${value}`).map(
+      ({ counters }) => counters['roots.built']!,
+    );
+  assert.deepEqual(split('lazy'), [1, 2001]);
 });

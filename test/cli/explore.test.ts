@@ -198,7 +198,7 @@ test('too many states, and what cannot be read', () => {
   for (const [args, words] of [
     [['--policy', 'conversion=o9'], /policy conversion cannot be o9; it is today, rfc-v8/],
     [['--policy', 'convrsion=today'], /unknown policy convrsion; there are/],
-    [['--policy', 'conversion=today,rfc-v8'], /--policy takes NAME=VALUE here/],
+    [['--policy', 'conversion=today,rfc-v8'], /--policy conversion: a run has one value; kvm-mmu compare takes more/],
     [['--policy', 'roots=today', '--policy', 'roots=before'], /--policy roots is given twice/],
     [['--policy', 'roots=today', '--target', 'kvm'], /--policy is for the emulator: a real KVM has no policies/],
     [['--schedule', ''], /--schedule: it is empty/],
