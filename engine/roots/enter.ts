@@ -108,14 +108,10 @@ export const vcpuEnterGuest = defineFunction<object>({
   steps: [
     {
       name: 'pending',
-      text: 'kvm_request_pending: mostly nobody has asked for anything',
-      run: (machine, task) => (machine.vcpu(task.vcpu).requests === 0 ? 'reload' : NEXT),
-    },
-    {
-      name: 'vm-dead',
-      text: 'KVM_REQ_VM_DEAD: KVM_RUN fails with -EIO, and will again',
+      text: 'kvm_request_pending: mostly nobody has asked for anything; of a VM that is dead (KVM_REQ_VM_DEAD) KVM_RUN fails',
       run(machine, task) {
-        if ((machine.vcpu(task.vcpu).requests & REQ_VM_DEAD) === 0) return NEXT;
+        const { requests } = machine.vcpu(task.vcpu);
+        if ((requests & REQ_VM_DEAD) === 0) return requests === 0 ? 'reload' : NEXT;
         machine.fail(task, 'KVM_RUN fails with -EIO: the VM is dead');
         return RETURNED;
       },
