@@ -23,19 +23,23 @@ import { listing, listings } from '../engine/queries/listing.ts';
 import { parseRequest, type ViewEvent } from '../engine/queries/protocol.ts';
 import type { FaultInfo } from '../engine/tdp/fault.ts';
 import { parseExpression } from '../scenario/index.ts';
-import { describeAddress, parseAddress, toHost } from './addresses.ts';
+import { describeAddress, type Located, parseAddress } from './addresses.ts';
 import { Breakpoints, currentFault, faultScope } from './breakpoints.ts';
+import { firstCapabilities, targetCapabilities } from './capabilities.ts';
 import { runCommand } from './console.ts';
+import { dataBreakpointInfo } from './data-breakpoints.ts';
 import { evaluateText } from './evaluate.ts';
+import { exceptionInfo } from './exception-info.ts';
+import { frameId, frameOf } from './frame-ids.ts';
 import { stackFrames } from './frames.ts';
-import { announcedFilters } from './kvm/filters.ts';
 import { type LaunchArguments, parseAttach, parseLaunch } from './launch.ts';
 import { loadTarget, type Say, type SessionHost } from './load.ts';
 import { readMemory, writeMemory } from './memory-requests.ts';
 import { RequestError } from './request-error.ts';
 import { LostError } from './rsp/packet.ts';
 import { setRegister } from './set-register.ts';
-import { breakableLines, listingName, listingSource } from './sources.ts';
+import { breakpointLocations, setSourceBreakpoints } from './source-breakpoints.ts';
+import { listingName, listingSource } from './sources.ts';
 import { describeStop, taskTitle } from './stops.ts';
 import type { GuestSide } from './targets/guest.ts';
 import type { Halt, Motion, Target, Watcher } from './targets/target.ts';
@@ -43,12 +47,6 @@ import { frameScopes, mirrorScopes, type Node } from './variables.ts';
 import { WantedBreakpoints } from './wanted-breakpoints.ts';
 import { Watches } from './watches.ts';
 import { withFrames } from './with-frames.ts';
-
-interface FrameRef {
-  readonly task: number;
-  /** Index in the task's stack; −1: the statement below it. */
-  readonly depth: number;
-}
 
 /** What a run without debugging stops at. */
 const NOTHING: Watcher = {
@@ -58,14 +56,6 @@ const NOTHING: Watcher = {
   range: () => undefined,
   admits: () => false,
   hit: () => [],
-};
-
-/** What the adapter can do only where vCPUs run real code. */
-const OF_GUESTS = {
-  supportsDisassembleRequest: true,
-  supportsSteppingGranularity: true,
-  supportsInstructionBreakpoints: true,
-  supportsFunctionBreakpoints: true,
 };
 
 const stopReasons: Record<StopAnswer['reason'], string> = {
@@ -118,26 +108,7 @@ export class KvmMmuSession extends DebugSession {
     args: DebugProtocol.InitializeRequestArguments,
   ): void {
     this.#showsProgress = args.supportsProgressReporting === true;
-    response.body = {
-      supportsConfigurationDoneRequest: true,
-      supportsConditionalBreakpoints: true,
-      supportsHitConditionalBreakpoints: true,
-      supportsLogPoints: true,
-      supportsEvaluateForHovers: true,
-      supportsClipboardContext: true,
-      supportsExceptionFilterOptions: true,
-      supportsExceptionInfoRequest: true,
-      supportsSetVariable: true,
-      supportsReadMemoryRequest: true,
-      supportsWriteMemoryRequest: true,
-      supportsRestartRequest: true,
-      supportsTerminateRequest: true,
-      supportsLoadedSourcesRequest: true,
-      supportsBreakpointLocationsRequest: true,
-      supportsDataBreakpoints: true,
-      supportsCompletionsRequest: false,
-      exceptionBreakpointFilters: announcedFilters(this.#host.onKvm),
-    };
+    response.body = firstCapabilities(this.#host.onKvm);
     this.sendResponse(response);
   }
 
@@ -159,11 +130,7 @@ export class KvmMmuSession extends DebugSession {
     if ('error' in launch) throw new RequestError(launch.error);
     this.#launch = launch;
     await this.#load();
-    const { capabilities, guest } = this.#need();
-    const filters = announcedFilters(guest?.recorded ? 'recording' : 'guest');
-    const ofGuests = { ...(guest?.recorded ? {} : OF_GUESTS), exceptionBreakpointFilters: filters };
-    const known = { supportsStepBack: capabilities.stepBack, ...(guest ? ofGuests : {}) };
-    this.sendEvent(new Event('capabilities', { capabilities: known }));
+    this.sendEvent(new Event('capabilities', { capabilities: targetCapabilities(this.#need()) }));
     this.sendEvent(new InitializedEvent());
   }
 
@@ -409,17 +376,6 @@ export class KvmMmuSession extends DebugSession {
     this.#stopped(stop, fault, halt.kind === 'matched' ? halt.match.ids : []);
   }
 
-  /** The same frame has the same id for as long as the session is stopped. */
-  #frameId(task: number, depth: number): number {
-    return (this.#stops % 1024) * 2 ** 20 + task * 2 ** 10 + depth + 2;
-  }
-
-  #frameRef(id: number): FrameRef | undefined {
-    const task = Math.floor(id / 2 ** 10) % 2 ** 10;
-    const depth = (id % 2 ** 10) - 2;
-    return id === this.#frameId(task, depth) ? { task, depth } : undefined;
-  }
-
   #stopped(stop: StopAnswer, fault: FaultInfo | undefined, hit: readonly number[] = []): void {
     const { machine } = this.#need();
     this.#stops++;
@@ -522,17 +478,11 @@ export class KvmMmuSession extends DebugSession {
     args: DebugProtocol.SetBreakpointsArguments,
   ): void {
     this.#answer(response, async () => {
-      if (!args.source) throw new RequestError('setBreakpoints needs a source');
-      const wanted = args.breakpoints ?? [];
-      const { guest } = this.#need();
-      const fn = guest ? undefined : listingName(args.source);
-      response.body = {
-        breakpoints: guest
-          ? await guest.setLines(args.source.path ?? '', wanted)
-          : fn === undefined
-            ? this.#setLines(args.source, wanted)
-            : this.#wanted.setSteps(fn, wanted),
-      };
+      const { source, breakpoints: wanted = [] } = args;
+      if (!source) throw new RequestError('setBreakpoints needs a source');
+      const target = this.#need();
+      const breakpoints = await setSourceBreakpoints(target, this.#wanted, this.#launch!.program, source, wanted);
+      response.body = { breakpoints };
     });
   }
 
@@ -564,34 +514,12 @@ export class KvmMmuSession extends DebugSession {
     });
   }
 
-  #setLines(
-    source: DebugProtocol.Source,
-    wanted: readonly DebugProtocol.SourceBreakpoint[],
-  ): DebugProtocol.Breakpoint[] {
-    const { machine, capabilities } = this.#need();
-    const { program } = this.#launch!;
-    if (!capabilities.run) return wanted.map(() => ({ verified: false, message: capabilities.why.run! }));
-    if (source.path !== program)
-      return wanted.map(() => ({ verified: false, message: `this session debugs ${program}` }));
-    return this.#wanted.setLines(breakableLines(machine), wanted);
-  }
-
   protected override breakpointLocationsRequest(
     response: DebugProtocol.BreakpointLocationsResponse,
     args: DebugProtocol.BreakpointLocationsArguments,
   ): void {
     this.#answer(response, () => {
-      const { guest, machine } = this.#need();
-      const fn = listingName(args.source);
-      const lines = guest
-        ? guest.breakableLines(args.source.path ?? '')
-        : fn === undefined
-          ? breakableLines(machine)
-          : listing(fn).stepLines;
-      const end = args.endLine ?? args.line;
-      response.body = {
-        breakpoints: lines.filter((line) => line >= args.line && line <= end).map((line) => ({ line })),
-      };
+      response.body = { breakpoints: breakpointLocations(this.#need(), args) };
     });
   }
 
@@ -610,26 +538,10 @@ export class KvmMmuSession extends DebugSession {
     args: DebugProtocol.DataBreakpointInfoArguments,
   ): void {
     this.#answer(response, () => {
-      const { capabilities, guest } = this.#need();
-      const never = guest ? 'KVM does not tell of single writes: "trap GPA SIZE write" stops at the next' : undefined;
-      if (!capabilities.run || never !== undefined) {
-        response.body = { dataId: null, description: never ?? capabilities.why.run! };
-        return;
-      }
-      const nodes = args.variablesReference ? (this.#variables.get(args.variablesReference)?.() ?? []) : [];
-      const text =
-        nodes.find((node) => node.name === args.name)?.memoryReference ??
-        (args.variablesReference ? undefined : args.name);
-      const { machine } = this.#need();
-      const located = text === undefined ? undefined : parseAddress(text, 'gva', this.#focusedVcpu());
-      const host = located && toHost(machine, located);
-      response.body = host
-        ? {
-            dataId: `${host.pfn * 512 + (host.offset >> 3)}`,
-            description: `8 bytes at ${text}`,
-            accessTypes: ['write'],
-          }
-        : { dataId: null, description: `${args.name} has no place in memory` };
+      const { name, variablesReference } = args;
+      const nodes = variablesReference ? (this.#variables.get(variablesReference) ?? (() => [])) : undefined;
+      const locate = (text: string): Located | undefined => parseAddress(text, 'gva', this.#focusedVcpu());
+      response.body = dataBreakpointInfo(this.#need(), name, nodes, locate);
     });
   }
 
@@ -646,31 +558,7 @@ export class KvmMmuSession extends DebugSession {
     this.#answer(response, () => {
       const stop = this.#stop;
       if (!stop) throw new RequestError('the session has not stopped');
-      const { fault } = stop;
-      response.body = {
-        exceptionId: fault
-          ? {
-              guest: 'Guest #PF',
-              violation: secondStageFault(this.#need().machine),
-              misconfiguration: 'EPT misconfiguration',
-              mmio: 'MMIO',
-              nested: 'Nested VM exit',
-              rmp: 'RMP fault',
-            }[fault.kind]
-          : stop.reason,
-        description: stop.sentence,
-        breakMode: 'always',
-        details: {
-          message: stop.sentence,
-          ...(fault
-            ? {
-                typeName: fault.kind,
-                evaluateName: fault.gpa === undefined ? `gva:${fault.gva}` : `gpa:${fault.gpa}`,
-                stackTrace: `error code ${fault.errorWords}`,
-              }
-            : {}),
-        },
-      };
+      response.body = exceptionInfo(stop, () => this.#need().machine);
     });
   }
 
@@ -690,7 +578,12 @@ export class KvmMmuSession extends DebugSession {
     this.#answer(response, () => {
       const target = this.#stoppedTarget();
       const task = this.#task(args.threadId);
-      const frames = stackFrames(target, task, (depth) => this.#frameId(task.id, depth), this.#programSource());
+      const frames = stackFrames(
+        target,
+        task,
+        (depth) => frameId(this.#stops, { task: task.id, depth }),
+        this.#programSource(),
+      );
       const start = args.startFrame ?? 0;
       const end = args.levels ? start + args.levels : undefined;
       response.body = { stackFrames: frames.slice(start, end), totalFrames: frames.length };
@@ -702,7 +595,7 @@ export class KvmMmuSession extends DebugSession {
       response,
       () => {
         const { machine, guest, about } = this.#stoppedTarget();
-        const ref = this.#frameRef(args.frameId);
+        const ref = frameOf(this.#stops, args.frameId);
         if (!ref) throw new RequestError('this frame belongs to an earlier stop');
         const task = machine.task(ref.task);
         const scopes = guest
@@ -810,7 +703,7 @@ export class KvmMmuSession extends DebugSession {
 
   #focusedTask(frameId: number | undefined): Task {
     const { machine } = this.#need();
-    const ref = frameId === undefined ? undefined : this.#frameRef(frameId);
+    const ref = frameId === undefined ? undefined : frameOf(this.#stops, frameId);
     return machine.task(ref?.task ?? this.#stop?.task ?? 0);
   }
 
@@ -942,11 +835,6 @@ export class KvmMmuSession extends DebugSession {
       this.#go({ kind: 'release', lock, task: owner.id });
     });
   }
-}
-
-function secondStageFault({ mirror, config }: Machine): string {
-  if (mirror) return 'Second-stage fault';
-  return { ept: 'EPT violation', npt: 'NPT fault', shadow: 'Fault on shadow tables' }[config.second];
 }
 
 function isFaultInfo(value: unknown): value is FaultInfo {

@@ -1,21 +1,15 @@
 import { type AsyncPf, newAsyncPf } from './async-pf/queue.ts';
 import type { Hazard } from './attributes/hazards.ts';
 import { type Conversion, MemoryAttributes, type VmType } from './attributes/state.ts';
-import type { AttributeRun } from './attributes/store.ts';
 import { flatten, type Instruction } from './code.ts';
 import { COUNTERS, type CounterName } from './counters.ts';
-import { Format, TABLE } from './formats/compile.ts';
-import { EPT, EPT_5, nestedEpt } from './formats/ept.ts';
+import { type Format, TABLE } from './formats/compile.ts';
 import type { Feature } from './formats/format.ts';
-import { NPT, NPT_5 } from './formats/npt.ts';
-import { SHADOW, SHADOW_5, SHADOW_PAE } from './formats/shadow.ts';
-import { permissionBitmaps } from './guest/permission.ts';
 import {
   changeProblem,
   type GuestCpu,
   LONG_MODE,
   PAGING_REGISTERS,
-  pagingMode,
   REGISTERS,
   RegisterError,
   type RegisterName,
@@ -24,10 +18,11 @@ import {
   UNPAGED,
 } from './guest/registers.ts';
 import type { WalkMemory } from './guest/walk.ts';
-import { Kind, Log, type LogEntry } from './history/log.ts';
+import { applyCpu, applyGuestMode, applyMmu, applyRegisters } from './hardware-view.ts';
+import { Kind, Log } from './history/log.ts';
+import { takeBack } from './history/undo.ts';
 import type { Injection } from './injections.ts';
 import { roleField } from './kernel/role.ts';
-import type { IndexChange } from './logged-map.ts';
 import { backingPfn, frameRange, type Memslot, Memslots, newBacking } from './memory/memslots.ts';
 import { PhysicalMemory } from './memory/physical.ts';
 import { type TlbEntry, tlbSpan } from './memory/tlb.ts';
@@ -37,10 +32,12 @@ import { LOCKS, type LockName, type Task } from './operation.ts';
 import { DEFAULT_POLICIES, type Policies } from './policies.ts';
 import type { MachineConfig, Program, SlotConfig } from './program.ts';
 import type { Mmu } from './roots/mmu.ts';
+import { SecondFormats } from './second-formats.ts';
 import { ShadowMmu, type ShadowState } from './shadow/state.ts';
+import { TableFrames, type TakenFrame } from './table-frames.ts';
 import type { MmuPage } from './tdp/mmu-page.ts';
 import { emptyEntry } from './tdp/spte.ts';
-import { type GuestMode, MMUS, type MmuName, Vcpu } from './vcpu.ts';
+import { type GuestMode, MMUS, Vcpu } from './vcpu.ts';
 
 /** KVM's tables take host frames from here up; guest memory lies above. */
 const TABLE_FRAMES = 0x1000;
@@ -115,6 +112,8 @@ export class Machine {
   readonly log: Log;
   /** What CPUID says to the guests. */
   cpu: GuestCpu;
+  /** How KVM's tables are read, by the level of their root; `secondFormat`: those of the machine's own levels. */
+  readonly formats: SecondFormats;
   readonly secondFormat: Format;
   readonly policies: Policies;
   readonly vcpus: Vcpu[] = [];
@@ -125,9 +124,8 @@ export class Machine {
   readonly shadow = new ShadowMmu();
   /** Private and shared memory. */
   readonly attributes = new MemoryAttributes();
-  /** By the level of their root. */
-  readonly #shadowFormats: Readonly<Record<number, Format>>;
-  readonly #withoutAccessedDirty: Readonly<Record<number, Format>>;
+  /** Where KVM's tables lie. */
+  readonly tableFrames = new TableFrames(TABLE_FRAMES);
   #dummyRoot: Pfn = -1;
   locks: LockState[] = LOCKS.map(() => ({ writer: -1, readers: [] }));
   invalidation: InvalidationState = { seq: 0, inProgress: 0, start: 0, end: 0 };
@@ -141,8 +139,6 @@ export class Machine {
   readonly guestRoots = new Map<string, Gfn>();
   /** Task on whose behalf the log is written. */
   acting = USER_TASK;
-  #nextTable: Pfn = TABLE_FRAMES;
-  readonly #freeTables: Pfn[] = [];
 
   constructor(program: Program, logLimit = 1 << 20, mirror?: Mirror) {
     this.program = program;
@@ -151,34 +147,14 @@ export class Machine {
     this.config = program.machine;
     this.policies = program.machine.policies ?? DEFAULT_POLICIES;
     this.log = new Log(logLimit);
-    const { maxPhyAddr, features, second } = this.config;
+    const { maxPhyAddr, features } = this.config;
     const wide = this.config.secondLevels === 5;
     const privacy: readonly Feature[] =
       { snp: ['c-bit' as const], tdx: [wide ? ('shared-51' as const) : ('shared-47' as const)] }[this.vm as string] ??
       [];
     this.cpu = { maxPhyAddr, features: new Set([...features, ...privacy]) };
-    const hostFeatures = new Set<Feature>([...features, 'nx']);
-    if (second === 'npt') hostFeatures.add('amd');
-    const five = this.config.secondLevels === 5;
-    const spec = { ept: five ? EPT_5 : EPT, npt: five ? NPT_5 : NPT, shadow: SHADOW }[second];
-    const options = { maxPhyAddr, features: hostFeatures };
-    this.secondFormat = new Format(spec, options);
-    const specs = {
-      ept: { 4: EPT, 5: EPT_5 },
-      npt: { 4: NPT, 5: NPT_5 },
-      shadow: { 3: SHADOW_PAE, 4: SHADOW, 5: SHADOW_5 },
-    }[second];
-    this.#shadowFormats = Object.fromEntries(
-      Object.entries(specs).map(([level, each]) => [
-        level,
-        each === spec ? this.secondFormat : new Format(each, options),
-      ]),
-    );
-    // Of the processor, where EPTP12 has it keep no accessed and dirty bits.
-    this.#withoutAccessedDirty =
-      second === 'ept'
-        ? { 4: new Format(nestedEpt(EPT, false), options), 5: new Format(nestedEpt(EPT_5, false), options) }
-        : {};
+    this.formats = new SecondFormats(this.config);
+    this.secondFormat = this.formats.main;
     this.code = program.tasks.map(flatten);
     this.small = {
       tasks: [],
@@ -485,32 +461,7 @@ export class Machine {
       lowWord(registers[name]),
       highWord(registers[name]),
     );
-    this.#applyRegister(vcpu, registers);
-  }
-
-  #applyRegister(vcpu: Vcpu, registers: Registers): void {
-    vcpu.registers = registers;
-    vcpu.mode = pagingMode(registers, this.cpu, vcpu.mmu.pdptrs);
-    this.#applyShadowMode(vcpu);
-  }
-
-  /**
-   * With shadow paging the processor itself walks KVM's tables, by the guest's CR4 but always with CR0.WP and EFER.NXE; those tables,
-   * and not the guest's, are what it knows.
-   */
-  #applyShadowMode(vcpu: Vcpu): void {
-    if (this.config.second !== 'shadow') return;
-    const { mode, root } = vcpu;
-    const protection = { ...mode, wp: true, nxe: true, pke: false, pdptrs: undefined };
-    vcpu.shadowed = {
-      ...protection,
-      paging: true,
-      format: this.shadowFormat(vcpu.mmu),
-      rootGfn: Math.max(root, 0),
-      rootEntry: 0,
-      reportsFetch: true,
-      permissions: permissionBitmaps(protection),
-    };
+    applyRegisters(this, vcpu, registers);
   }
 
   fillTlb(vcpu: Vcpu, entry: TlbEntry): void {
@@ -559,12 +510,7 @@ export class Machine {
     this.append(Kind.CPUID, 0, 0, 0, 0, 0, { before: this.cpu, after: cpu });
     // Reserved bits are worked out with the roles: where those are not marked invalid, the old ones stay.
     if (stays) this.cpu = cpu;
-    else this.#applyCpu(cpu);
-  }
-
-  #applyCpu(cpu: GuestCpu): void {
-    this.cpu = cpu;
-    for (const vcpu of this.vcpus) this.#applyRegister(vcpu, vcpu.registers);
+    else applyCpu(this, cpu);
   }
 
   /** Changes fields of a vCPU's MMU: its roles, its root, the roots before. */
@@ -572,29 +518,7 @@ export class Machine {
     const before = vcpu.mmus[which];
     const after = { ...before, ...change };
     this.append(Kind.MMU, vcpu.id, MMUS.indexOf(which), 0, 0, 0, { before, after });
-    this.#applyMmu(vcpu, which, after);
-  }
-
-  #applyMmu(vcpu: Vcpu, which: MmuName, mmu: Mmu): void {
-    const { pdptrs } = vcpu.mmus[which];
-    vcpu.mmus = { ...vcpu.mmus, [which]: mmu };
-    if (mmu.pdptrs !== pdptrs && which === vcpu.active) vcpu.mode = pagingMode(vcpu.registers, this.cpu, mmu.pdptrs);
-    this.#applyRoot(vcpu);
-  }
-
-  /** What the processor walks follows from the active MMU. */
-  #applyRoot(vcpu: Vcpu): void {
-    const { second } = this.config;
-    const { root, mmu } = vcpu;
-    this.#applyShadowMode(vcpu);
-    if (root < 0) vcpu.second = undefined;
-    else if (second !== 'shadow') {
-      const level = roleField(mmu.rootRole, 'level');
-      const withoutBits = roleField(mmu.rootRole, 'ad_disabled') === 1 ? this.#withoutAccessedDirty[level] : undefined;
-      vcpu.second = { kind: second, format: withoutBits ?? this.shadowFormat(mmu), root };
-      const secure = mmu.mirrorRoot < 0 ? undefined : this.page(mmu.mirrorRoot).external;
-      vcpu.secure = secure === undefined || second !== 'ept' ? undefined : { ...vcpu.second, root: secure };
-    }
+    applyMmu(this, vcpu, which, after);
   }
 
   /** Lets a vCPU enter system-management mode, or come out, with the registers that it then has. */
@@ -602,7 +526,7 @@ export class Machine {
     const before = { smm: vcpu.smm, registers: vcpu.registers };
     this.append(Kind.SMM, vcpu.id, 0, 0, 0, 0, { before, after: { smm, registers } });
     vcpu.smm = smm;
-    this.#applyRegister(vcpu, registers);
+    applyRegisters(this, vcpu, registers);
   }
 
   /** Lets a vCPU enter a nested guest, or come out, with the registers that it then has. */
@@ -615,14 +539,7 @@ export class Machine {
     const before = { guestMode: vcpu.guestMode, registers: vcpu.registers, saved: vcpu.saved };
     const after = { guestMode, registers, saved };
     this.append(Kind.GUEST_MODE, vcpu.id, 0, 0, 0, 0, { before, after });
-    this.#applyGuestMode(vcpu, after);
-  }
-
-  #applyGuestMode(vcpu: Vcpu, { guestMode, registers, saved }: Pick<Vcpu, 'guestMode' | 'registers' | 'saved'>): void {
-    vcpu.guestMode = guestMode;
-    vcpu.saved = saved;
-    this.#applyRegister(vcpu, registers);
-    this.#applyRoot(vcpu);
+    applyGuestMode(this, vcpu, after);
   }
 
   setRequests(vcpu: Vcpu, requests: number): void {
@@ -666,11 +583,10 @@ export class Machine {
     return page;
   }
 
-  #takeFrame(): { readonly pfn: Pfn; readonly recycled: boolean } {
-    const recycled = this.#freeTables.pop();
-    const pfn = recycled ?? this.#nextTable++;
-    if (pfn >= FIRST_BACKING_FRAME) throw new MachineError('KVM has no host frame left for its tables');
-    return { pfn, recycled: recycled !== undefined };
+  #takeFrame(): TakenFrame {
+    const taken = this.tableFrames.take();
+    if (taken.pfn >= FIRST_BACKING_FRAME) throw new MachineError('KVM has no host frame left for its tables');
+    return taken;
   }
 
   /** A frame of KVM's that is none of its tables, all zeros. */
@@ -684,7 +600,7 @@ export class Machine {
   freeFrameOfTables(pfn: Pfn): void {
     this.append(Kind.FRAME_FREE, pfn, 0, 0, 0, 0, this.memory.page(pfn).slice());
     this.memory.drop(pfn);
-    this.#freeTables.push(pfn);
+    this.tableFrames.give(pfn);
   }
 
   freeTable(pfn: Pfn): void {
@@ -692,7 +608,7 @@ export class Machine {
     this.append(Kind.TABLE_FREE, pfn, 0, 0, 0, 0, { page, content: this.memory.page(pfn) });
     this.pages.delete(pfn);
     this.memory.drop(pfn);
-    this.#freeTables.push(pfn);
+    this.tableFrames.give(pfn);
     if (page.external !== undefined) this.freeFrameOfTables(page.external);
     this.count(page.parent < 0 && !page.shadow ? 'roots.freed' : 'tables.freed');
   }
@@ -725,14 +641,14 @@ export class Machine {
 
   /** How the tables below a vCPU's shadow root are read. */
   shadowFormat({ rootRole }: Mmu): Format {
-    return this.#shadowFormats[roleField(rootRole, 'level')] ?? this.#shadowFormats[3] ?? this.secondFormat;
+    return this.formats.ofRoot(roleField(rootRole, 'level'));
   }
 
   /** How one of KVM's tables is read, and its level; those behind `pae_root` are of level 3. */
   tableFormat(pfn: Pfn): Format {
     const page = this.pages.get(pfn);
-    if (!page) return this.#shadowFormats[3]!;
-    return page.level === 5 && page.shadow ? this.#shadowFormats[5]! : this.secondFormat;
+    if (!page) return this.formats.pae!;
+    return page.level === 5 && page.shadow ? this.formats.ofRoot(5) : this.secondFormat;
   }
 
   /** Whether the TDP MMU maps guest memory; shadow pages are then those of nested guests alone. */
@@ -783,7 +699,7 @@ export class Machine {
     if (root.pfn < 0 || root.pfn !== paeRoot) return root.pfn < 0 ? [] : [root.pfn];
     return [0, 1, 2, 3].flatMap((index) => {
       const [lo, hi] = this.entryWords(paeRoot, index);
-      return (lo & 1) === 0 ? [] : [this.#shadowFormats[3]!.frame(3, lo, hi)];
+      return (lo & 1) === 0 ? [] : [this.formats.pae!.frame(3, lo, hi)];
     });
   }
 
@@ -795,7 +711,7 @@ export class Machine {
 
   /** @param table −1 for none (INVALID_PAE_ROOT) */
   setPaeRoot(paeRoot: Pfn, index: number, table: Pfn): void {
-    const format = this.#shadowFormats[3]!;
+    const format = this.formats.pae!;
     const [lo, hi] = table < 0 ? [0, 0] : [(format.frameLo(table) | 1) >>> 0, format.frameHi(table)];
     this.setSpte(paeRoot, index, lo, hi, false);
   }
@@ -803,7 +719,7 @@ export class Machine {
   freePaeRoots(paeRoot: Pfn, put: (table: Pfn) => void): void {
     for (let index = 0; index < 4; index++) {
       const [lo, hi] = this.entryWords(paeRoot, index);
-      if ((lo & 1) !== 0) put(this.#shadowFormats[3]!.frame(3, lo, hi));
+      if ((lo & 1) !== 0) put(this.formats.pae!.frame(3, lo, hi));
       this.setPaeRoot(paeRoot, index, -1);
     }
   }
@@ -915,112 +831,8 @@ export class Machine {
   /** Takes back every log entry from `position` on, and forgets it. Small state is the caller's to restore. */
   undoTo(position: number): void {
     if (position < this.log.first) throw new MachineError(`history before log position ${this.log.first} is forgotten`);
-    for (let at = this.log.length - 1; at >= position; at--) this.#undo(this.log.at(at));
+    for (let at = this.log.length - 1; at >= position; at--) takeBack(this, this.log.at(at));
     this.log.truncate(position);
-  }
-
-  #undo(entry: LogEntry): void {
-    // Each object was appended by the method for its kind above, with the shape that is read back here.
-    switch (entry.kind) {
-      case Kind.MEMORY:
-      case Kind.ENTRY_BITS:
-      case Kind.SPTE:
-      case Kind.SPTE_UNTRACED:
-      case Kind.TRANSLATION: {
-        const page = this.memory.writable(Math.floor(entry.address / 512));
-        const word = 2 * (entry.address % 512);
-        page[word] = entry.oldLo;
-        page[word + 1] = entry.oldHi;
-        break;
-      }
-      case Kind.REGISTER: {
-        const vcpu = this.vcpu(Math.floor(entry.address / 16));
-        this.#applyRegister(vcpu, {
-          ...vcpu.registers,
-          [REGISTERS[entry.address % 16]!]: toBigint(entry.oldLo, entry.oldHi),
-        });
-        break;
-      }
-      case Kind.SLOTS:
-        this.slots = (entry.object as { before: Memslots }).before;
-        break;
-      case Kind.TLB_FILL:
-      case Kind.TLB_DROP:
-        this.vcpu(entry.address).tlb.set(entry.oldLo, (entry.object as { old: TlbEntry | undefined }).old);
-        break;
-      case Kind.TLB_FLUSH: {
-        const { tlb } = this.vcpu(entry.address);
-        tlb.entries = (entry.object as { before: (TlbEntry | undefined)[] }).before;
-        tlb.count = tlb.list().length;
-        break;
-      }
-      case Kind.LOCK:
-      case Kind.UNLOCK:
-        this.locks[entry.address] = (entry.object as { before: LockState }).before;
-        break;
-      case Kind.INVALIDATE:
-        this.invalidation = (entry.object as { before: InvalidationState }).before;
-        break;
-      case Kind.TABLE_ALLOC:
-        this.pages.delete(entry.address);
-        this.memory.drop(entry.address);
-        if (entry.oldLo === 1) this.#freeTables.push(entry.address);
-        else this.#nextTable--;
-        break;
-      case Kind.TABLE_FREE: {
-        const { page, content } = entry.object as { page: MmuPage; content: Uint32Array };
-        this.#freeTables.pop();
-        this.pages.set(entry.address, page);
-        this.memory.writable(entry.address).set(content);
-        break;
-      }
-      case Kind.TABLE_STATE:
-        this.pages.set(entry.address, (entry.object as { before: MmuPage }).before);
-        break;
-      case Kind.MMU:
-        this.#applyMmu(this.vcpu(entry.address), MMUS[entry.oldLo]!, (entry.object as { before: Mmu }).before);
-        break;
-      case Kind.SMM: {
-        const vcpu = this.vcpu(entry.address);
-        const { smm, registers } = (entry.object as { before: Pick<Vcpu, 'smm' | 'registers'> }).before;
-        vcpu.smm = smm;
-        this.#applyRegister(vcpu, registers);
-        break;
-      }
-      case Kind.GUEST_MODE:
-        this.#applyGuestMode(
-          this.vcpu(entry.address),
-          (entry.object as { before: Pick<Vcpu, 'guestMode' | 'registers' | 'saved'> }).before,
-        );
-        break;
-      case Kind.FRAME_ALLOC:
-        this.memory.drop(entry.address);
-        if (entry.oldLo === 1) this.#freeTables.push(entry.address);
-        else this.#nextTable--;
-        break;
-      case Kind.FRAME_FREE:
-        this.#freeTables.pop();
-        this.memory.writable(entry.address).set(entry.object as Uint32Array);
-        break;
-      case Kind.CPUID:
-        this.#applyCpu((entry.object as { before: GuestCpu }).before);
-        break;
-      case Kind.INDEX: {
-        const { map, key, before } = entry.object as IndexChange;
-        map.restore(key, before);
-        break;
-      }
-      case Kind.REQUESTS:
-        this.vcpu(entry.address).requests = entry.oldLo;
-        break;
-      case Kind.ATTRIBUTES: {
-        const { before } = entry.object as { before: AttributeRun[] };
-        for (const run of before) this.attributes.store.set(run.start, run.end, run.isPrivate);
-        break;
-      }
-      default:
-        break;
-    }
   }
 }
 

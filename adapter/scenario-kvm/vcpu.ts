@@ -84,6 +84,21 @@ export class StubVcpu {
     return this.goOn();
   }
 
+  /**
+   * An action at CPL0, through all stops on its way. @returns whether it is done, or a nested guest has come out
+   * @throws with words when the processor refuses it
+   */
+  async control(name: Action['name'], address: bigint, value = 0n, size: 4 | 8 = 8): Promise<'done' | 'exited'> {
+    let outcome = await this.act({ name, size, address, value, user: false, rflags: 2n });
+    while (outcome.kind === 'stop') outcome = await this.goOn();
+    if (outcome.kind === 'lost') throw new Error(outcome.words);
+    if (outcome.kind === 'exception')
+      throw new Error(
+        `${name} ${hex(address)}: the processor raises exception ${outcome.vector}, error code ${hex(outcome.error)}`,
+      );
+    return outcome.kind;
+  }
+
   #replace(registers: RegisterValues, changed: Readonly<Record<string, bigint>>): Promise<void> {
     return this.#client.replaceRegisters(this.#thread, new Map([...registers, ...Object.entries(changed)]));
   }

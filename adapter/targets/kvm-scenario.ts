@@ -9,7 +9,8 @@ import { KVM_FILTERS } from '../kvm/filters.ts';
 import { LostError, RspError } from '../rsp/packet.ts';
 import type { KvmStop } from '../rsp/stop.ts';
 import type { OpenedScenario } from '../scenario-kvm/open.ts';
-import { isPrivateFault, type ScenarioRun } from '../scenario-kvm/run.ts';
+import { isPrivateFault } from '../scenario-kvm/private-memory.ts';
+import type { ScenarioRun } from '../scenario-kvm/run.ts';
 import { withFrames } from '../with-frames.ts';
 import type { Halt, Motion, Target, TargetCapabilities, Watcher } from './target.ts';
 
