@@ -12,7 +12,7 @@ export function exceptionInfo(
       ? {
           guest: 'Guest #PF',
           violation: secondStageFault(machine()),
-          misconfiguration: 'EPT misconfiguration',
+          misconfiguration: reservedBits(machine()),
           mmio: 'MMIO',
           nested: 'Nested VM exit',
           rmp: 'RMP fault',
@@ -31,6 +31,10 @@ export function exceptionInfo(
         : {}),
     },
   };
+}
+
+function reservedBits({ mirror, config }: Machine): string {
+  return !mirror && config.second === 'ept' ? 'EPT misconfiguration' : 'Reserved bits';
 }
 
 function secondStageFault({ mirror, config }: Machine): string {

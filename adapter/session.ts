@@ -21,7 +21,7 @@ import type { Task } from '../engine/operation.ts';
 import type { StopAnswer } from '../engine/queries/answers.ts';
 import { listing, listings } from '../engine/queries/listing.ts';
 import { parseRequest, type ViewEvent } from '../engine/queries/protocol.ts';
-import type { FaultInfo } from '../engine/tdp/fault.ts';
+import { type FaultInfo, isFaultInfo } from '../engine/tdp/fault.ts';
 import { parseExpression } from '../scenario/index.ts';
 import { describeAddress, type Located, parseAddress } from './addresses.ts';
 import { Breakpoints, currentFault, faultScope } from './breakpoints.ts';
@@ -835,8 +835,4 @@ export class KvmMmuSession extends DebugSession {
       this.#go({ kind: 'release', lock, task: owner.id });
     });
   }
-}
-
-function isFaultInfo(value: unknown): value is FaultInfo {
-  return typeof value === 'object' && value !== null && 'errorCode' in value;
 }

@@ -5,7 +5,7 @@ import { functionSpec, LOCKS, type Task } from '../engine/operation.ts';
 import type { Query, StopAnswer } from '../engine/queries/answers.ts';
 import { programScope } from '../engine/queries/scope.ts';
 import { faultAnswer, faultSentence, kvmErrorWords } from '../engine/queries/words.ts';
-import type { FaultInfo } from '../engine/tdp/fault.ts';
+import { type FaultInfo, isFaultInfo } from '../engine/tdp/fault.ts';
 import { currentFault, FILTERS } from './breakpoints.ts';
 import type { Halt } from './targets/target.ts';
 
@@ -19,10 +19,6 @@ function nextWords(machine: Machine, task: Task): string {
     return machine.mirror && task.access ? `line ${line} goes on` : `line ${line} is next`;
   }
   return `${frame.fn} is next`;
-}
-
-function asFault(object: unknown): FaultInfo | undefined {
-  return typeof object === 'object' && object !== null && 'errorCode' in object ? (object as FaultInfo) : undefined;
 }
 
 /** The walk that a stop is about: of the fault being handled, or of the access that comes next. */
@@ -65,7 +61,7 @@ function stoppedWalk(
 /** Why the session stopped, in the one sentence that every place shows. */
 export function describeStop(machine: Machine, task: Task, halt: Halt | { readonly kind: 'entry' }): StopAnswer {
   const matched = halt.kind === 'matched' ? halt.match : undefined;
-  const event = asFault(matched?.object);
+  const event = isFaultInfo(matched?.object) ? matched.object : undefined;
   const fault = event ?? currentFault(task);
   const walk = stoppedWalk(machine, task, fault);
   const stop = (reason: StopAnswer['reason'], sentence: string): StopAnswer => ({

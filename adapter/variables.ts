@@ -4,8 +4,9 @@ import type { Machine } from '../engine/machine.ts';
 import { frameToAddress, hex, hexWords } from '../engine/memory/words.ts';
 import { LOCKS, type OperationFrame, type Task } from '../engine/operation.ts';
 import { kvmErrorWords } from '../engine/queries/words.ts';
-import type { FaultInfo } from '../engine/tdp/fault.ts';
+import { type FaultInfo, isFaultInfo } from '../engine/tdp/fault.ts';
 import { spteFormat, spteNote } from '../engine/tdp/spte.ts';
+import { requestWords } from '../engine/vcpu.ts';
 
 /** A line of the Variables view. Children are made when they are asked for. */
 export interface Node {
@@ -155,17 +156,8 @@ function slotNodes(machine: Machine): Node[] {
   );
 }
 
-function requestWords(requests: number): string {
-  const words = [...(requests & 1 ? ['MMU_FREE_OBSOLETE_ROOTS'] : []), ...(requests & 2 ? ['TLB_FLUSH'] : [])];
-  return words.length === 0 ? 'none' : words.join(', ');
-}
-
 function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null;
-}
-
-function isFaultInfo(value: unknown): value is FaultInfo {
-  return isRecord(value) && 'errorCode' in value && 'reason' in value;
 }
 
 /** Locals as the kernel would name and print them: frames as addresses, entries decoded, errors in words. */

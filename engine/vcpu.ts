@@ -15,6 +15,24 @@ export const REQ_APF_HALT = 64;
 export const REQ_APF_READY = 128;
 export const REQ_VM_DEAD = 256;
 
+const REQUESTS: Readonly<Record<string, number>> = {
+  MMU_FREE_OBSOLETE_ROOTS: REQ_MMU_FREE_OBSOLETE_ROOTS,
+  TLB_FLUSH: REQ_TLB_FLUSH,
+  MMU_SYNC: REQ_MMU_SYNC,
+  LOAD_MMU_PGD: REQ_LOAD_MMU_PGD,
+  TLB_FLUSH_CURRENT: REQ_TLB_FLUSH_CURRENT,
+  TLB_FLUSH_GUEST: REQ_TLB_FLUSH_GUEST,
+  APF_HALT: REQ_APF_HALT,
+  APF_READY: REQ_APF_READY,
+  VM_DEAD: REQ_VM_DEAD,
+};
+
+/** The requests in a vCPU's word, as KVM calls them: `TLB_FLUSH, MMU_SYNC`; `none`. */
+export function requestWords(requests: number): string {
+  const names = Object.keys(REQUESTS).filter((name) => (requests & REQUESTS[name]!) !== 0);
+  return names.length === 0 ? 'none' : names.join(', ');
+}
+
 /** What a vCPU that runs a nested guest keeps of L1, and of the guest's second stage. */
 export interface GuestMode {
   /** The program's name of the guest (L2). */

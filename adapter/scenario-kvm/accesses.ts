@@ -5,6 +5,7 @@ import type { Task } from '../../engine/operation.ts';
 import type { Statement } from '../../engine/program.ts';
 import { programScope } from '../../engine/queries/scope.ts';
 import { softTranslate } from '../../engine/queries/translate.ts';
+import { LostError } from '../rsp/packet.ts';
 import type { KvmStop } from '../rsp/stop.ts';
 import { nestedExit } from './nested-guests.ts';
 import { convertFaulted } from './private-memory.ts';
@@ -70,9 +71,9 @@ export class Accesses {
     const fault = this.#memoryFault;
     this.#memoryFault = undefined;
     if (fault) {
-      const words = await convertFaulted(this.#real, fault);
+      const words = await this.#convert(fault);
       if (words !== undefined) {
-        this.#stopped = undefined;
+        await this.#settle();
         machine.fail(task, words);
         return undefined;
       }
@@ -97,9 +98,7 @@ export class Accesses {
       if (stop.reason !== 'pause') return { stop };
       outcome = await vcpus[task.vcpu]!.goOn();
     }
-    this.#stopped = undefined;
-    await this.#undo?.();
-    this.#undo = undefined;
+    await this.#settle();
     if (outcome.kind === 'lost') {
       machine.fail(task, await this.#lostWords(task, outcome.words));
       return undefined;
@@ -117,6 +116,23 @@ export class Accesses {
     task.access = null;
     task.pc++;
     return undefined;
+  }
+
+  /** @returns why the vCPU cannot go on: the VMM does not convert, or KVM refuses; undefined where it can */
+  async #convert(fault: KvmStop): Promise<string | undefined> {
+    try {
+      return await convertFaulted(this.#real, fault);
+    } catch (error) {
+      if (error instanceof LostError) throw error;
+      return (error as Error).message;
+    }
+  }
+
+  /** No vCPU stands in an access any more, and what was planted for it goes. */
+  async #settle(): Promise<void> {
+    this.#stopped = undefined;
+    await this.#undo?.();
+    this.#undo = undefined;
   }
 
   /** Why KVM gives up a vCPU: of a fetch, that there is nothing to fetch is more than that its emulator cannot go on. */

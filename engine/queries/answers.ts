@@ -532,8 +532,8 @@ export interface PageRow {
   /** An address in it that can be copied. */
   readonly value?: string;
   readonly certainty: Certainty;
-  /** `here`: this happens now. `problem`: this must not be. */
-  readonly mark?: 'here' | 'problem';
+  /** `here`: this happens now. `problem`: this must not be. `unverified`: a rule that was not held against anything. */
+  readonly mark?: 'here' | 'problem' | 'unverified';
   /** The table that says so. */
   readonly table?: TableQuery;
 }

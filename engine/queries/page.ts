@@ -62,8 +62,9 @@ function rmpRow(state: MemoryState, gfn: Gfn, pfn: Pfn): PageRow {
 
 const RMP_CHECKS: PageRow = {
   name: 'RMP checks',
-  words: 'owner, gfn, size, acceptance: their order and exact set are unverified; ASIDs and VMPLs are not modelled',
-  certainty: 'inferred',
+  words: 'owner, gfn, size, acceptance, in this order; ASIDs and VMPLs are not modelled',
+  certainty: 'exact',
+  mark: 'unverified',
 };
 
 function directMapWords({ split, holes }: MemoryState, pfn: Pfn): string {

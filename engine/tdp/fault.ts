@@ -68,6 +68,11 @@ export interface FaultInfo {
   readonly reason: string;
 }
 
+/** Whether what a log entry or a local holds is a fault. */
+export function isFaultInfo(value: unknown): value is FaultInfo {
+  return typeof value === 'object' && value !== null && 'errorCode' in value && 'reason' in value;
+}
+
 /** The working state of a fault, after `struct kvm_page_fault`. Lives in the locals of the functions that handle it. */
 export interface PageFault {
   readonly info: FaultInfo;

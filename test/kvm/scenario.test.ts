@@ -29,6 +29,9 @@ function scenario(name: string, text: string): string {
 const UNFIT: Readonly<Record<string, RegExp>> = {
   'conversion.mmu': /vm snp: the code that makes the accesses on KVM has no encrypted guests/,
   'conversion-race.mmu': /vm snp: the code that makes the accesses on KVM has no encrypted guests/,
+  'stale-translation.mmu': /vm snp: the code that makes the accesses on KVM has no encrypted guests/,
+  'legacy-guest.mmu':
+    /guest old has 32-bit paging: the code that makes the accesses on KVM nests guests of 4-level paging alone/,
   'huge-pages.mmu': /vcpu 0 runs without paging/,
   'mode-switch.mmu': /cr0\.pg: the code that makes the accesses on KVM stays with 32-bit paging/,
   'populate.mmu': /vcpu 0 runs without paging/,

@@ -115,7 +115,9 @@ labTest('a session that is ended while its lab boots, or whose adapter is killed
     const client = new Client(transport);
     await client.initialize();
     void client.raw('launch', { type: 'kvm-mmu', request: 'launch', name: 'lab', ...USER, lab: { kernel } });
-    while (qemusOf(transport.process.pid!) === 0) await new Promise((done) => setTimeout(done, 50));
+    const begun = Date.now();
+    while (qemusOf(transport.process.pid!) === 0 && Date.now() < begun + 30_000)
+      await new Promise((done) => setTimeout(done, 50));
     const { stdout } = spawnSync('pgrep', ['-P', `${transport.process.pid}`, 'qemu'], { encoding: 'utf8' });
     const qemu = Number(stdout.trim());
     if (end === 'disconnect') await client.close();

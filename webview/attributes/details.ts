@@ -7,11 +7,12 @@ import { showTable } from '../kit/host.ts';
 import type { Place } from './map.ts';
 import { cellRows, grouped, rangeWords } from './words.ts';
 
-function rowValue({ words, value, certainty, table, name }: PageRow): (Node | string | undefined)[] {
+function rowValue({ words, value, certainty, table, name, mark }: PageRow): (Node | string | undefined)[] {
   return [
     value === undefined ? undefined : copyable(formatAddress(value), value, name),
     value === undefined ? grouped(words) : `: ${grouped(words)}`,
     certainty === 'exact' ? undefined : certaintyMark(certainty),
+    mark === 'unverified' ? h('span', { class: 'certainty' }, 'unverified') : undefined,
     table &&
       button('Show table', () => showTable(table), {
         class: 'link show-table',
