@@ -1,5 +1,5 @@
 import { ROLE_FIELDS, roleField, roleFrom } from '../../engine/kernel/role.ts';
-import type { KvmRoot, KvmTable, KvmTables, SecondStageKind } from '../../engine/kernel/tables.ts';
+import type { KvmRoles, KvmRoot, KvmTable, KvmTables, SecondStageKind } from '../../engine/kernel/tables.ts';
 import { addressToFrame } from '../../engine/memory/words.ts';
 import { jsonAnswer } from './json-answer.ts';
 import { RspError } from './packet.ts';
@@ -44,6 +44,7 @@ export function parseTables(text: string, kind: SecondStageKind): KernelState {
   const roots = list(answer, 'vcpus').flatMap((value, vcpu) =>
     parseVcpu(record(value, 'a vCPU'), vcpu, layout, tables),
   );
+  const roles = list(answer, 'vcpus').flatMap((value, vcpu) => parseRoles(record(value, 'a vCPU'), vcpu, layout));
   const steady = answer.steady === true;
   const cut = answer.cut === true;
   const why = cut
@@ -52,7 +53,7 @@ export function parseTables(text: string, kind: SecondStageKind): KernelState {
       ? ''
       : 'the tables changed while they were read: vCPUs ran, or the host took memory back';
   return {
-    tables: { kind, source: 'kernel', certainty: why === '' ? 'exact' : 'stale', why, tables, roots },
+    tables: { kind, source: 'kernel', certainty: why === '' ? 'exact' : 'stale', why, tables, roots, roles },
     invalidateSeq: count(vm, 'invalidateSeq'),
     invalidateInProgress: count(vm, 'invalidateInProgress'),
     usedPages: count(vm, 'usedPages') + count(vm, 'tdpPages'),
@@ -148,6 +149,17 @@ function parseVcpu(
       ...(name === active ? {} : { inactive: true }),
     }),
   );
+}
+
+function parseRoles(vcpu: Record<string, unknown>, number: number, layout: Layout): KvmRoles[] {
+  return (['root', 'guest', 'nested'] as const).map((name) => {
+    const mmu = record(vcpu[name], `${name}_mmu`);
+    const [base, ext] = list(mmu, 'cpuRole');
+    if (typeof base !== 'number' || typeof ext !== 'number')
+      throw new RspError(`cpuRole of ${name}_mmu in the answer to qKvm.Tables is not two words`);
+    const cpuRole = { base: roleFrom(base, layout), ext };
+    return { vcpu: number, mmu: name, rootRole: roleFrom(count(mmu, 'rootRole'), layout), cpuRole };
+  });
 }
 
 function parseMmu(

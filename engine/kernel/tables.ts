@@ -72,6 +72,16 @@ export interface KvmTables {
   readonly why: string;
   readonly tables: ReadonlyMap<number, KvmTable>;
   readonly roots: readonly KvmRoot[];
+  /** The roles of each vCPU's MMUs, where the kernel's memory told them. */
+  readonly roles?: readonly KvmRoles[];
+}
+
+/** Of a `kvm_mmu`: the role that its root must have, and that of the processor whose tables it reads. */
+export interface KvmRoles {
+  readonly vcpu: number;
+  readonly mmu: 'root' | 'guest' | 'nested';
+  readonly rootRole: number;
+  readonly cpuRole: { readonly base: number; readonly ext: number };
 }
 
 const SPECS: Readonly<Record<SecondStageKind, Readonly<Record<number, FormatSpec>>>> = {

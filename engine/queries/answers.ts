@@ -356,6 +356,8 @@ export interface VcpuRootsAnswer {
   readonly extRole: readonly RoleFieldAnswer[];
   /** The role that a root must have. */
   readonly rootRole: RoleAnswer;
+  /** Where no kernel told the roles: the processor's follows from its registers, and a root's is taken for the wanted one. */
+  readonly rolesAreInferred?: true;
   /** The current root and three before it, the last used first; null: none. */
   readonly roots: readonly (RootCardAnswer | null)[];
 }

@@ -1,7 +1,7 @@
 import { roleField } from '../kernel/role.ts';
 import type { KvmRoot, KvmTable, KvmTables } from '../kernel/tables.ts';
 import type { Machine } from '../machine.ts';
-import type { Vcpu } from '../vcpu.ts';
+import { MMUS, type Vcpu } from '../vcpu.ts';
 
 const ALL_KNOWN = 0xffff_ffff;
 
@@ -29,7 +29,10 @@ export function emulatorBuilt(machine: Machine): KvmTables {
   for (const vcpu of machine.vcpus) {
     for (const name of ['root', 'guest'] as const) addRoots(machine, vcpu, name, tables, roots);
   }
-  return { kind: machine.config.second, source: 'kernel', certainty: 'exact', why: '', tables, roots };
+  const roles = machine.vcpus.flatMap(({ id, mmus }) =>
+    MMUS.map((mmu) => ({ vcpu: id, mmu, rootRole: mmus[mmu].rootRole, cpuRole: mmus[mmu].cpuRole })),
+  );
+  return { kind: machine.config.second, source: 'kernel', certainty: 'exact', why: '', tables, roots, roles };
 }
 
 function addRoots(

@@ -1,11 +1,11 @@
 import { REGISTER_BITS, REGISTERS, type RegisterName, type Registers, UNPAGED } from '../guest/registers.ts';
 import { Kind } from '../history/log.ts';
 import { ROLE_FIELDS, type RoleField, roleField, roleWords } from '../kernel/role.ts';
-import { type KvmRoot, type KvmTable, type KvmTables, kvmLevel } from '../kernel/tables.ts';
+import { type KvmRoles, type KvmRoot, type KvmTable, type KvmTables, kvmLevel } from '../kernel/tables.ts';
 import type { Machine } from '../machine.ts';
 import { frameToAddress, hex, toBigint } from '../memory/words.ts';
 import type { Mmu } from '../roots/mmu.ts';
-import { cpuRole, EXT_ROLE_FIELDS, type ExtRoleField, shadowRootRole } from '../roots/role.ts';
+import { cpuRole, EXT_ROLE_FIELDS, extRoleLayout, shadowRootRole } from '../roots/role.ts';
 import { MMUS, REQ_MMU_FREE_OBSOLETE_ROOTS, REQ_TLB_FLUSH_GUEST, type Vcpu } from '../vcpu.ts';
 import type {
   RoleAnswer,
@@ -30,11 +30,8 @@ function roleFields(role: number, known: number): RoleFieldAnswer[] {
     .map((name) => ({ name, value: roleField(role, name) }));
 }
 
-function extFields(ext: number): RoleFieldAnswer[] {
-  return (Object.keys(EXT_ROLE_FIELDS) as ExtRoleField[]).map((name) => ({
-    name,
-    value: (ext >> EXT_ROLE_FIELDS[name]) & 1,
-  }));
+function extFields(ext: number, is2022: boolean): RoleFieldAnswer[] {
+  return extRoleLayout(is2022).map((name) => ({ name, value: (ext >> EXT_ROLE_FIELDS[name]) & 1 }));
 }
 
 function tableQuery(vcpu: number, frame: number, level: number): TableQuery {
@@ -109,7 +106,7 @@ function emulatedRoots(machine: Machine, built: KvmTables, vcpu: Vcpu, mmu: 'roo
     pgd: hex(pgd),
     pgdName: nested ? (second === 'ept' ? 'EPTP' : 'nCR3') : 'CR3',
     cpuRole: roleAnswer(cpu.base),
-    extRole: extFields(cpu.ext),
+    extRole: extFields(cpu.ext, machine.policies.roots !== 'today'),
     rootRole: roleAnswer(rootRole),
     ...(nested ? { nestedRole: roleAnswer(vcpu.mmus.nested.cpuRole.base) } : {}),
     roots: rootCards(built, vcpu.id, mmu, rootRole, pgd),
@@ -135,7 +132,7 @@ function rootCards(
   });
 }
 
-/** Of a real KVM: registers are told, and roots; what role is wanted follows. */
+/** Of a real KVM: roles as the kernel's memory has them; else what follows from registers and roots. */
 function mirroredRoots(machine: Machine, built: KvmTables, vcpu: number): VcpuRootsAnswer[] {
   const own = built.roots.filter((root) => root.vcpu === vcpu);
   const isNested = own.some(({ mmu, inactive }) => mmu === 'guest' && !inactive);
@@ -145,8 +142,13 @@ function mirroredRoots(machine: Machine, built: KvmTables, vcpu: number): VcpuRo
     .filter((mmu) => mmu === 'root' || own.some((root) => root.mmu === 'guest'))
     .map((mmu) => {
       const current = own.find((root) => root.which === 'current' && (root.mmu ?? 'root') === mmu);
+      const told = (name: KvmRoles['mmu']): KvmRoles | undefined =>
+        built.roles?.find((each) => each.vcpu === vcpu && each.mmu === name);
+      const kernel = told(mmu);
+      const nested = mmu === 'guest' ? told('nested') : undefined;
       const role = current && built.tables.get(current.frame)?.role;
-      const wanted = role ?? (built.kind === 'shadow' ? shadowRootRole(cpu) : 0);
+      const wanted = kernel?.rootRole ?? role ?? (built.kind === 'shadow' ? shadowRootRole(cpu) : 0);
+      const cpuRoleNow = kernel?.cpuRole ?? cpu;
       const active = (mmu === 'guest') === isNested;
       const pgd = active && mmu === 'root' ? registers.cr3 : (current?.pgd ?? 0n);
       return {
@@ -155,9 +157,11 @@ function mirroredRoots(machine: Machine, built: KvmTables, vcpu: number): VcpuRo
         active,
         pgd: hex(pgd),
         pgdName: mmu === 'root' ? 'CR3' : built.kind === 'ept' ? 'EPTP' : 'nCR3',
-        cpuRole: roleAnswer(cpu.base),
-        extRole: extFields(cpu.ext),
+        cpuRole: roleAnswer(cpuRoleNow.base),
+        extRole: extFields(cpuRoleNow.ext, false),
         rootRole: roleAnswer(wanted),
+        ...(nested && nested.cpuRole.base !== 0 ? { nestedRole: roleAnswer(nested.cpuRole.base) } : {}),
+        ...(kernel ? {} : { rolesAreInferred: true as const }),
         roots: rootCards(built, vcpu, mmu, wanted, pgd),
       };
     });

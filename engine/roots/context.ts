@@ -32,8 +32,9 @@ export interface Roles {
 
 /** The roles that follow from the guest's registers, for root_mmu. */
 function rolesOf(machine: Machine, vcpu: Vcpu): Roles {
-  const cpu = cpuRole(vcpu.registers, { guestMode: vcpu.guestMode !== undefined, smm: vcpu.smm !== undefined });
   const is2022 = machine.policies.roots !== 'today';
+  const where = { guestMode: vcpu.guestMode !== undefined, smm: vcpu.smm !== undefined, is2022 };
+  const cpu = cpuRole(vcpu.registers, where);
   const rootRole = machine.isTdp ? tdpRootRole(cpu, machine.secondFormat.rootLevel, is2022) : shadowRootRole(cpu);
   return { cpu, rootRole };
 }

@@ -29,7 +29,7 @@ function initGuestMmu(machine: Machine, vcpu: Vcpu): void {
   } else {
     const { l1 } = vcpu.guestMode!;
     const registers: Registers = { ...l1, cr0: 0x8000_0001n, cr4: l1.cr4 & ~(1n << 22n) };
-    const role = cpuRole(registers, { guestMode: true, smm: false });
+    const role = cpuRole(registers, { guestMode: true, smm: false, is2022: machine.policies.roots !== 'today' });
     switchPgd(machine, vcpu, pgd, { cpu: role, rootRole: shadowNptRole(role, machine.secondFormat.rootLevel) });
   }
 }

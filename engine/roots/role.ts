@@ -1,10 +1,7 @@
 import { REGISTER_BITS, type RegisterName, type Registers } from '../guest/registers.ts';
 import { ROLE_FIELDS, type RoleField, roleField } from '../kernel/role.ts';
 
-/**
- * Of `kvm_mmu_extended_role`: the guest's mode, as far as no table depends on it (7.1: kvm_host.h). The last two are Linux
- * 5.15's, which compared them too.
- */
+/** Of `kvm_mmu_extended_role`: the guest's mode, as far as no table depends on it (7.1: kvm_host.h). The last two were Linux 5.15's. */
 export const EXT_ROLE_FIELDS = {
   valid: 0,
   execonly: 1,
@@ -18,6 +15,12 @@ export const EXT_ROLE_FIELDS = {
   cr4_pae: 9,
 } as const;
 export type ExtRoleField = keyof typeof EXT_ROLE_FIELDS;
+
+/** Which of them a kernel has. @param is2022 as before the CPU's role was a thing of its own */
+export function extRoleLayout(is2022: boolean): ExtRoleField[] {
+  const others: readonly ExtRoleField[] = is2022 ? ['efer_lma'] : ['cr0_pg', 'cr4_pae'];
+  return (Object.keys(EXT_ROLE_FIELDS) as ExtRoleField[]).filter((name) => !others.includes(name));
+}
 
 /** `kvm_cpu_role`: what the guest's processor is in. `base` is a role word, of the tables that shadow the guest's own. */
 export interface CpuRole {
@@ -49,10 +52,15 @@ function has(registers: Registers, register: RegisterName, name: string): boolea
   return ((registers[register] >> BigInt(REGISTER_BITS[register]![name]!)) & 1n) !== 0n;
 }
 
-/** kvm_calc_cpu_role. Without paging only SMM and guest mode count beside `direct`, and the level is 0. */
-/** @param where L2 runs, and whether the processor is in system-management mode */
-export function cpuRole(registers: Registers, where: { readonly guestMode: boolean; readonly smm: boolean }): CpuRole {
-  const { guestMode, smm } = where;
+/**
+ * kvm_calc_cpu_role. Without paging only SMM and guest mode count beside `direct`, and the level is 0.
+ * @param where whether L2 runs, whether the processor is in system-management mode, and whether KVM is that of 2022
+ */
+export function cpuRole(
+  registers: Registers,
+  where: { readonly guestMode: boolean; readonly smm: boolean; readonly is2022?: boolean },
+): CpuRole {
+  const { guestMode, smm, is2022 = false } = where;
   const paging = has(registers, 'cr0', 'pg');
   if (!paging) return { base: makeRole({ access: ACC_ALL, direct: true, guest_mode: guestMode, smm }), ext: 1 };
   const long = has(registers, 'efer', 'lme');
@@ -84,10 +92,7 @@ export function cpuRole(registers: Registers, where: { readonly guestMode: boole
       guest_mode: guestMode,
       smm,
     }),
-    ext: Object.entries(ext).reduce(
-      (word, [name, value]) => word | (Number(value) << EXT_ROLE_FIELDS[name as ExtRoleField]),
-      0,
-    ),
+    ext: extRoleLayout(is2022).reduce((word, name) => word | (Number(ext[name]) << EXT_ROLE_FIELDS[name]), 0),
   };
 }
 

@@ -9,7 +9,17 @@ import { withoutShadow } from './here.ts';
 import { labTest, NEWER_KERNELS, skipsOlder } from './lab.ts';
 import { type ProgramShape, randomProgram } from './programs.ts';
 import { builtTables, emulate, onKvm } from './run-both.ts';
-import { allowed, type Compared, comparedOf, isStub, projected, roots, sequence, stubsOf } from './shadow-events.ts';
+import {
+  allowed,
+  type Compared,
+  comparedOf,
+  isStub,
+  projected,
+  roles,
+  roots,
+  sequence,
+  stubsOf,
+} from './shadow-events.ts';
 
 // The engine's shadow paging beside upstream KVM's: every event, in its order.
 
@@ -33,7 +43,7 @@ const LARGE_SHAPE: readonly [string, ProgramShape] = [
 for (const kernel of NEWER_KERNELS)
   for (const paging of ['4-level', 'pae', '32-bit'] as const)
     labTest(
-      `${kernel}, shadow paging of ${paging} guests: every event of the engine’s is one that KVM records, in its order, and so are the roots that are kept`,
+      `${kernel}, shadow paging of ${paging} guests: every event of the engine’s is one that KVM records, in its order, and so are the roots that are kept, and the roles`,
       async (context) => {
         const lab = await Lab.boot({ kernel, modules: [], params: { npt: '0' } }, SILENT);
         const release = lab.release.split('.').map(Number);
@@ -50,6 +60,7 @@ for (const kernel of NEWER_KERNELS)
               const engine = {
                 events: sequence(projected(machine), compared),
                 roots: roots(emulatorBuilt(machine), isStub),
+                roles: roles(emulatorBuilt(machine)),
               };
               const kvm = await onKvm(
                 text,
@@ -58,9 +69,11 @@ for (const kernel of NEWER_KERNELS)
                   const { built } = opened;
                   await built.pull();
                   assert.deepEqual(built.events!.recording.losses, []);
+                  const tables = await builtTables(opened);
                   return {
                     events: allowed(engine.events, sequence(built.events!.recording, compared), release),
-                    roots: roots(await builtTables(opened), isStub),
+                    roots: roots(tables, isStub),
+                    roles: roles(tables),
                   };
                 },
                 'events',
@@ -88,8 +101,10 @@ for (const kernel of NEWER_KERNELS)
         for (let seed = FIRST; seed < FIRST + PROGRAMS / 4; seed++) {
           const shape = { statements: 40, host: false, guest: true, spaces: 5 };
           const text = randomProgram(seed, { ...shape, second: 'tdp npt 5-level' });
-          const kvm = await onKvm(text, lab, async (opened) => roots(await builtTables(opened), isStub));
-          assert.deepEqual(roots(emulatorBuilt(emulate(text)), isStub), kvm, `seed ${seed}\n${text}`);
+          const kvm = await onKvm(text, lab, builtTables);
+          const engine = emulatorBuilt(emulate(text));
+          assert.deepEqual(roots(engine, isStub), roots(kvm, isStub), `seed ${seed}\n${text}`);
+          assert.deepEqual(roles(engine), roles(kvm), `seed ${seed}\n${text}`);
         }
       } finally {
         lab.close();

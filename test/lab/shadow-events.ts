@@ -62,6 +62,16 @@ function told(recording: Recording, at: number, of: Compared): string | undefine
  * A vCPU's current root and those before it: for which CR3, in what role, and how many references they have. Of PAE roots, which no
  * kvm_mmu_page is for, the four pages that they lead to.
  */
+/** root_mmu's roles of each vCPU, as the engine or the kernel has them. */
+export function roles({ roles: told }: KvmTables): string[] {
+  return told!
+    .filter(({ mmu }) => mmu === 'root')
+    .map(
+      ({ vcpu, rootRole, cpuRole: { base, ext } }) =>
+        `vCPU ${vcpu}: root ${roleWords(rootRole)}; CPU ${roleWords(base)}, extended 0x${ext.toString(16)}`,
+    );
+}
+
 export function roots({ roots: list, tables }: KvmTables, isStub: (gfn: bigint) => boolean): string[] {
   const pageWords = (frame: number): string[] => {
     const { gfn, role, roleKnown, counts, entries } = tables.get(frame)!;

@@ -199,7 +199,7 @@ function rolePanel(title: string, role: RoleAnswer | undefined, grid: HTMLElemen
   );
 }
 
-function drawRoles({ cpuRole, extRole, rootRole, mmu, nestedRole }: VcpuRootsAnswer): void {
+function drawRoles({ cpuRole, extRole, rootRole, mmu, nestedRole, rolesAreInferred }: VcpuRootsAnswer): void {
   const suffix = at === undefined ? '' : ', now';
   const compared = compareRoles(cpuRole.fields, rootRole.fields);
   const differing = differingFields(compared);
@@ -209,6 +209,7 @@ function drawRoles({ cpuRole, extRole, rootRole, mmu, nestedRole }: VcpuRootsAns
     differing.length === 0
       ? `A root must have the root role. ${whose} is the same.`
       : `A root must have the root role. ${whose} differs from it in ${differing.join(', ')}.`;
+  if (rolesAreInferred) rolesWords.append(' ', certaintyMark('inferred'));
   roles.replaceChildren(
     rolePanel('Root role', rootRole, roleGrid(rootRole.fields, 'Root role that is wanted')),
     rolePanel('CPU role', cpuRole, roleGrid(compared, 'CPU role')),
