@@ -294,7 +294,7 @@ export function rootCacheAnswer(machine: Machine): RootCacheAnswer {
     ? mirror.regimes.flatMap((_, vcpu) => mirroredRoots(machine, built, vcpu))
     : machine.vcpus.flatMap((vcpu) =>
         (['root', 'guest'] as const)
-          .filter((mmu) => mmu === 'root' || vcpu.mmus.guest.rootRole !== 0)
+          .filter((mmu) => mmu === 'root' || roleField(vcpu.mmus.guest.rootRole, 'level') !== 0)
           .map((mmu) => emulatedRoots(machine, built, vcpu, mmu)),
       );
   const pages = shadowPages(built);

@@ -22,7 +22,7 @@ import {
   type RootInfo,
   rootPrevious,
 } from './mmu.ts';
-import { type CpuRole, cpuRole, NO_ROLE, shadowRootRole, tdpRootRole } from './role.ts';
+import { type CpuRole, cpuRole, NO_ROLE, shadowRootRole, tdpRootRole, withRole } from './role.ts';
 
 /** The two roles of an MMU. */
 export interface Roles {
@@ -203,6 +203,9 @@ export function invalidatePcid(machine: Machine, vcpu: Vcpu, pcid: bigint): void
 export function afterSetCpuid(machine: Machine, vcpu: Vcpu): void {
   if (machine.injects('roles-kept')) return;
   unload(machine, vcpu);
-  for (const which of MMUS) machine.setMmu(vcpu, { cpuRole: NO_ROLE, rootRole: 0 }, which);
+  for (const which of MMUS) {
+    const { rootRole } = vcpu.mmus[which];
+    machine.setMmu(vcpu, { cpuRole: NO_ROLE, rootRole: withRole(rootRole, { invalid: 1 }) }, which);
+  }
   initMmu(machine, vcpu);
 }

@@ -10,7 +10,7 @@ import { type NestedShape, randomNestedProgram } from '../engine/nested-programs
 import { SILENT, withoutKvm } from '../kvm/kvm.ts';
 import { labTest, NEWER_KERNELS } from './lab.ts';
 import { builtTables, emulate, onKvm, withEnd } from './run-both.ts';
-import { allowed, type Compared, projected, roots, sequence } from './shadow-events.ts';
+import { allowed, type Compared, projected, roles, roots, sequence } from './shadow-events.ts';
 
 // The engine's nested guests beside upstream KVM's: L1 runs its guest by VMRUN, on nested tables that KVM shadows.
 
@@ -104,6 +104,7 @@ for (const kernel of NEWER_KERNELS)
             const engine = {
               events: sequence(projected(machine), comparedOf(stubs)),
               roots: roots(emulatorBuilt(machine), isStub),
+              roles: roles(emulatorBuilt(machine), ['root', 'guest', 'nested']),
               failures: [],
             };
             const kvm = await onKvm(
@@ -114,9 +115,11 @@ for (const kernel of NEWER_KERNELS)
                 await built.pull();
                 assert.deepEqual(built.events!.recording.losses, []);
                 await run.finish();
+                const tables = await builtTables(opened);
                 return {
                   events: allowed(engine.events, sequence(built.events!.recording, comparedOf(stubs)), release),
-                  roots: roots(await builtTables(opened), isStub),
+                  roots: roots(tables, isStub),
+                  roles: roles(tables, ['root', 'guest', 'nested']),
                   failures: run.machine.small.failures,
                 };
               },

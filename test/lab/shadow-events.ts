@@ -4,8 +4,8 @@ import { openRecording } from '../../adapter/trace/open.ts';
 import { project } from '../../engine/history/project.ts';
 import type { Recording } from '../../engine/history/recording.ts';
 import { TRACEPOINTS } from '../../engine/history/tracepoints.ts';
-import { roleWords } from '../../engine/kernel/role.ts';
-import type { KvmRoot, KvmTables } from '../../engine/kernel/tables.ts';
+import { roleField, roleWords } from '../../engine/kernel/role.ts';
+import type { KvmRoles, KvmRoot, KvmTables } from '../../engine/kernel/tables.ts';
 import type { Machine } from '../../engine/machine.ts';
 import { parseScenario } from '../../scenario/index.ts';
 import { STUBS } from './run-both.ts';
@@ -62,14 +62,18 @@ function told(recording: Recording, at: number, of: Compared): string | undefine
  * A vCPU's current root and those before it: for which CR3, in what role, and how many references they have. Of PAE roots, which no
  * kvm_mmu_page is for, the four pages that they lead to.
  */
-/** root_mmu's roles of each vCPU, as the engine or the kernel has them. */
-export function roles({ roles: told }: KvmTables): string[] {
-  return told!
-    .filter(({ mmu }) => mmu === 'root')
-    .map(
-      ({ vcpu, rootRole, cpuRole: { base, ext } }) =>
-        `vCPU ${vcpu}: root ${roleWords(rootRole)}; CPU ${roleWords(base)}, extended 0x${ext.toString(16)}`,
-    );
+/** The roles of each vCPU's MMUs, as the engine or the kernel has them. */
+export function roles({ roles: told }: KvmTables, mmus: readonly KvmRoles['mmu'][] = ['root']): string[] {
+  return (
+    told!
+      // What has never been used has no level.
+      .filter(({ mmu, rootRole }) => mmus.includes(mmu) && (mmu === 'nested' || roleField(rootRole, 'level') !== 0))
+      .map(
+        ({ vcpu, mmu, rootRole, cpuRole: { base, ext } }) =>
+          // nested_mmu has no root.
+          `${mmu}_mmu of vCPU ${vcpu}: ${mmu === 'nested' ? '' : `root ${roleWords(rootRole)}; `}CPU ${roleWords(base)}, extended 0x${ext.toString(16)}`,
+      )
+  );
 }
 
 export function roots({ roots: list, tables }: KvmTables, isStub: (gfn: bigint) => boolean): string[] {
