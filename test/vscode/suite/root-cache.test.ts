@@ -216,9 +216,9 @@ describeViews('the root cache', () => {
     await cache.getByText('The session has ended').waitFor();
   });
 
-  it('show that EPT’s root has another role than the processor, and stays', async function () {
+  it('show that NPT’s root has another role than the processor, and stays', async function () {
     const page = await needPage(this);
-    const program = rootsScenario('ept.mmu', 'second-stage tdp ept 4-level\n  policy roots = posted');
+    const program = rootsScenario('npt.mmu', 'second-stage tdp npt 4-level');
     await vscode.window.showTextDocument(vscode.Uri.file(program), { viewColumn: vscode.ViewColumn.One });
     // A view that is open before its session shows it all the same.
     await vscode.commands.executeCommand('kvm-mmu.showRootCache');
@@ -231,7 +231,7 @@ describeViews('the root cache', () => {
     assert.match((await cache.locator('.cause').textContent()) ?? '', /the processor’s role changes; the roots stay/);
     assert.match((await cache.locator('.roles').textContent()) ?? '', /direct0 ≠ 1/);
     assert.equal(await cache.locator('.card.empty').count(), 3);
-    await pictures(page, 'root-cache-ept');
+    await pictures(page, 'root-cache-npt');
   });
 
   it('show L1’s roots and its guest’s apart, L1’s own tables, and a fault that is L1’s', async function () {
