@@ -7,7 +7,6 @@ export function lockStep(lock: LockName, mode: 'read' | 'write') {
   return {
     name: 'lock',
     text: `take ${lock}${how}`,
-    local: true as const,
     run: (machine: Machine, task: Task) => (machine.acquire(task, lock, mode) ? NEXT : BLOCKED),
   };
 }
