@@ -5,12 +5,12 @@ import { ensureInstalled } from './ensure.mjs';
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)));
 
-/** Runs a command to its end; its output is shown when it fails, or always with `loud`. */
+/** Runs a command to its end; its output is shown when it fails, or always with `loud`: as it comes, or `at-end` where something else runs beside it. */
 export function run(name, command, args, { loud = false, env = {} } = {}) {
   const begin = performance.now();
   return new Promise((resolve) => {
     const child = spawn(command, args, {
-      stdio: ['ignore', loud ? 'inherit' : 'pipe', loud ? 'inherit' : 'pipe'],
+      stdio: loud === true ? ['ignore', 'inherit', 'inherit'] : ['ignore', 'pipe', 'pipe'],
       env: { ...process.env, ...env },
     });
     let output = '';
@@ -21,7 +21,8 @@ export function run(name, command, args, { loud = false, env = {} } = {}) {
     });
     child.on('close', (code) => {
       const seconds = ((performance.now() - begin) / 1000).toFixed(1);
-      if (code !== 0 && !loud) console.error(output);
+      if (loud === 'at-end') console.log(output);
+      else if (code !== 0 && !loud) console.error(output);
       console.log(`${code === 0 ? 'ok  ' : 'FAIL'} ${name} (${seconds} s)`);
       resolve(code === 0);
     });

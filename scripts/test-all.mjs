@@ -18,27 +18,40 @@ try {
   process.exit(1);
 }
 const env = long ? { FUZZ_RUNS: '60000' } : {};
-const steps = [
+/** Those of a group run beside each other. */
+const groups = [
   [
-    'sessions, oracles and fuzzing',
-    ['scripts/test.mjs', 'test/adapter', 'test/engine', 'test/oracle', 'test/cli'],
-    { env },
+    [
+      'sessions, oracles and fuzzing',
+      ['scripts/test.mjs', 'test/adapter', 'test/engine', 'test/oracle', 'test/cli'],
+      { env },
+    ],
+    // Kernels in QEMU, one after the other: each takes a processor.
+    [
+      'on upstream KVM in labs',
+      ['scripts/test.mjs', 'test/lab', '--test-concurrency=1'],
+      {
+        loud: 'at-end',
+        env: long ? { KVM_MMU_AGREEMENT: '210', KVM_MMU_LAB_KERNELS: 'linux-image-amd64,linux-image-6.12-amd64' } : {},
+      },
+    ],
   ],
   // One after the other: what they time, and what they ask of KVM, should not depend on each other.
   [
-    'on KVM',
-    ['scripts/test.mjs', 'test/kvm', '--test-concurrency=1'],
-    long ? { env: { KVM_MMU_FUZZ_SECONDS: '180', KVM_MMU_SCENARIOS: '150', KVM_MMU_CONFORM_CASES: '1000000' } } : {},
+    [
+      'on KVM',
+      ['scripts/test.mjs', 'test/kvm', '--test-concurrency=1'],
+      long ? { env: { KVM_MMU_FUZZ_SECONDS: '180', KVM_MMU_SCENARIOS: '150', KVM_MMU_CONFORM_CASES: '1000000' } } : {},
+    ],
   ],
-  // Kernels in QEMU, one after the other: each takes a processor.
-  [
-    'on upstream KVM in labs',
-    ['scripts/test.mjs', 'test/lab', '--test-concurrency=1'],
-    long ? { env: { KVM_MMU_AGREEMENT: '210', KVM_MMU_LAB_KERNELS: 'linux-image-amd64,linux-image-6.12-amd64' } } : {},
-  ],
-  ...(long ? [['real guests under QEMU', ['scripts/test.mjs', 'test/guests'], {}]] : []),
-  ['inside VS Code', ['test/vscode/run.mjs'], {}],
+  ...(long ? [[['real guests under QEMU', ['scripts/test.mjs', 'test/guests'], {}]]] : []),
+  [['inside VS Code', ['test/vscode/run.mjs'], {}]],
 ];
 let good = true;
-for (const [name, args, options] of steps) good = (await run(name, node, args, { loud: true, ...options })) && good;
+for (const group of groups) {
+  const ended = await Promise.all(
+    group.map(([name, args, options]) => run(name, node, args, { loud: true, ...options })),
+  );
+  good &&= ended.every(Boolean);
+}
 process.exit(good ? 0 : 1);
