@@ -6,6 +6,7 @@ import { kvmGmemPunchHole } from './attributes/gmem.ts';
 import { pvalidate } from './attributes/rmp.ts';
 import { checkFresh } from './attributes/stale.ts';
 import { pageAccept } from './attributes/tdx.ts';
+import { checkEntries } from './attributes/update-mem-attr.ts';
 import { pageStateChange } from './attributes/vmm.ts';
 import type { Instruction } from './code.ts';
 import { ExpressionError, evaluate, evaluateInteger, type Scope, truthy } from './expression.ts';
@@ -93,6 +94,7 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
     case 'convert': {
       const { base, pages } = frameRange('convert', statement.base, statement.size);
       const { isPrivate } = statement;
+      checkEntries(machine, base, base + pages);
       if (task.vcpu < 0) callConvert(machine, task, base, base + pages, isPrivate);
       else call(task, pageStateChange, { start: base, end: base + pages, isPrivate });
       break;

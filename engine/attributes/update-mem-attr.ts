@@ -3,6 +3,7 @@ import { backingPfn, hostMappingLevel } from '../memory/memslots.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
 import { defineFunction, NEXT, returns, type Task } from '../operation.ts';
 import { mightSleep, removeFromDirectMap, restoreToDirectMap } from './direct-map.ts';
+import { preparesAtFault } from './gmem.ts';
 import { rmpEntry, rmpMake } from './rmp.ts';
 
 const PAGES_2M = 512;
@@ -35,6 +36,24 @@ function nextPage(machine: Machine, { next, end }: UpdateLocals): { gfn: Gfn; pf
     return { gfn, pfn: backingPfn(slot, gfn, slot.gmem), level: isLarge ? 2 : 1 };
   }
   return undefined;
+}
+
+/** Entries of the RMP that one conversion may make or take: 16G in 4K, which a real machine's firmware does not do at once either. */
+const ENTRIES_MOST = 2 ** 22;
+
+/** @throws RangeError where a conversion, by an ordering that updates the RMP, comes to more entries than are kept here */
+export function checkEntries(machine: Machine, start: Gfn, end: Gfn): void {
+  if (machine.vm !== 'snp' || preparesAtFault(machine)) return;
+  let entries = 0;
+  for (const slot of machine.slots.overlapping(start, end)) {
+    if (!slot.gmem) continue;
+    const pages = Math.min(end, slot.base + slot.pages) - Math.max(start, slot.base);
+    entries += slot.gmem.pageLevel > 1 ? Math.ceil(pages / PAGES_2M) : pages;
+  }
+  if (entries > ENTRIES_MOST)
+    throw new RangeError(
+      `convert: by policy conversion = ${machine.policies.conversion} ${entries} entries of the RMP change, and more than ${ENTRIES_MOST} are not kept; take less, guest-memfd 2M, or an ordering that leaves the RMP to faults`,
+    );
 }
 
 function run(

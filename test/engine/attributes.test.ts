@@ -434,3 +434,13 @@ test('going back takes attributes, RMP, guest_memfd and direct map along', () =>
   }
   assert.ok(new Set(states).size > 10);
 });
+
+test('a conversion that comes to more RMP entries than are kept is refused in words, and today’s takes a terabyte at once', () => {
+  const tasks = 'host vmm {\n  convert 0 +1T private\n}';
+  const machine = ended(tasks, ['memory 0 +1T guest-memfd', 'policy conversion = rfc-v8']);
+  assert.match(
+    machine.small.failures[0]!.text,
+    /by policy conversion = rfc-v8 268435456 entries of the RMP change, and more than 4194304 are not kept/,
+  );
+  assert.deepEqual(ran(tasks, ['memory 0 +1T guest-memfd']).attributes.rmp.size, 0);
+});
