@@ -2,6 +2,8 @@
 export const CONVERSION_INJECTIONS = {
   'attributes-without-zap': 'memory becomes private or shared, and what maps it as the other stays',
   'mixed-tail': 'the last 2M block of a conversion is not noted as mixed',
+  'mixed-1g-first': '1G blocks are judged before the 2M blocks that they are judged by',
+  'mixed-unaligned': 'a 2M block that a conversion covers in part alone is not noted as mixed',
   'edges-not-invalidated': 'large pages at the ends of a conversion are no part of its invalidation',
   'seq-after-attributes': 'a fault asks for the attribute first, and remembers mmu_invalidate_seq then',
   'begin-without-range': 'an invalidation of a conversion is begun without its range',

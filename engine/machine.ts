@@ -815,9 +815,13 @@ export class Machine {
   }
 
   /** Ends a task that cannot go on, wherever it is: its locks are dropped, and the reason is kept. */
-  fail(task: Task, text: string): void {
+  /** Ends a task. @param isAsked whether the scenario asks for it where this happens */
+  fail(task: Task, text: string, isAsked = false): void {
     const line = this.currentLine(task) ?? 0;
     this.warn(text);
+    // What a hazard has told is not told again.
+    if (!isAsked && this.small.hazards.at(-1)?.text !== text)
+      this.append(Kind.FAILURE, task.id, 0, 0, 0, 0, { text, line });
     this.small.failures.push({ text, line, actual: 'the task ends here' });
     for (const { lock } of [...task.holds]) this.release(task, lock);
     task.stack = [];

@@ -1,4 +1,4 @@
-import { evaluate, truthy } from './expression.ts';
+import { type Expression, ExpressionError, evaluate, truthy } from './expression.ts';
 import { RegisterError } from './guest/registers.ts';
 import { type Machine, MachineError, USER_TASK } from './machine.ts';
 import { runTopStep, type Task } from './operation.ts';
@@ -13,7 +13,17 @@ export function canRun(machine: Machine, task: Task): boolean {
   if (task.state !== 'waiting') return false;
   const instruction = machine.code[task.id]![task.pc];
   if (instruction?.kind !== 'statement' || instruction.statement.kind !== 'wait') return false;
-  return truthy(evaluate(instruction.statement.condition, programScope(machine, task)));
+  return mayGoOn(machine, task, instruction.statement.condition);
+}
+
+/** Whether what a task waits for is so. Where that cannot be told its next step will say why, and end it. */
+export function mayGoOn(machine: Machine, task: Task, condition: Expression): boolean {
+  try {
+    return truthy(evaluate(condition, programScope(machine, task)));
+  } catch (error) {
+    if (error instanceof ExpressionError) return true;
+    throw error;
+  }
 }
 
 /** Makes one step of a task. */

@@ -38,6 +38,7 @@ export function readPolicies(written: readonly string[], form: string): WrittenP
     const all: Readonly<Record<string, readonly string[]>> = POLICY_VALUES;
     // An unknown policy has no values: it is refused by its name.
     const values = list === 'all' ? (all[policy] ?? ['']) : list.split(',');
+    if (new Set(values).size < values.length) throw new UsageError(`--policy ${policy}: a value is given twice`);
     if (values.length === 1) fixed.push({ policy, value: values[0]! });
     else if (compared)
       throw new UsageError(`--policy: values of ${compared.policy} and of ${policy} cannot be compared at once`);

@@ -1,10 +1,9 @@
 import type { Instruction } from '../../engine/code.ts';
-import { evaluate, truthy } from '../../engine/expression.ts';
 import type { Machine } from '../../engine/machine.ts';
 import type { MissingFrames } from '../../engine/mirror.ts';
 import type { Task } from '../../engine/operation.ts';
-import { programScope } from '../../engine/queries/scope.ts';
 import { checkExpectation, runInstruction } from '../../engine/statements.ts';
+import { mayGoOn } from '../../engine/step.ts';
 import { type GpaRange, Traps } from '../kvm/traps.ts';
 import { LostError } from '../rsp/packet.ts';
 import { withFrames } from '../with-frames.ts';
@@ -109,7 +108,7 @@ export class ScenarioRun {
       task.state === 'waiting' &&
       instruction?.kind === 'statement' &&
       instruction.statement.kind === 'wait' &&
-      truthy(evaluate(instruction.statement.condition, programScope(this.machine, task)))
+      mayGoOn(this.machine, task, instruction.statement.condition)
     );
   }
 

@@ -8,6 +8,7 @@ import { flushRemoteTlbs } from '../tdp/flush.ts';
 import { tdpMmuZapLeafs, zapLeafsLocals } from '../tdp/zap.ts';
 import { checkConverted } from './check.ts';
 import { isMixed, updateMixed } from './mixed.ts';
+import { forgetLaunched } from './tdx.ts';
 import { type Part, sevUpdateMemAttr } from './update-mem-attr.ts';
 
 // KVM_SET_MEMORY_ATTRIBUTES: the steps that every ordering is made of, and then the orderings.
@@ -148,6 +149,7 @@ const storeStep: ConvertStep = {
     }
     const until = storedUntil(locals);
     machine.setAttributes(next, until, isPrivate);
+    if (!isPrivate) forgetLaunched(machine, next, until);
     locals.next = until;
     return until < end ? AGAIN : NEXT;
   },

@@ -7,6 +7,7 @@ import {
   PFERR_GUEST_FINAL,
   PFERR_GUEST_RMP,
   PFERR_GUEST_SIZEM,
+  PFERR_PRIVATE_ACCESS,
 } from '../tdp/fault.ts';
 import type { RmpProblem } from './rmp.ts';
 
@@ -24,7 +25,7 @@ export function rmpFault(vcpu: number, walk: Walk, access: PendingAccess, proble
   return {
     ...refused(vcpu, walk, access),
     kind: 'rmp',
-    errorCode,
+    errorCode: errorCode + (access.isPrivate ? PFERR_PRIVATE_ACCESS : 0),
     exitInfo: errorCode,
     isPrivate: access.isPrivate === true,
     reason: problem.reason,

@@ -11,6 +11,7 @@ import { tdpMmuZapLeafs, zapLeafsLocals } from '../tdp/zap.ts';
 import { clearFrame } from './clear-frame.ts';
 import { splitDirectMap } from './direct-map.ts';
 import { rmpEntry, rmpMake } from './rmp.ts';
+import { forgetLaunched } from './tdx.ts';
 
 const PAGES_2M = 512;
 
@@ -196,6 +197,7 @@ function freeFolio(machine: Machine, gfn: Gfn, end: Gfn): number {
   const entry = rmpEntry(machine, pfn);
   const isWhole = entry?.level === 2 && pfn % PAGES_2M === 0 && gfn + PAGES_2M <= end;
   const pages = isWhole ? PAGES_2M : 1;
+  forgetLaunched(machine, gfn, gfn + pages);
   for (let page = 0; page < pages; page++) folios.set(machine, pfn + page, undefined);
   if (entry) {
     if (!isWhole) splitDirectMap(machine, pfn);

@@ -8,6 +8,7 @@ import { rmapKey } from '../shadow/state.ts';
  * because 1G is judged by them. A block that sticks out of its slot is never mapped large, and not noted.
  */
 export function updateMixed(machine: Machine, start: Gfn, end: Gfn): void {
+  const before = machine.injects('mixed-1g-first') ? notedBlocks(machine) : undefined;
   for (const level of [2, 3] as const) {
     const span = 512 ** (level - 1);
     const limit = machine.injects('mixed-tail') ? end - (end % span) : end;
@@ -15,10 +16,23 @@ export function updateMixed(machine: Machine, start: Gfn, end: Gfn): void {
       const from = Math.max(start, slot.base);
       for (let gfn = from - (from % span); gfn < Math.min(limit, slot.base + slot.pages); gfn += span) {
         if (gfn < slot.base || gfn + span > slot.base + slot.pages) continue;
-        setMixed(machine, level, gfn, machine.attributes.store.mix(gfn, level) === 'mixed');
+        if (machine.injects('mixed-unaligned') && (gfn < start || gfn + span > end)) continue;
+        const isNow = machine.attributes.store.mix(gfn, level) === 'mixed';
+        // Judged too early, 1G is mixed where its 2M blocks were noted so.
+        setMixed(machine, level, gfn, before && level === 3 ? hasNoted(before, gfn) : isNow);
       }
     }
   }
+}
+
+/** The 2M blocks that are noted as mixed, by their first gfn. */
+function notedBlocks(machine: Machine): ReadonlySet<Gfn> {
+  const noted = [...machine.attributes.mixed.entries()].map(([key]) => key).filter((key) => key < 3 * 2 ** 44);
+  return new Set(noted.map((key) => key % 2 ** 44));
+}
+
+function hasNoted(noted: ReadonlySet<Gfn>, first: Gfn): boolean {
+  return [...noted].some((gfn) => gfn >= first && gfn < first + 512 * 512);
 }
 
 function setMixed(machine: Machine, level: 2 | 3, gfn: Gfn, isMixed: boolean): void {

@@ -96,6 +96,16 @@ export function poison(machine: Machine, pfn: Pfn): void {
   if (isModules(machine, pfn)) machine.attributes.poisoned.set(machine, pfn, true);
 }
 
+/** What a launch has put into a page is no more once it has been shared, or freed: the next is added empty. */
+export function forgetLaunched(machine: Machine, start: Gfn, end: Gfn): void {
+  const { launched, folios } = machine.attributes;
+  if (launched.size === 0) return;
+  for (const [pfn] of [...launched.entries()]) {
+    const gfn = folios.get(pfn);
+    if (gfn !== undefined && gfn >= start && gfn < end) launched.set(machine, pfn, undefined);
+  }
+}
+
 function heal(machine: Machine, pfn: Pfn): void {
   const { poisoned } = machine.attributes;
   if (poisoned.get(pfn)) poisoned.set(machine, pfn, undefined);

@@ -74,9 +74,23 @@ function run(
     else restoreToDirectMap(machine, frame);
 }
 
+/** Whether the RMP has 2M as one, or nothing of it. */
+function isUniform(machine: Machine, first: Pfn): boolean {
+  const { rmp } = machine.attributes;
+  if (rmp.get(first)?.level === 2) return true;
+  for (let page = 0; page < PAGES_2M; page++) if (rmp.get(first + page)) return false;
+  return true;
+}
+
 /** Of a page that is not so already. @returns 0, or an errno */
 function updatePage(machine: Machine, pfn: Pfn, gfn: Gfn, level: 1 | 2, isPrivate: boolean): number {
   const { folios } = machine.attributes;
+  if (level === 2 && !isUniform(machine, pfn)) {
+    // A part of it has been converted before: the rest goes page by page.
+    let error = 0;
+    for (let page = 0; page < PAGES_2M; page++) error ||= updatePage(machine, pfn + page, gfn + page, 1, isPrivate);
+    return error;
+  }
   if (isPrivate)
     for (let page = 0; page < PAGES_2M ** (level - 1); page++)
       if (folios.get(pfn + page) === undefined) folios.set(machine, pfn + page, gfn + page);

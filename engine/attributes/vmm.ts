@@ -7,12 +7,16 @@ import type { FaultInfo } from '../tdp/fault.ts';
 import { callConvert } from './convert.ts';
 import { frameOf } from './tdx.ts';
 
+/** Whether a page of the gpa can be of either kind, so that a conversion would help. */
+export function canConvert(machine: Machine, gpa: bigint, isPrivate: boolean): boolean {
+  return !isPrivate || machine.slots.find(addressToFrame(gpa))?.gmem !== undefined;
+}
+
 /** Why a vCPU cannot go on after KVM_EXIT_MEMORY_FAULT; undefined where the VMM can convert the page, and does. */
 export function memoryFaultWords(machine: Machine, gpa: bigint, isPrivate: boolean): string | undefined {
   const where = `KVM_EXIT_MEMORY_FAULT: gpa ${hex(gpa)}`;
   const slot = machine.slots.find(addressToFrame(gpa));
-  // No conversion helps.
-  if (isPrivate && !slot?.gmem)
+  if (!canConvert(machine, gpa, isPrivate))
     return `${where} was accessed as private memory, and ${slot ? 'its slot has no guest_memfd' : 'no memslot holds it'}`;
   if (machine.config.memoryFault !== 'stop') return undefined;
   return `${where} is not ${isPrivate ? 'private' : 'shared'} memory, as the access was`;
@@ -31,9 +35,10 @@ export const vmmMemoryFault = defineFunction<{ readonly info: FaultInfo }>({
       run(machine, task, { info }) {
         machine.count('exits.memory_fault');
         machine.append(Kind.MEMORY_FAULT, task.vcpu, 0, 0, 0, 0, info);
-        const words = memoryFaultWords(machine, frameToAddress(frameOf(machine, info.gpa!)), info.isPrivate === true);
+        const [gpa, isPrivate] = [frameToAddress(frameOf(machine, info.gpa!)), info.isPrivate === true];
+        const words = memoryFaultWords(machine, gpa, isPrivate);
         if (words === undefined) return NEXT;
-        machine.fail(task, words);
+        machine.fail(task, words, canConvert(machine, gpa, isPrivate));
         return RETURNED;
       },
     },

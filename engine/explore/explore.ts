@@ -1,14 +1,12 @@
 import { HAZARDS, type Hazard } from '../attributes/hazards.ts';
 import { COUNTERS, type CounterName } from '../counters.ts';
-import { evaluate, truthy } from '../expression.ts';
 import { Kind, type LogEntry } from '../history/log.ts';
 import { type Machine, MachineError, type SmallState } from '../machine.ts';
 import { functionSpec, type Task } from '../operation.ts';
 import type { Expectation, Program } from '../program.ts';
-import { programScope } from '../queries/scope.ts';
 import { createMachine } from '../run.ts';
 import { checkExpectation } from '../statements.ts';
-import { canRun, runStep } from '../step.ts';
+import { canRun, mayGoOn, runStep } from '../step.ts';
 import { RET_PF } from '../tdp/fault.ts';
 import { countersOf, namesIn } from './counted.ts';
 import { Graph } from './graph.ts';
@@ -17,24 +15,34 @@ import { changes, forStep } from './snapshot.ts';
 import { type Hash, hashSmall, hashTask, StateHash } from './state-hash.ts';
 
 /** What can come of an interleaving: a hazard, or what a guest or a VMM sees of a conversion and can live with. */
-export type Event = Hazard | 'expectation' | 'final-expectation' | 'retry' | 'memory-fault' | 'rmp-fault';
+export type Event =
+  | Hazard
+  | 'failure'
+  | 'expectation'
+  | 'final-expectation'
+  | 'retry'
+  | 'memory-fault'
+  | 'rmp-fault'
+  | 'not-validated';
 
 export const EVENTS: Readonly<Record<Event, string>> = {
   ...HAZARDS,
+  failure: 'a task ends where it should not: KVM_RUN fails, the VM is dead, an invariant is broken',
   expectation: 'an expect of a task does not hold',
   'final-expectation': 'when every task has ended, an expect does not hold',
   retry: 'a fault is tried again (RET_PF_RETRY)',
   'memory-fault': 'KVM_RUN returns with KVM_EXIT_MEMORY_FAULT',
   'rmp-fault': 'the RMP refuses an access',
+  'not-validated': 'a guest uses a page that it has not accepted (#VC), and the access is lost',
 };
 
 export function isHazard(event: Event): event is Hazard {
   return Object.hasOwn(HAZARDS, event);
 }
 
-/** Whether something happens that the scenario says must not. */
+/** Whether something happens that must not, whatever the scenario says, or that it says must not. */
 export function isBroken(event: Event): boolean {
-  return event === 'expectation' || event === 'final-expectation';
+  return event === 'failure' || event === 'expectation' || event === 'final-expectation';
 }
 
 export interface ExploreOptions {
@@ -170,7 +178,9 @@ export class Explorer {
     const edge = graph.addEdge(frame.state, to, task.id, count);
     this.#eventsOf(position, edge, frame.steps);
     const isFresh = to === isNew;
-    if (!isFresh) this.#undo(frame, saved, before);
+    // What the log has forgotten cannot be taken back.
+    if (machine.log.first > this.#frames[0]!.position) this.#giveUp(to);
+    else if (!isFresh) this.#undo(frame, saved, before);
     else if (graph.states < this.#options.maxStates) this.#enter(to, saved, before);
     else this.#giveUp(to);
   }
@@ -248,10 +258,20 @@ export class Explorer {
     const now = machine.task(task.id);
     for (let joined = 0; isEnabled(machine, now); joined++) {
       const isLast = !this.#options.reduce || joined >= MOST_JOINED || !isLocal(machine, now);
+      const [mark, step] = [machine.log.length, machine.steps];
       runStep(machine, now);
-      if (now.state === 'blocked') break;
+      if (now.state === 'blocked') {
+        // It has found a lock taken, and nothing else.
+        machine.undoTo(mark);
+        machine.steps = step;
+        now.state = 'ready';
+        now.wants = null;
+        break;
+      }
       if (isLast || now.state === 'done') return saved;
     }
+    // Local steps alone are one too, where what comes behind them cannot be made yet.
+    if (machine.steps > steps) return saved;
     machine.undoTo(position);
     machine.small = saved;
     machine.steps = steps;
@@ -355,7 +375,7 @@ function isEnabled(machine: Machine, task: Task): boolean {
   if (task.stack.length > 0) return true;
   const instruction = machine.code[task.id]![task.pc];
   if (instruction?.kind !== 'statement' || instruction.statement.kind !== 'wait') return true;
-  return truthy(evaluate(instruction.statement.condition, programScope(machine, task)));
+  return mayGoOn(machine, task, instruction.statement.condition);
 }
 
 /** Whether the step that comes next is no place to ask who runs. */
@@ -380,6 +400,12 @@ function eventOf({
       const { hazard, text } = object as { hazard: Hazard; text: string };
       return { event: hazard, text };
     }
+    case Kind.FAILURE: {
+      const { text, line } = object as { text: string; line: number };
+      return { event: 'failure', text, line };
+    }
+    case Kind.NOT_VALIDATED:
+      return { event: 'not-validated', text: object as string };
     case Kind.MEMORY_FAULT: {
       const { vcpu, gpa, isPrivate } = object as { vcpu: number; gpa: bigint; isPrivate: boolean };
       const text = `vCPU ${vcpu}'s ${isPrivate ? 'private' : 'shared'} access to gpa 0x${gpa.toString(16)}`;

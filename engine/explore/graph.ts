@@ -80,11 +80,11 @@ export class Graph {
     return this.#outgoing;
   }
 
-  /** States, not stuck ones, from which no end can be reached: one that stands for each such region, the first that was found. */
+  /** States from which neither an end can be reached nor one that is stuck: one that stands for each such region, the first that was found. */
   withoutEnd(): number[] {
     const { starts, edges } = sortedBy(this.to, this.#states);
     const reaches = new Uint8Array(this.#states);
-    const queue = [...this.#terminal];
+    const queue = [...new Set([...this.#terminal, ...this.stateEvents.keys()])];
     for (const state of queue) reaches[state] = 1;
     while (queue.length > 0) {
       const state = queue.pop()!;
@@ -96,8 +96,7 @@ export class Graph {
       }
     }
     const found: number[] = [];
-    for (let state = 0; state < this.#states; state++)
-      if (reaches[state] === 0 && !this.stateEvents.has(state)) found.push(state);
+    for (let state = 0; state < this.#states; state++) if (reaches[state] === 0) found.push(state);
     return found;
   }
 

@@ -110,7 +110,9 @@ export const pageWalk = defineFunction<WalkLocals>({
           const problem = checkRmp(machine, access, gfn, pfn, secondLeafLevel);
           if (problem?.kind === 'not-validated') {
             machine.count('faults.vc');
-            machine.warn(`${task.name}: #VC at 0x${access.address.toString(16)}: ${problem.reason}`);
+            const text = `${task.name}: #VC at 0x${access.address.toString(16)}: ${problem.reason}`;
+            machine.warn(text);
+            machine.append(Kind.NOT_VALIDATED, task.vcpu, 0, 0, 0, 0, text);
             return returns(task, FAULTED);
           }
           if (problem) {

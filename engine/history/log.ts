@@ -69,6 +69,10 @@ export const Kind = {
   SMM: 32,
   /** The guest invalidates translations. address: vCPU; object: the instruction, in words. */
   INVALIDATION: 33,
+  /** A task ends where it should not. address: task; object: {text, line}. */
+  FAILURE: 34,
+  /** A guest uses a page that it has not accepted (#VC). address: vCPU; object: text. */
+  NOT_VALIDATED: 35,
   /** Guest frames become private or shared. object: the range, what it is now, and the runs that it was. */
   ATTRIBUTES: 36,
   /** Something that must not happen did. address: task; object: {hazard, text, gfn}. */

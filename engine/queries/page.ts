@@ -1,10 +1,11 @@
 import type { RmpEntry } from '../attributes/state.ts';
+import { frameOf } from '../attributes/tdx.ts';
 import { LEAF, TABLE } from '../formats/compile.ts';
 import { decodeEntry } from '../formats/decode.ts';
 import type { Machine } from '../machine.ts';
 import { backingPfn, hostMappingLevel, type Memslot } from '../memory/memslots.ts';
 import { tlbSpan } from '../memory/tlb.ts';
-import { addressToFrame, formatSize, frameToAddress, type Gfn, hex, type Pfn } from '../memory/words.ts';
+import { formatSize, frameToAddress, type Gfn, hex, type Pfn } from '../memory/words.ts';
 import { rmapKey } from '../shadow/state.ts';
 import { findEntry } from '../tdp/iterate.ts';
 import { isPresent, spteFormat, spteNote } from '../tdp/spte.ts';
@@ -248,7 +249,7 @@ const FRAMES_UNTOLD: PageRow = {
 /** All that is known of a page, as rows. @throws Error where the log does not reach */
 export function pageAnswer(machine: Machine, gpa: string, at: number | undefined): PageAnswer {
   needPrivateMemory(machine);
-  const gfn = addressToFrame(BigInt(gpa));
+  const gfn = frameOf(machine, BigInt(gpa));
   const limit = 2 ** 40;
   if (gfn >= limit) throw new Error(`gpa ${gpa} lies beyond bit 51`);
   const state = new MemoryState(machine, at);

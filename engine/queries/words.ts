@@ -1,6 +1,13 @@
 import { errorCodeWords } from '../guest/permission.ts';
 import { hex } from '../memory/words.ts';
-import { type FaultInfo, PFERR_GUEST_FINAL, PFERR_GUEST_PAGE } from '../tdp/fault.ts';
+import {
+  type FaultInfo,
+  PFERR_GUEST_ENC,
+  PFERR_GUEST_FINAL,
+  PFERR_GUEST_PAGE,
+  PFERR_GUEST_RMP,
+  PFERR_GUEST_SIZEM,
+} from '../tdp/fault.ts';
 import type { FaultAnswer } from './answers.ts';
 
 const DID = { read: 'read', write: 'wrote', fetch: 'fetched from' } as const;
@@ -16,12 +23,21 @@ export function faultSentence(fault: FaultInfo): string {
   return `${who} ${DID[fault.access]} gpa ${gpa}${how}: ${fault.reason}`;
 }
 
+const MORE_BITS: readonly (readonly [number, string])[] = [
+  [PFERR_GUEST_FINAL, 'final address'],
+  [PFERR_GUEST_PAGE, 'guest table'],
+  [PFERR_GUEST_RMP, 'RMP'],
+  [PFERR_GUEST_ENC, 'private (C-bit)'],
+  [PFERR_GUEST_SIZEM, 'page sizes differ'],
+];
+
 /** `0x100000006 W|U, final address`: KVM's error code in words. */
 export function kvmErrorWords(code: number): string {
-  const low = code % 2 ** 32;
-  const where = code >= PFERR_GUEST_PAGE ? ', guest table' : code >= PFERR_GUEST_FINAL ? ', final address' : '';
+  const has = (bit: number): boolean => Math.floor(code / bit) % 2 === 1;
+  const low = code % PFERR_GUEST_RMP;
+  const more = MORE_BITS.filter(([bit]) => has(bit)).map(([, words]) => `, ${words}`);
   const words = errorCodeWords(low).split(' ')[1] ?? 'none';
-  return `${hex(code)} ${words}${where}`;
+  return `${hex(code)} ${words}${more.join('')}`;
 }
 
 export function faultAnswer(fault: FaultInfo): FaultAnswer {

@@ -5,7 +5,7 @@ import type { PagingMode } from '../guest/registers.ts';
 import { entryOffset, type SecondStage, type Walk } from '../guest/walk.ts';
 import { frameToAddress, hex } from '../memory/words.ts';
 import type { PendingAccess } from '../operation.ts';
-import { type FaultInfo, PFERR_GUEST_ENC, PFERR_GUEST_FINAL, PFERR_GUEST_PAGE } from './fault.ts';
+import { type FaultInfo, PFERR_GUEST_ENC, PFERR_GUEST_FINAL, PFERR_GUEST_PAGE, PFERR_PRIVATE_ACCESS } from './fault.ts';
 
 /** Exit qualification of an EPT violation (SDM vol. 3, table 28-7). */
 const QUAL_READ = 1;
@@ -65,6 +65,7 @@ export function describeWalkFault(
           ? QUAL_READ | QUAL_WRITE
           : QUAL_WRITE
         : QUAL_READ;
+  const isPrivate = isTold && (table || access.isPrivate === true);
   const exitInfo = ept
     ? misconfigured
       ? 0
@@ -73,7 +74,7 @@ export function describeWalkFault(
       (rsvd ? PFERR_PRESENT : 0) +
       4 * ((walk.error & 4) === 0 ? 1 : 0) +
       where +
-      (isTold && (table || access.isPrivate) ? PFERR_GUEST_ENC : 0);
+      (isPrivate ? PFERR_GUEST_ENC : 0);
   // What KVM makes of it: R, W and X of the access, PRESENT when any right was granted (vmx.c, __vmx_handle_ept_violation).
   const eptCode =
     ((accessBits & QUAL_READ) !== 0 ? 4 : 0) |
@@ -96,10 +97,10 @@ export function describeWalkFault(
     level: walk.secondLevel,
     index: walk.secondIndex,
     table: walk.secondTable,
-    errorCode: misconfigured ? PFERR_RSVD : ept ? eptCode + where : exitInfo,
+    errorCode: misconfigured ? PFERR_RSVD : ept ? eptCode + where : exitInfo + (isPrivate ? PFERR_PRIVATE_ACCESS : 0),
     exitInfo,
     // A guest's tables are private memory.
-    ...(isTold ? { isPrivate: table || access.isPrivate === true } : {}),
+    ...(isTold ? { isPrivate } : {}),
     reason: secondReason(walk, second!, bits),
   };
 }

@@ -30,6 +30,8 @@ export const PFERR_GUEST_PAGE = 2 ** 33;
 export const PFERR_GUEST_RMP = 2 ** 31;
 export const PFERR_GUEST_ENC = 2 ** 34;
 export const PFERR_GUEST_SIZEM = 2 ** 35;
+/** KVM's own, of an access to private memory: of SNP set where ENC is. */
+export const PFERR_PRIVATE_ACCESS = 2 ** 49;
 
 /** What made a walk fail, as it is told: to the log, to breakpoints and to people. Immutable. */
 export interface FaultInfo {

@@ -3,6 +3,7 @@ import { test } from 'node:test';
 import { rmpEntry } from '../../engine/attributes/rmp.ts';
 import { explore, isHazard } from '../../engine/explore/explore.ts';
 import { Kind } from '../../engine/history/log.ts';
+import { project } from '../../engine/history/project.ts';
 import type { Machine } from '../../engine/machine.ts';
 import { backingPfn } from '../../engine/memory/memslots.ts';
 import type { Program } from '../../engine/program.ts';
@@ -246,6 +247,45 @@ test('the sanitizer compares notes of mixed blocks with the attributes', () => {
     /^sanitizer: 2M from gfn 0x0 on hold private and shared pages, and are not noted as mixed/,
   );
   assert.deepEqual(ran(text.replace('  inject mixed-tail\n', ''), ['sanitize']).small.warnings, []);
+});
+
+test('the sanitizer finds 1G blocks that were judged before their 2M blocks, and 2M blocks that were converted in part', () => {
+  const breach = (mistake: string): string =>
+    ended(`host vmm {\n  inject ${mistake}\n  convert 0x2000 +8K private\n}`, [
+      'memory 0 +2G huge 1G guest-memfd',
+      'sanitize',
+    ])
+      .small.warnings.map(({ text }) => text)
+      .join();
+  assert.match(
+    breach('mixed-1g-first'),
+    /^sanitizer: 1G from gfn 0x0 on hold private and shared pages, and are not noted/,
+  );
+  assert.match(
+    breach('mixed-unaligned'),
+    /^sanitizer: 2M from gfn 0x0 on hold private and shared pages, and are not noted/,
+  );
+});
+
+test('a 2M of which a part was converted before is converted page by page', () => {
+  for (const [first, second, assigned] of [
+    ['0x200000 +4K private', '0x200000 +2M private', 512],
+    ['0x205000 +4K private', '0x200000 +2M private', 512],
+    ['0x205000 +4K private', '0x200000 +2M shared', 0],
+  ] as const) {
+    const machine = ran(`host vmm {\n  convert ${first}\n  convert ${second}\n}`, [
+      'memory 0 +4M huge 2M guest-memfd 2M',
+      'policy conversion = rfc-v8',
+    ]);
+    assert.equal(machine.attributes.rmp.size, assigned, second);
+    assert.equal(machine.counter('hazards'), 0);
+  }
+});
+
+test('KVM’s error code says that an access of SNP was to private memory, in the tracepoint too', () => {
+  const machine = ran('vcpu 0 {\n  convert 0x1000 +4K private\n  pvalidate 0x1000\n}');
+  const faults = [...project(machine)].filter(({ event }) => event === 'kvm_page_fault').map(({ text }) => text);
+  assert.match(faults.at(-1)!, /error_code 0x2000500000004$/);
 });
 
 test('without the guest’s key private memory is ciphertext: for a read without the C-bit, and for the host', () => {

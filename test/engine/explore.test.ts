@@ -230,7 +230,14 @@ const MISTAKES: Readonly<Record<string, { tasks: string; hazard: Event; text: Re
   'end-before-store': { tasks: STALE, hazard: 'stale-translation', text: /vCPU 0 reaches gpa 0x1000/ },
 };
 
-const OTHERWISE = ['begin-without-range', 'store-fails', 'rmpupdate-fails', 'tdx-shared-bit'];
+const OTHERWISE = [
+  'mixed-1g-first',
+  'mixed-unaligned',
+  'begin-without-range',
+  'store-fails',
+  'rmpupdate-fails',
+  'tdx-shared-bit',
+];
 test('every mistake in converting memory is looked for', () => {
   assert.deepEqual([...Object.keys(MISTAKES), ...OTHERWISE].sort(), Object.keys(CONVERSION_INJECTIONS).sort());
 });
@@ -303,4 +310,71 @@ test('in which step a read was made tells no states apart', () => {
   const states = (access: string): number =>
     explored(programOf(`vcpu 0 {\n  ${access}\n}\nvcpu 1 {\n  ${access}\n}`)).states;
   assert.equal(states('shared read 0x3000'), states('shared write 0x3000 = 1'));
+});
+
+test('a task that ends where it should not is told: a dead VM, an RMPUPDATE that fails, an invariant', () => {
+  const failures = (program: Program): string[] =>
+    explored(program).outcomes.flatMap(({ event, text }) => (event === 'failure' ? [text] : []));
+  const tdx = `vm tdx\n  second-stage tdp ept 4-level`;
+  const { program: early } = parseScenario(`machine {
+  memory 0 +4M guest-memfd
+  ${tdx}
+  private 0x1000 +4K
+}
+vcpu 0 {
+  accept 0x1000
+}
+vcpu 1 {
+  private read 0x1000
+}
+`);
+  assert.deepEqual(
+    new Set(failures(early!)),
+    new Set([
+      'guest access before accepting gpa 0x1000 on vCPU 1: KVM_RUN fails with -EIO, and the VM is dead',
+      'KVM_RUN fails with -EIO: the VM is dead',
+    ]),
+  );
+  assert.match(
+    failures(
+      programOf('vcpu 0 {\n  inject rmpupdate-fails\n  convert 0x1000 +4K private\n  pvalidate 0x1000\n}'),
+    ).join(),
+    /KVM_RUN failed: the vCPU cannot go on/,
+  );
+  assert.match(
+    failures(
+      programOf('host vmm {\n  inject mixed-tail\n  convert 0x200000 +8K private\n}', 'today', 'vm snp\n  sanitize'),
+    ).join(),
+    /sanitizer: 2M from gfn 0x200 on hold private and shared pages, and are not noted as mixed/,
+  );
+});
+
+test('what a guest uses and has not accepted is told, and is its own to handle', () => {
+  const found = explored(programOf('vcpu 0 {\n  convert 0x1000 +4K private\n  private write 0x1000 = 1\n}'));
+  assert.match(
+    found.outcomes.find(({ event }) => event === 'not-validated')?.text ?? '',
+    /vCPU 0: #VC at 0x1000: the guest has not accepted hpa 0x\w+ \(PVALIDATE\)/,
+  );
+});
+
+test('who waits for what cannot be told ends, and says why', () => {
+  const program = programOf(
+    'host a {\n  delete slot 0\n}\nhost b {\n  wait until hpa(0x1000) == 0\n  convert 0x1000 +4K private\n}',
+  );
+  const found = explored(program);
+  assert.match(found.outcomes.find(({ event }) => event === 'failure')?.text ?? '', /hpa\(0x1000\): no memory slot/);
+  const run = new Run(program);
+  run.runToEnd(10_000);
+  assert.match(run.machine.small.failures[0]?.text ?? '', /hpa\(0x1000\): no memory slot/);
+});
+
+test('who is stuck is told by the schedule that leads there, and not as one that goes round in circles', () => {
+  const program = programOf(
+    'host a {\n  repeat 2 {\n    wait until !is_private(0x1000)\n    convert 0x1000 +4K private\n  }\n}',
+  );
+  const outcomes = (reduce: boolean) =>
+    explored(program, reduce).outcomes.map(({ event, text, schedule }) => `${event}: ${text}: ${schedule.steps}`);
+  assert.deepEqual(outcomes(true), outcomes(false));
+  assert.equal(outcomes(true).length, 1);
+  assert.match(outcomes(true)[0]!, /^no-progress: nothing can run: a cannot go on: /);
 });

@@ -5,6 +5,7 @@ import { explore, isHazard } from '../../engine/explore/explore.ts';
 import { LEAF, TABLE } from '../../engine/formats/compile.ts';
 import type { Machine } from '../../engine/machine.ts';
 import type { Program } from '../../engine/program.ts';
+import { answer } from '../../engine/queries/answer.ts';
 import { Run } from '../../engine/run.ts';
 import { findEntry } from '../../engine/tdp/iterate.ts';
 import { isPresent } from '../../engine/tdp/spte.ts';
@@ -363,4 +364,27 @@ host kthread {
   assert.deepEqual(run.machine.small.failures, []);
   assert.equal(run.machine.attributes.poisoned.size, 0);
   assert.equal(run.machine.counter('hazards'), 0);
+});
+
+test('what a launch has put into a page is gone when it has been shared, or freed: the next page waits for the guest', () => {
+  const end = (tasks: string): string => {
+    const run = new Run(programOf(tasks, 4, 'launch 0x100000 +64K'));
+    run.runToEnd(100_000);
+    return run.machine.small.failures.map(({ text }) => text).join();
+  };
+  const there = '  private read 0x100000\n  private read 0x101000\n';
+  assert.equal(end(`vcpu 0 {\n${there}}`), '');
+  const twice = '  convert 0x101000 +4K shared\n  convert 0x101000 +4K private\n';
+  assert.match(end(`vcpu 0 {\n${twice}${there}}`), /guest access before accepting gpa 0x101000/);
+  assert.match(
+    end(`vcpu 0 {\n  wait until mmu_invalidate_seq >= 1\n${there}}\nhost vmm {\n  punch 0x101000 +4K\n}`),
+    /guest access before accepting gpa 0x101000/,
+  );
+});
+
+test('the alias of an address with the shared bit is the page itself', () => {
+  const machine = ran(programOf('vcpu 0 {\n  shared write 0x1000 = 1\n}'));
+  const { answer: found } = answer(machine, { kind: 'page', gpa: '0x800000001000' }, { since: 0, fault: undefined });
+  assert.ok(found.kind === 'page');
+  assert.equal(found.gpa, '0x1000');
 });
