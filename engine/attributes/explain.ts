@@ -5,6 +5,7 @@ import {
   type FaultInfo,
   PFERR_GUEST_ENC,
   PFERR_GUEST_FINAL,
+  PFERR_GUEST_PAGE,
   PFERR_GUEST_RMP,
   PFERR_GUEST_SIZEM,
   PFERR_PRIVATE_ACCESS,
@@ -12,22 +13,29 @@ import {
 import type { RmpProblem } from './rmp.ts';
 
 /** The #NPF of an access that the tables allow and the RMP refuses. P is set: the entries are there. */
-export function rmpFault(vcpu: number, walk: Walk, access: PendingAccess, problem: RmpProblem): FaultInfo {
+export function rmpFault(
+  vcpu: number,
+  walk: Walk,
+  access: PendingAccess,
+  problem: RmpProblem,
+  isTable = false,
+): FaultInfo {
+  const isPrivate = isTable || access.isPrivate === true;
   const errorCode =
     1 +
-    (access.kind === 'write' ? 2 : 0) +
+    (access.kind === 'write' && !isTable ? 2 : 0) +
     4 +
-    (access.kind === 'fetch' ? 16 : 0) +
+    (access.kind === 'fetch' && !isTable ? 16 : 0) +
     PFERR_GUEST_RMP +
-    PFERR_GUEST_FINAL +
-    (access.isPrivate ? PFERR_GUEST_ENC : 0) +
+    (isTable ? PFERR_GUEST_PAGE : PFERR_GUEST_FINAL) +
+    (isPrivate ? PFERR_GUEST_ENC : 0) +
     (problem.kind === 'size' ? PFERR_GUEST_SIZEM : 0);
   return {
-    ...refused(vcpu, walk, access),
+    ...refused(vcpu, walk, access, isTable),
     kind: 'rmp',
-    errorCode: errorCode + (access.isPrivate ? PFERR_PRIVATE_ACCESS : 0),
+    errorCode: errorCode + (isPrivate ? PFERR_PRIVATE_ACCESS : 0),
     exitInfo: errorCode,
-    isPrivate: access.isPrivate === true,
+    isPrivate,
     reason: problem.reason,
   };
 }
@@ -36,11 +44,11 @@ export function rmpFault(vcpu: number, walk: Walk, access: PendingAccess, proble
  * The EPT violation of an access to a page that the secure EPT has as pending, of a guest that wants no #VE for it (SEPT_VE_DISABLE). No bit of the
  * qualification says what an entry grants, for it grants nothing.
  */
-export function pendingFault(vcpu: number, walk: Walk, access: PendingAccess): FaultInfo {
+export function pendingFault(vcpu: number, walk: Walk, access: PendingAccess, isTable = false): FaultInfo {
   return {
-    ...refused(vcpu, walk, access),
+    ...refused(vcpu, walk, access, isTable),
     kind: 'violation',
-    errorCode: PFERR_GUEST_FINAL,
+    errorCode: isTable ? PFERR_GUEST_PAGE : PFERR_GUEST_FINAL,
     exitInfo: 0,
     isPrivate: true,
     isPending: true,
@@ -53,6 +61,7 @@ function refused(
   vcpu: number,
   walk: Walk,
   access: PendingAccess,
+  isTable: boolean,
 ): Omit<FaultInfo, 'kind' | 'errorCode' | 'exitInfo' | 'reason'> {
   return {
     vcpu,
@@ -60,8 +69,8 @@ function refused(
     cpl: access.cpl,
     implicit: access.implicit,
     gva: access.address,
-    gpa: frameToAddress(walk.gfn, pageOffset(access.address)),
-    target: 'page',
+    gpa: frameToAddress(walk.gfn, isTable ? 0 : pageOffset(access.address)),
+    target: isTable ? 'table' : 'page',
     guestLevel: walk.level,
     level: walk.secondLeafLevel,
     index: walk.secondIndex,

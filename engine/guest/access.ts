@@ -76,9 +76,20 @@ export const pageWalk = defineFunction<WalkLocals>({
         if (vcpu.requests !== 0) return 'enter';
         const walk = locals.walk!;
         const memory = vcpu.shadowed ? machine.hostMemory : machine.walkMemory;
-        const { level } = walk;
+        const { level, secondLevel } = walk;
         const second = secondOf(vcpu, locals.access, level === 0);
         stepWalk(walk, vcpu.hardware, second, memory);
+        // The second stage has just said where a table of the guest's lies.
+        if (machine.vm !== 'ordinary' && level > 0 && secondLevel > 0 && walk.secondLevel === 0) {
+          const refused = checkOwned(machine, task, walk, locals.access, secondLevel);
+          if (refused === 'lost') return returns(task, FAULTED);
+          if (refused) {
+            machine.count('walks.references', walk.references);
+            locals.walk = null;
+            locals.fault = refused;
+            return 'exit';
+          }
+        }
         if (level > 0 && walk.level === 0 && walk.isPrivate !== undefined && locals.access.isPrivate === undefined)
           locals.access = { ...locals.access, isPrivate: walk.isPrivate };
         // The guest's entries lie in private memory; what they lead to may be shared, and is found in the other tables.
@@ -105,24 +116,10 @@ export const pageWalk = defineFunction<WalkLocals>({
         const vcpu = machine.vcpu(task.vcpu);
         if (vcpu.requests !== 0) return 'enter';
         const { walk, access } = locals;
-        if (machine.vm === 'snp') {
-          const { gfn, pfn, secondLeafLevel } = walk!;
-          const problem = checkRmp(machine, access, gfn, pfn, secondLeafLevel);
-          if (problem?.kind === 'not-validated') {
-            machine.count('faults.vc');
-            const text = `${task.name}: #VC at 0x${access.address.toString(16)}: ${problem.reason}`;
-            machine.warn(text);
-            machine.append(Kind.NOT_VALIDATED, task.vcpu, 0, 0, 0, 0, text);
-            return returns(task, FAULTED);
-          }
-          if (problem) {
-            locals.fault = rmpFault(vcpu.id, walk!, access, problem);
-            return 'exit';
-          }
-        }
-        const isSecure = vcpu.secure !== undefined && access.isPrivate !== false;
-        if (isSecure && access.validate === undefined && machine.attributes.pending.get(walk!.pfn)) {
-          locals.fault = pendingFault(vcpu.id, walk!, access);
+        const refused = machine.vm === 'ordinary' ? undefined : checkOwned(machine, task, walk!, access, 0);
+        if (refused === 'lost') return returns(task, FAULTED);
+        if (refused) {
+          locals.fault = refused;
           return 'exit';
         }
         fillFromWalk(machine, vcpu, walk!, access);
@@ -184,6 +181,37 @@ export const pageWalk = defineFunction<WalkLocals>({
     { name: 'resolved', text: 'the VMM has done something about it', local: true, run: () => 'enter' },
   ],
 });
+
+/**
+ * What SNP's RMP, or TDX's module, has to say of a frame to which a walk leads: of the page, or of a table of the guest's, which is private memory.
+ * @param tableLevel level of the second-stage leaf that maps the table; 0: it is the page
+ * @returns the fault; `lost` where the guest has to handle it itself (#VC); undefined where the access may go on
+ */
+function checkOwned(
+  machine: Machine,
+  task: Task,
+  walk: Walk,
+  access: PendingAccess,
+  tableLevel: number,
+): FaultInfo | 'lost' | undefined {
+  const isTable = tableLevel > 0;
+  const { validate: _, ...read } = { ...access, kind: 'read' as const, isPrivate: true };
+  const own: PendingAccess = isTable ? read : access;
+  const pfn = isTable ? walk.tablePfn : walk.pfn;
+  if (machine.vm === 'snp') {
+    const problem = checkRmp(machine, own, walk.gfn, pfn, isTable ? tableLevel : walk.secondLeafLevel);
+    if (!problem) return undefined;
+    if (problem.kind !== 'not-validated') return rmpFault(task.vcpu, walk, access, problem, isTable);
+    machine.count('faults.vc');
+    const text = `${task.name}: #VC at 0x${access.address.toString(16)}: ${problem.reason}`;
+    machine.warn(text);
+    machine.append(Kind.NOT_VALIDATED, task.vcpu, 0, 0, 0, 0, text);
+    return 'lost';
+  }
+  const isSecure = machine.vcpu(task.vcpu).secure !== undefined && own.isPrivate !== false;
+  const isRefused = isSecure && own.validate === undefined && machine.attributes.pending.get(pfn) === true;
+  return isRefused ? pendingFault(task.vcpu, walk, access, isTable) : undefined;
+}
 
 export function deliverPageFault(machine: Machine, task: Task, fault: FaultInfo, injected: boolean): void {
   machine.count('faults.guest');

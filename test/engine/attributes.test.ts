@@ -484,3 +484,21 @@ test('a conversion that comes to more RMP entries than are kept is refused in wo
   );
   assert.deepEqual(ran(tasks, ['memory 0 +1T guest-memfd']).attributes.rmp.size, 0);
 });
+
+test('the RMP is asked of the guest’s own tables too: sizes that differ are mended, what is not accepted is a #VC', () => {
+  const large = ['memory 0 +8M huge 2M guest-memfd 2M', 'launch 0 +2M'];
+  const guest = 'guest g {\n  tables at 0x8000\n  map 0x400000 -> 0x1000 4K rw-\n}\n';
+  const machine = ran(
+    `${guest}vcpu 0 in g {\n  wait until conversions == 1\n  write 0x400000 = 1\n}\nhost vmm {\n  convert 0x2000 +4K shared\n}`,
+    large,
+  );
+  const [fault] = [...project(machine)].filter(({ event }) => event === 'kvm_rmp_fault');
+  // P, U, RMP, GUEST_PAGE, ENC, SIZEM, and KVM's own bit.
+  assert.match(fault!.text, /gpa 0000000000008000 .* error_code 0x2000e80000005 rmp_level 2 psmash_ret 0/);
+  const lost = ran(
+    `${guest}vcpu 0 in g {\n  wait until conversions == 2\n  read 0x400000\n}\nhost vmm {\n  convert 0x9000 +4K shared\n  punch 0x9000 +4K\n  convert 0x9000 +4K private\n}`,
+    ['memory 0 +4M huge 2M guest-memfd', 'launch 0 +64K'],
+  );
+  assert.equal(lost.counter('faults.vc'), 1);
+  assert.equal(lost.counter('faults.guest'), 0);
+});
