@@ -37,6 +37,12 @@ export interface Policies {
    * sizes (iTLB multihit). KVM has it on by itself (`auto`) where the processor has that fault.
    */
   readonly 'nx-huge-pages': 'off' | 'on';
+  /**
+   * KVM's module parameter `tdp_mmu` (`--param kvm.tdp_mmu=N` in a lab). `off`: the tables of EPT and NPT are shadow pages, direct ones,
+   * as they were before the TDP MMU; a root that is given up stays in the hash with all that hangs below it. With shadow paging there is
+   * no TDP MMU, whatever this says.
+   */
+  readonly 'tdp-mmu': 'on' | 'off';
 }
 
 /** O8, and O1 to O7. */
@@ -61,6 +67,7 @@ export const DEFAULT_POLICIES: Policies = {
   'attribute-errors': 'logged',
   'guest-memfd': 'separate',
   'nx-huge-pages': 'off',
+  'tdp-mmu': 'on',
 };
 
 /** What each policy can be, its default first. */
@@ -73,6 +80,7 @@ export const POLICY_VALUES: { readonly [K in keyof Policies]: readonly Policies[
   'attribute-errors': ['logged', 'returned'],
   'guest-memfd': ['separate', 'in-place'],
   'nx-huge-pages': ['off', 'on'],
+  'tdp-mmu': ['on', 'off'],
 };
 
 function isPolicy(name: string): name is keyof Policies {
