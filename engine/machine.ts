@@ -643,10 +643,14 @@ export class Machine {
     return [...this.pages.values()].filter((page) => page.parent < 0 && !page.shadow);
   }
 
+  isDirectRoot({ shadow, parent, role }: MmuPage): boolean {
+    if (!shadow) return parent < 0;
+    return this.isTdp && !this.hasTdpMmu && shadow.wasRoot && roleField(role, 'direct') === 1;
+  }
+
   /** Roots of tables that translate guest-physical addresses: the TDP MMU's; without it direct shadow pages, also those that no vCPU has now. */
   directRoots(): MmuPage[] {
-    if (this.hasTdpMmu || !this.isTdp) return this.roots();
-    return [...this.pages.values()].filter(({ shadow, role }) => shadow?.wasRoot && roleField(role, 'direct') === 1);
+    return [...this.pages.values()].filter((page) => this.isDirectRoot(page));
   }
 
   // ---- shadow paging

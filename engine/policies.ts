@@ -1,3 +1,5 @@
+import type { VmType } from './attributes/state.ts';
+
 /**
  * Where KVM can do a thing in more than one way, and a run may choose. Each seam is cut exactly where the ways differ; the
  * default is today's kernel.
@@ -87,13 +89,26 @@ function isPolicy(name: string): name is keyof Policies {
   return Object.hasOwn(POLICY_VALUES, name);
 }
 
+/** Why a VM cannot have these policies; undefined when it can. */
+export function policyProblem(policies: Policies, vm: VmType = 'ordinary'): string | undefined {
+  if (vm === 'ordinary' || policies['tdp-mmu'] === 'on') return undefined;
+  return `policy tdp-mmu = off: private memory (vm ${vm}) needs the TDP MMU`;
+}
+
 /** These policies with one chosen by name, or what is wrong with the choice and what there is. */
-export function choosePolicy(policies: Policies, name: string, value: string): Policies | { readonly error: string } {
+export function choosePolicy(
+  policies: Policies,
+  name: string,
+  value: string,
+  vm?: VmType,
+): Policies | { readonly error: string } {
   if (!isPolicy(name)) return { error: `unknown policy ${name}; there are ${Object.keys(POLICY_VALUES).join(', ')}` };
   const chosen = (POLICY_VALUES[name] as readonly string[]).find((candidate) => candidate === value);
   if (chosen === undefined)
     return {
       error: `policy ${name} cannot be ${value || 'empty'}; it is ${POLICY_VALUES[name].join(', ').replace(/, ([^,]*)$/, ' or $1')}`,
     };
-  return { ...policies, [name]: chosen };
+  const next = { ...policies, [name]: chosen };
+  const problem = policyProblem(next, vm);
+  return problem === undefined ? next : { error: problem };
 }
