@@ -187,7 +187,7 @@ function describeHost(machine: Machine, address: bigint): string[] {
   const title = `hpa ${groups(address)}`;
   if (table) {
     return [
-      `${title}: entry ${pageOffset(address) >> 3} of KVM’s level-${table.level} table${table.parent < 0 ? ' (a root)' : ''}`,
+      `${title}: entry ${pageOffset(address) >> 3} of KVM’s level-${table.level} table${(table.shadow ? table.rootCount > 0 : table.parent < 0) ? ' (a root)' : ''}`,
       `covers gpa ${groups(BigInt(table.gfn) << 12n)} onwards`,
       `value ${groups(machine.readEntry(pfn, pageOffset(address) >> 3))}`,
     ];

@@ -101,7 +101,7 @@ function planOf(program: Program, schedule: string): number[] {
 function withPolicies(program: Program, policies: LaunchArguments['policies']): Program {
   let chosen = program.machine.policies ?? DEFAULT_POLICIES;
   for (const [name, value] of Object.entries(policies)) {
-    const next = choosePolicy(chosen, name, value);
+    const next = choosePolicy(chosen, name, value, program.machine.vm);
     if ('error' in next) throw new RequestError(next.error);
     chosen = next;
   }

@@ -60,6 +60,16 @@ const toggles = new Map(
 for (const [roots, time] of toggles)
   row(`CR0.WP, roots = ${roots}`, 'µs a toggle', (time * 1000) / TOGGLES, time / toggles.get('today')!, 'today');
 
+const legacy = { roots: 'before', 'tdp-mmu': 'off' } as const;
+const withoutTdpMmu = best(() => void new Run(programOf(toggling, legacy)).runToEnd());
+row(
+  'CR0.WP, roots = before, tdp-mmu = off',
+  'µs a toggle',
+  (withoutTdpMmu * 1000) / TOGGLES,
+  withoutTdpMmu / toggles.get('before')!,
+  'before, with the TDP MMU',
+);
+
 // ---- faults
 
 const PAGES = 4096;

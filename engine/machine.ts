@@ -116,6 +116,10 @@ export class Machine {
   readonly formats: SecondFormats;
   readonly secondFormat: Format;
   readonly policies: Policies;
+  /** Whether second-stage tables (EPT or NPT) translate the guests' addresses (`tdp_enabled`); else shadow tables do. */
+  readonly isTdp: boolean;
+  /** Whether those are the TDP MMU's (`tdp_mmu_enabled`); else they are shadow pages too, direct ones. */
+  readonly hasTdpMmu: boolean;
   readonly vcpus: Vcpu[] = [];
   slots = new Memslots();
   /** KVM's tables by frame. */
@@ -146,6 +150,8 @@ export class Machine {
     this.memory = new PhysicalMemory(mirror?.memory);
     this.config = program.machine;
     this.policies = program.machine.policies ?? DEFAULT_POLICIES;
+    this.isTdp = this.config.second !== 'shadow';
+    this.hasTdpMmu = this.isTdp && this.policies['tdp-mmu'] === 'on';
     this.log = new Log(logLimit);
     const { maxPhyAddr, features } = this.config;
     const wide = this.config.secondLevels === 5;
@@ -637,6 +643,16 @@ export class Machine {
     return [...this.pages.values()].filter((page) => page.parent < 0 && !page.shadow);
   }
 
+  isDirectRoot({ shadow, parent, role }: MmuPage): boolean {
+    if (!shadow) return parent < 0;
+    return this.isTdp && !this.hasTdpMmu && shadow.wasRoot && roleField(role, 'direct') === 1;
+  }
+
+  /** Roots of tables that translate guest-physical addresses: the TDP MMU's; without it direct shadow pages, also those that no vCPU has now. */
+  directRoots(): MmuPage[] {
+    return [...this.pages.values()].filter((page) => this.isDirectRoot(page));
+  }
+
   // ---- shadow paging
 
   /** How the tables below a vCPU's shadow root are read. */
@@ -651,9 +667,9 @@ export class Machine {
     return page.level === 5 && page.shadow ? this.formats.ofRoot(5) : this.secondFormat;
   }
 
-  /** Whether the TDP MMU maps guest memory; shadow pages are then those of nested guests alone. */
-  get isTdp(): boolean {
-    return this.config.second !== 'shadow';
+  /** Whether the tables that a vCPU's processor walks are shadow pages: direct ones, or of the guest's own tables, or of L1's for a nested guest. */
+  hasShadowPages(vcpu: Vcpu): boolean {
+    return !this.hasTdpMmu || vcpu.active === 'guest';
   }
 
   tableLevel(pfn: Pfn): number {

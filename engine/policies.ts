@@ -1,3 +1,5 @@
+import type { VmType } from './attributes/state.ts';
+
 /**
  * Where KVM can do a thing in more than one way, and a run may choose. Each seam is cut exactly where the ways differ; the
  * default is today's kernel.
@@ -37,6 +39,12 @@ export interface Policies {
    * sizes (iTLB multihit). KVM has it on by itself (`auto`) where the processor has that fault.
    */
   readonly 'nx-huge-pages': 'off' | 'on';
+  /**
+   * KVM's module parameter `tdp_mmu` (`--param kvm.tdp_mmu=N` in a lab). `off`: the tables of EPT and NPT are shadow pages, direct ones,
+   * as they were before the TDP MMU; a root that is given up stays in the hash with all that hangs below it. With shadow paging there is
+   * no TDP MMU, whatever this says.
+   */
+  readonly 'tdp-mmu': 'on' | 'off';
 }
 
 /** O8, and O1 to O7. */
@@ -61,6 +69,7 @@ export const DEFAULT_POLICIES: Policies = {
   'attribute-errors': 'logged',
   'guest-memfd': 'separate',
   'nx-huge-pages': 'off',
+  'tdp-mmu': 'on',
 };
 
 /** What each policy can be, its default first. */
@@ -73,19 +82,33 @@ export const POLICY_VALUES: { readonly [K in keyof Policies]: readonly Policies[
   'attribute-errors': ['logged', 'returned'],
   'guest-memfd': ['separate', 'in-place'],
   'nx-huge-pages': ['off', 'on'],
+  'tdp-mmu': ['on', 'off'],
 };
 
 function isPolicy(name: string): name is keyof Policies {
   return Object.hasOwn(POLICY_VALUES, name);
 }
 
+/** Why a VM cannot have these policies; undefined when it can. */
+export function policyProblem(policies: Policies, vm: VmType = 'ordinary'): string | undefined {
+  if (vm === 'ordinary' || policies['tdp-mmu'] === 'on') return undefined;
+  return `policy tdp-mmu = off: private memory (vm ${vm}) needs the TDP MMU`;
+}
+
 /** These policies with one chosen by name, or what is wrong with the choice and what there is. */
-export function choosePolicy(policies: Policies, name: string, value: string): Policies | { readonly error: string } {
+export function choosePolicy(
+  policies: Policies,
+  name: string,
+  value: string,
+  vm?: VmType,
+): Policies | { readonly error: string } {
   if (!isPolicy(name)) return { error: `unknown policy ${name}; there are ${Object.keys(POLICY_VALUES).join(', ')}` };
   const chosen = (POLICY_VALUES[name] as readonly string[]).find((candidate) => candidate === value);
   if (chosen === undefined)
     return {
       error: `policy ${name} cannot be ${value || 'empty'}; it is ${POLICY_VALUES[name].join(', ').replace(/, ([^,]*)$/, ' or $1')}`,
     };
-  return { ...policies, [name]: chosen };
+  const next = { ...policies, [name]: chosen };
+  const problem = policyProblem(next, vm);
+  return problem === undefined ? next : { error: problem };
 }

@@ -204,7 +204,8 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
 }
 
 function poke(machine: Machine, task: Task, statement: Extract<Statement, { kind: 'poke' }>): void {
-  const root = machine.roots().find((candidate) => !candidate.invalid);
+  const roots = machine.directRoots().filter(({ invalid }) => !invalid);
+  const root = roots.find(({ rootCount }) => rootCount > 0) ?? roots[0];
   if (!root) throw new RangeError('poke: KVM has no tables yet; wait until a vCPU has run');
   const entry = findEntry(machine, root.pfn, addressToFrame(statement.gpa), statement.level);
   if (entry.level !== statement.level)

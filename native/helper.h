@@ -119,6 +119,7 @@ struct vm_options {
 	int vcpus;
 	u32 dirty_ring;
 	bool huge;
+	bool populate;
 	bool software_protected;
 	const char *image;
 	u64 image_gpa;
@@ -151,6 +152,7 @@ struct vm {
 	char cpu_vendor[13];
 	u32 dirty_ring;
 	bool huge;
+	bool populate;
 	bool dirty_manual;
 	/* "ept", "npt" or "shadow". */
 	const char *second_stage;

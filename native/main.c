@@ -13,13 +13,15 @@
 
 static const char usage[] =
 	"usage: kvm-mmu-helper [--memory SIZE | --slot ID:GPA:SIZE[:ro|:private]]... [--vcpus N] [--image FILE[@GPA]]\n"
-	"                      [--vm-type ordinary|software-protected] [--dirty-ring N] [--page-size 4K|2M] [--listen PATH]\n"
+	"                      [--vm-type ordinary|software-protected] [--dirty-ring N] [--page-size 4K|2M]\n"
+	"                      [--populate yes|no] [--listen PATH]\n"
 	"       kvm-mmu-helper --record FD [--all] -- COMMAND [ARGUMENT]...\n"
 	"Owns a virtual machine under KVM and speaks the GDB remote protocol, on standard input and output or at a\n"
 	"Unix socket. SIZE may end in K, M or G; numbers may begin with 0x. An image is an ELF64 file, or flat and\n"
 	"loaded at GPA (1M if not given). Memory is 64M at address 0 if not given.\n"
 	"A software-protected VM has private memory, for which slots that are private have a guest_memfd.\n"
 	"With --page-size 2M the host is asked for large pages behind it, where its shmem_enabled is advise.\n"
+	"With --populate yes the host has all of it mapped from the start, so that KVM need wait for no page.\n"
 	"With --record there is no machine: KVM's events are written to FD while a command runs.\n";
 
 /* A number with an optional unit; what follows must be `end` or nothing. */
@@ -69,7 +71,8 @@ static int parse_options(int count, char **arguments, struct vm_options *options
 	for (int i = 1; i < count; i++) {
 		const char *name = arguments[i], *text = i + 1 < count ? arguments[i + 1] : NULL;
 		static const char *const names[] = { "--memory", "--slot",	 "--vcpus", "--image",
-						     "--listen", "--dirty-ring", "--page-size", "--vm-type", NULL };
+						     "--listen", "--dirty-ring", "--page-size", "--vm-type",
+						     "--populate", NULL };
 		int known = 0;
 		while (names[known] && strcmp(names[known], name))
 			known++;
@@ -119,6 +122,11 @@ static int parse_options(int count, char **arguments, struct vm_options *options
 			options->software_protected = !strcmp(text, "software-protected");
 			if (!options->software_protected && strcmp(text, "ordinary"))
 				return fail(EINVAL, "--vm-type %s: ordinary or software-protected is wanted", text);
+			break;
+		case 8:
+			options->populate = !strcmp(text, "yes");
+			if (!options->populate && strcmp(text, "no"))
+				return fail(EINVAL, "--populate %s: yes or no is wanted", text);
 			break;
 		}
 	}

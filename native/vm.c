@@ -268,6 +268,12 @@ int vm_slot_add(struct vm *vm, u32 id, u64 gpa, u64 size, u32 flags)
 		madvise(slot->host, size, MADV_HUGEPAGE);
 		madvise(slot->view, size, MADV_HUGEPAGE);
 	}
+	if (vm->populate && madvise(slot->host, size, MADV_POPULATE_WRITE)) {
+		error = errno;
+		slot_forget(slot);
+		return fail(error, "slot %u: the host does not map 0x%llx bytes at once: %s", id, (unsigned long long)size,
+			    strerror(error));
+	}
 	if (flags & KVM_MEM_GUEST_MEMFD) {
 		struct kvm_create_guest_memfd create = { .size = size };
 		slot->private_fd = ioctl(vm->fd, KVM_CREATE_GUEST_MEMFD, &create);
@@ -520,6 +526,7 @@ int vm_create(struct vm *vm, const struct vm_options *options)
 	if (vm->memfd < 0 || vm->event < 0)
 		return fail(errno, "no memory for the guest: %s", strerror(errno));
 	vm->huge = options->huge;
+	vm->populate = options->populate;
 	vm->run_size = (size_t)ioctl(vm->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
 	read_cpu(vm);
 	vm->second_stage = second_stage(&vm->emulates);

@@ -91,7 +91,7 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   ],
   [
     machine('memory 0 +4K\npolicy root = today'),
-    '3:1 error: unknown policy root; there are page-split, roots, quadrant, conversion, attribute-zap, attribute-errors, guest-memfd, nx-huge-pages',
+    '3:1 error: unknown policy root; there are page-split, roots, quadrant, conversion, attribute-zap, attribute-errors, guest-memfd, nx-huge-pages, tdp-mmu',
   ],
   // guest
   [`machine { memory 0 +4K slot 0 }\nguest k { }\nguest k { }${run}`, '3:1 error: guest k is on line 2 already'],

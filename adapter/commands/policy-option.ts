@@ -9,7 +9,7 @@ export interface ChosenPolicy {
 
 /** The program with a policy chosen. @throws UsageError naming what there is */
 export function withPolicy(program: Program, { policy, value }: ChosenPolicy): Program {
-  const policies = choosePolicy(program.machine.policies ?? DEFAULT_POLICIES, policy, value);
+  const policies = choosePolicy(program.machine.policies ?? DEFAULT_POLICIES, policy, value, program.machine.vm);
   if ('error' in policies) throw new UsageError(policies.error);
   return { ...program, machine: { ...program.machine, policies } };
 }

@@ -74,10 +74,8 @@ export function run(args: string[]): number | Promise<number> {
     for (const { step, task, event, text: words } of project(machine))
       console.log(`${task.replace(' ', '-').padStart(16)} [000] ${String(step).padStart(8)}: ${event}: ${words}`);
   }
-  const tables = machine.roots().map((root) => ({
-    root: hex(BigInt(root.pfn) << 12n),
-    hash: hashOf(machine, root.pfn),
-  }));
+  const inUse = machine.directRoots().filter(({ rootCount }) => rootCount > 0);
+  const tables = inUse.map(({ pfn }) => ({ root: hex(BigInt(pfn) << 12n), hash: hashOf(machine, pfn) }));
   const ok = failures.length === 0 && stuck === undefined;
   if (values.json) {
     console.log(

@@ -26,7 +26,7 @@ const zap = {
   text: 'kvm_unmap_gfn_range: clear what the reverse maps of shadow pages have, then the range in every root of the TDP MMU',
   run(machine: Machine, task: Task, { start, end }: RangeLocals) {
     const zapped = machine.shadow.rmaps.size > 0 ? zapRange(machine, start, end) : 0;
-    if (machine.isTdp) return call(task, tdpMmuZapLeafs, zapLeafsLocals(machine, start, end, zapped, 'direct'));
+    if (machine.hasTdpMmu) return call(task, tdpMmuZapLeafs, zapLeafsLocals(machine, start, end, zapped, 'direct'));
     task.result = zapped;
     return NEXT;
   },
@@ -135,7 +135,7 @@ export const unmapHostMemory = defineFunction<RangeLocals & { readonly how: Host
       run(machine, _task, locals) {
         if (locals.how === 'swap-out') swapOut(machine, locals);
         if (locals.how === 'migrate') migrate(machine, locals);
-        else if (!machine.isTdp || machine.shadow.hash.size > 0)
+        else if (!machine.hasTdpMmu || machine.shadow.hash.size > 0)
           for (let gfn = locals.start; gfn < locals.end; gfn++) machine.shadow.unmapped.set(machine, gfn, true);
         return NEXT;
       },

@@ -385,7 +385,8 @@ function tableAnswer(machine: Machine, query: TableQuery, moment: Moment, frames
   const size = format.span[query.level]! * 4096;
   const base = addressToFrame(BigInt(query.base));
   const below = format.rootLevel === query.level ? 0 : tableFrame(stage, base);
-  const built = guest ? undefined : isShadow(machine) ? shadowBuilt(machine) : machine.mirror?.built?.();
+  const isTold = isShadow(machine) || (!machine.mirror && !machine.hasTdpMmu);
+  const built = guest ? undefined : isTold ? shadowBuilt(machine) : machine.mirror?.built?.();
   const notes = guest || (machine.mirror && !built) ? undefined : spteFormat(format);
   const own = built && builtTable(built, frame);
   const isDisallowed = !machine.mirror && machine.pages.get(frame)?.nxHugePageDisallowed;
@@ -562,12 +563,12 @@ function rootAnswers(machine: Machine): RootAnswer[] {
   if (isShadow(machine)) return [...answers.values(), ...builtRoots(shadowBuilt(machine))];
   const built = shadowBuilt(machine);
   const guestRoots = built.tables.roots.filter(({ mmu }) => mmu === 'guest');
-  for (const root of machine.roots()) {
+  for (const root of machine.directRoots()) {
     const format = machine.secondFormat;
     add(
       {
         id: `second ${root.pfn}`,
-        title: `${machine.config.second.toUpperCase()} root at hpa ${hex(frameToAddress(root.pfn))}${root.invalid ? ' (being taken down)' : ''}`,
+        title: `${machine.config.second.toUpperCase()} root at hpa ${hex(frameToAddress(root.pfn))}${root.invalid ? ' (being taken down)' : root.rootCount === 0 ? ' (no vCPU has it: it waits in the hash)' : ''}`,
         space: 'second',
         table: {
           kind: 'table',

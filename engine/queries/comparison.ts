@@ -66,7 +66,7 @@ export function comparePolicies(
 ): { readonly outcomes: readonly Outcome[]; readonly answer: ComparisonAnswer } {
   const own = program.machine.policies ?? DEFAULT_POLICIES;
   const outcomes = values.map((value): Outcome => {
-    const policies = choosePolicy(own, policy, value);
+    const policies = choosePolicy(own, policy, value, program.machine.vm);
     if ('error' in policies) throw new RangeError(policies.error);
     return emulate(
       program,

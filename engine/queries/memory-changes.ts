@@ -42,6 +42,10 @@ export function indexRanges(machine: Machine, { map, key, before, after }: Index
   return map === holes ? of('direct-map', key, 1) : [];
 }
 
+/** Whether a shadow page translates the guest's own addresses: without the TDP MMU direct ones do. */
+const isSecondStage = ({ isTdp, hasTdpMmu }: Machine, { role }: MmuPage): boolean =>
+  isTdp && !hasTdpMmu && roleField(role, 'direct') === 1 && roleField(role, 'guest_mode') === 0;
+
 /** What has changed from a position of the log to the state's, the last first. */
 export function* changedRanges(state: MemoryState, since: number): Generator<ChangedRange> {
   const { machine, at } = state;
@@ -78,7 +82,7 @@ export function* changedRanges(state: MemoryState, since: number): Generator<Cha
           yield { change: 'mirror', start: mirror.gfn + (address % 512), end: mirror.gfn + (address % 512) + 1 };
         continue;
       }
-      if (page.shadow) continue;
+      if (page.shadow && !isSecondStage(machine, page)) continue;
       // A table that comes or goes maps nothing by itself.
       const isLeaf = (lo: number): boolean => isPresent(lo) && secondFormat.classify(page.level, lo) === LEAF;
       if (!isLeaf(oldLo) && !isLeaf(newLo)) continue;

@@ -176,12 +176,12 @@ export class MemoryState {
     return this.#pages.has(pfn) ? this.#pages.get(pfn) : this.machine.pages.get(pfn);
   }
 
-  /** Roots of the TDP MMU that are not being taken down, each kind once. */
+  /** Roots of tables that translate guest-physical addresses and are not being taken down, each kind once. */
   roots(): MmuPage[] {
     const all = new Map<Pfn, MmuPage | undefined>([...this.machine.pages, ...this.#pages]);
     return [...all.values()].filter(
-      (page) => page !== undefined && page.parent < 0 && !page.shadow && !page.invalid,
-    ) as MmuPage[];
+      (page): page is MmuPage => page !== undefined && !page.invalid && this.machine.isDirectRoot(page),
+    );
   }
 
   readonly tables: Tables = { page: (frame) => this.#tables.get(frame) ?? this.machine.memory.page(frame) };

@@ -5,7 +5,7 @@ import type { Machine } from '../machine.ts';
 import type { Pfn } from '../memory/words.ts';
 import { BLOCKED, call, defineFunction, NEXT, RETURNED, returns, type Step, type Task } from '../operation.ts';
 import { makePagesAvailable } from '../shadow/limits.ts';
-import { isObsolete, type ShadowPage } from '../shadow/pages.ts';
+import { isObsolete } from '../shadow/pages.ts';
 import { allocateShadowRoots } from '../shadow/roots.ts';
 import { syncRoots, unsyncPrevious } from '../shadow/sync.ts';
 import { mmuHoldsRoots } from '../tdp/root.ts';
@@ -41,7 +41,7 @@ function isObsoleteRoot(machine: Machine, { pfn }: RootInfo): boolean {
   if (pfn < 0) return false;
   const page = rootPage(machine, pfn);
   if (!page) return true;
-  return page.shadow ? isObsolete(machine, page as ShadowPage) : page.invalid;
+  return isObsolete(machine, page);
 }
 
 /** kvm_mmu_free_obsolete_roots: L1's, and its guests'. */
@@ -83,7 +83,7 @@ function request(
     run(machine, task) {
       const vcpu = machine.vcpu(task.vcpu);
       if ((vcpu.requests & bit) === 0) return NEXT;
-      const isLocked = locked && isShadow(machine, vcpu);
+      const isLocked = locked && (!machine.isTdp || vcpu.active === 'guest');
       if (isLocked && !machine.acquire(task, 'mmu_lock', 'write')) return BLOCKED;
       machine.setRequests(vcpu, vcpu.requests & ~bit);
       handle(machine, vcpu);
@@ -198,9 +198,6 @@ function tdpMirrorRoot(machine: Machine, vcpu: Vcpu): Pfn {
   );
 }
 
-/** Whether a vCPU's tables are shadow pages: of its own tables, or of L1's for the nested guest that it runs. */
-const isShadow = (machine: Machine, vcpu: Vcpu): boolean => !machine.isTdp || vcpu.active === 'guest';
-
 export const kvmMmuLoad = defineFunction<object>({
   name: 'kvm_mmu_load',
   where: 'arch/x86/kvm/mmu/mmu.c',
@@ -211,7 +208,7 @@ export const kvmMmuLoad = defineFunction<object>({
       name: 'lock',
       text: 'take mmu_lock: the TDP MMU’s roots for reading, shadow pages for writing',
       run: (machine, task) =>
-        lockStep('mmu_lock', isShadow(machine, machine.vcpu(task.vcpu)) ? 'write' : 'read').run(machine, task),
+        lockStep('mmu_lock', machine.hasShadowPages(machine.vcpu(task.vcpu)) ? 'write' : 'read').run(machine, task),
     },
     {
       name: 'root',
@@ -219,7 +216,7 @@ export const kvmMmuLoad = defineFunction<object>({
       run(machine, task) {
         const vcpu = machine.vcpu(task.vcpu);
         initMmu(machine, vcpu);
-        const shadow = isShadow(machine, vcpu);
+        const shadow = machine.hasShadowPages(vcpu);
         if (shadow) makePagesAvailable(machine);
         const mirrorRoot = machine.vm === 'tdx' ? tdpMirrorRoot(machine, vcpu) : -1;
         machine.setMmu(vcpu, {

@@ -1,45 +1,29 @@
 import type { PagingMode } from '../guest/registers.ts';
-import { roleField } from '../kernel/role.ts';
 import type { Machine } from '../machine.ts';
-import type { Gfn, Pfn } from '../memory/words.ts';
-import { AGAIN, defineFunction, NEXT, returns } from '../operation.ts';
-import { type PageFault, PFN_NOSLOT, RET_PF } from '../tdp/fault.ts';
+import type { Pfn } from '../memory/words.ts';
+import { defineFunction, NEXT, returns } from '../operation.ts';
+import { RET_PF } from '../tdp/fault.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
-import { accountDisallowed, adjustDisallowed } from '../tdp/nx-huge-pages.ts';
-import { isPresent } from '../tdp/spte.ts';
 import type { Vcpu } from '../vcpu.ts';
-import { hugepageAdjust } from './huge.ts';
+import { below, DIRECT, type DirectLocals } from './direct-map.ts';
 import type { GuestWalk } from './page-fault.ts';
 import {
-  accessOfEntry,
   childOf,
   childRole,
   clearWriteFlooding,
   dropParentPte,
   getShadowPage,
-  gfnOfEntry,
   indexOf,
   linkShadowPage,
   shadowPage,
   tableOf,
 } from './pages.ts';
-import { dropSpte } from './rmap.ts';
-import { setShadowSpte } from './set-spte.ts';
 import type { SpteAddress } from './state.ts';
-import { frameAtOnce, guestAccess, guestNumber, isInvalidGuestEntry, readGuestEntry, syncChildren } from './sync.ts';
+import { readGuestEntry, syncChildren } from './sync.ts';
 
-/** PTE_PREFETCH_NUM */
-const PREFETCHED = 8;
-
-interface Locals {
-  readonly fault: PageFault;
+interface Locals extends DirectLocals {
   readonly gw: GuestWalk;
-  /** Level of the entry that the walk of the shadow tables has come to, and where it is. */
-  level: number;
-  spte: SpteAddress;
   child: Pfn;
-  baseGfn: Gfn;
-  result: number;
 }
 
 /** Whether an entry of the guest's is no longer what the walk read (FNAME(gpte_changed)). */
@@ -58,12 +42,6 @@ function firstSpte(machine: Machine, vcpu: Vcpu, gva: bigint): { level: number; 
   const path = machine.shadowPath(vcpu, gva, true);
   const [first] = path.filter(({ table }) => machine.pages.get(table)?.shadow);
   return first && { level: first.level, spte: first.table * 512 + first.index };
-}
-
-/** The entry for the address one level below, in the page that this one leads to. */
-function below(machine: Machine, { spte, level, fault }: Locals): SpteAddress {
-  const child = childOf(machine, spte);
-  return child * 512 + Number((fault.addr >> BigInt(12 + 9 * (level - 2))) & 511n);
 }
 
 export const shadowFetch = defineFunction<Locals>({
@@ -144,108 +122,23 @@ export const shadowFetch = defineFunction<Locals>({
           }
           linkShadowPage(machine, locals.spte, locals.child);
         }
-        locals.spte = below(machine, locals);
+        locals.spte = below(machine, locals.spte, locals.level, locals.fault.addr);
         locals.level--;
         return 'get';
       },
     },
     {
-      name: 'huge',
+      ...DIRECT.huge,
       text: 'kvm_mmu_hugepage_adjust: the largest page that the guest’s leaf, slot, host mapping and shadowed tables allow',
-      run(machine, _task, { fault }) {
-        hugepageAdjust(machine, fault);
-        const within = fault.pfn === PFN_NOSLOT ? 0 : fault.gfn % 512 ** (fault.goalLevel - 1);
-        machine.trace('kvm_mmu_spte_requested', { gfn: fault.gfn, pfn: fault.pfn + within, level: fault.goalLevel });
-        return NEXT;
-      },
     },
     {
-      name: 'direct',
+      ...DIRECT.descend,
       text: 'below the guest’s large page, direct shadow pages with its rights lead down to the goal; where NX huge pages had a large page replaced, one further',
-      run(machine, task, locals) {
-        const { fault, gw, spte, level } = locals;
-        clearWriteFlooding(machine, tableOf(spte));
-        const [lo, hi] = machine.entryWords(tableOf(spte), indexOf(spte));
-        adjustDisallowed(machine, fault, { level, table: tableOf(spte), index: indexOf(spte), lo, hi });
-        locals.baseGfn = fault.gfn - (fault.gfn % 512 ** (level - 1));
-        if (level === fault.goalLevel) return NEXT;
-        // validate_direct_spte: a page for other rights does not do.
-        const linked = childOf(machine, spte);
-        if (linked >= 0 && roleField(shadowPage(machine, linked).role, 'access') !== gw.access) {
-          dropParentPte(machine, linked, spte);
-          flushRemoteTlbs(machine);
-        }
-        if (childOf(machine, spte) < 0) {
-          const parent = shadowPage(machine, tableOf(spte));
-          const role = childRole(machine, parent, indexOf(spte), true, gw.access, fault.addr);
-          const page = getShadowPage(machine, machine.vcpu(task.vcpu), locals.baseGfn, role);
-          linkShadowPage(machine, spte, page.pfn);
-          if (fault.hugePageDisallowed) accountDisallowed(machine, page.pfn, fault.reqLevel >= level);
-        }
-        locals.spte = below(machine, locals);
-        locals.level--;
-        return AGAIN;
-      },
     },
+    DIRECT.set,
     {
-      name: 'set',
-      text: 'mmu_set_spte: install the leaf; a page that holds a table of the guest’s stays read-only',
-      run(machine, task, locals) {
-        const { fault, gw } = locals;
-        locals.result = setShadowSpte(machine, locals.spte, gw.access, locals.baseGfn, fault.pfn, fault);
-        return locals.result === RET_PF.SPURIOUS ? returns(task, locals.result) : NEXT;
-      },
-    },
-    {
-      name: 'prefetch',
+      ...DIRECT.prefetch,
       text: 'pte_prefetch: neighbours that the guest maps, and has accessed before, are mapped at once',
-      run(machine, task, locals) {
-        if (locals.level === 1 && machine.invalidation.inProgress === 0)
-          prefetch(machine, machine.vcpu(task.vcpu), locals.spte);
-        return returns(task, locals.result);
-      },
     },
   ],
 });
-
-function prefetch(machine: Machine, vcpu: Vcpu, spte: SpteAddress): void {
-  const page = shadowPage(machine, tableOf(spte));
-  // Without accessed bits nobody could tell what was prefetched from what was used.
-  if (roleField(page.role, 'ad_disabled') === 1) return;
-  const first = indexOf(spte) - (indexOf(spte) % PREFETCHED);
-  const isDirect = roleField(page.role, 'direct') === 1;
-  for (let index = first; index < first + PREFETCHED; index++) {
-    const [lo] = machine.entryWords(page.pfn, index);
-    if (page.pfn * 512 + index === spte || isPresent(lo)) continue;
-    const done = isDirect ? prefetchDirect(machine, page.pfn, index) : prefetchGuest(machine, vcpu, page.pfn, index);
-    if (!done && !isDirect) break;
-  }
-}
-
-/** direct_pte_prefetch_many, of one entry. */
-function prefetchDirect(machine: Machine, table: Pfn, index: number): boolean {
-  const page = shadowPage(machine, table);
-  return install(machine, table, index, gfnOfEntry(machine, page, index), accessOfEntry(machine, page, index));
-}
-
-/** FNAME(prefetch_gpte) */
-function prefetchGuest(machine: Machine, vcpu: Vcpu, table: Pfn, index: number): boolean {
-  const page = shadowPage(machine, table);
-  const guest = readGuestEntry(machine, page.gfn, guestNumber(page.role, index), vcpu.walked.format.entryBytes);
-  if (!guest) return false;
-  if (isInvalidGuestEntry(vcpu, guest)) {
-    dropSpte(machine, table * 512 + index);
-    return false;
-  }
-  const access = roleField(page.role, 'access') & guestAccess(vcpu, guest);
-  return install(machine, table, index, vcpu.walked.format.frame(1, guest.lo, guest.hi), access);
-}
-
-function install(machine: Machine, table: Pfn, index: number, gfn: Gfn, access: number): boolean {
-  const slot = machine.slots.find(gfn);
-  const pfn = frameAtOnce(machine, gfn);
-  // gfn_to_memslot_dirty_bitmap: what is logged is not made writable ahead of the write.
-  if (!slot || pfn < 0 || (slot.logDirty && (access & 2) !== 0) || (slot.readonly && (access & 2) !== 0)) return false;
-  setShadowSpte(machine, table * 512 + index, access, gfn, pfn, undefined);
-  return true;
-}

@@ -59,7 +59,7 @@ export function zapObsoletePages(machine: Machine): void {
   for (const { pfn } of activePages(machine)) {
     const page = machine.pages.get(pfn);
     // One that was unsync may have gone with a page above it.
-    if (!page || page.invalid || !isObsolete(machine, page as ShadowPage)) continue;
+    if (!page || page.invalid || !isObsolete(machine, page)) continue;
     prepareZap(machine, pfn, invalid);
   }
   commitZap(machine, invalid);

@@ -13,7 +13,7 @@ import { EMULATION_INJECTED } from '../tdp/results.ts';
 import { shadowFetch } from './fetch.ts';
 import { invalidateAddress } from './invalidate.ts';
 import { makePagesAvailable } from './limits.ts';
-import { clearWriteFlooding, isObsolete, type ShadowPage } from './pages.ts';
+import { clearWriteFlooding, isObsolete } from './pages.ts';
 import { unsyncPage } from './sync.ts';
 
 const PRESENT = 1;
@@ -71,9 +71,9 @@ export function reflectFault(machine: Machine, task: Task, walk: Walk, info: Fau
 
 /** Whether the fault's root is still the one to map into. */
 function isRootStale(machine: Machine, root: number): boolean {
-  const page = machine.pages.get(root) as ShadowPage | undefined;
+  const page = machine.pages.get(root);
   // A special root is stale when a request waits to free it.
-  return page?.shadow !== undefined && isObsolete(machine, page);
+  return page !== undefined && isObsolete(machine, page);
 }
 
 export const shadowPageFault = defineFunction<Locals>({
@@ -178,7 +178,16 @@ export const shadowPageFault = defineFunction<Locals>({
       name: 'fetch',
       text: 'FNAME(fetch): shadow the guest’s tables down to the page',
       run: (_machine, task, { fault, gw }) =>
-        call(task, shadowFetch, { fault, gw: gw!, level: 0, spte: 0, child: -1, baseGfn: 0, result: 0 }),
+        call(task, shadowFetch, {
+          fault,
+          gw: gw!,
+          access: gw!.access,
+          level: 0,
+          spte: 0,
+          child: -1,
+          baseGfn: 0,
+          result: 0,
+        }),
     },
     unlockStep('mmu_lock'),
   ],

@@ -36,9 +36,9 @@ export function updateShadow(machine: Machine, pfn: Pfn, change: Partial<ShadowS
   machine.replacePage({ ...page, shadow: { ...page.shadow, ...change } });
 }
 
-/** is_obsolete_sp */
-export function isObsolete(machine: Machine, { role, shadow }: ShadowPage): boolean {
-  return roleField(role, 'invalid') === 1 || shadow.validGen !== machine.small.mmuValidGen;
+/** is_obsolete_sp: a table that is being taken down, or a shadow page of the generation before. */
+export function isObsolete(machine: Machine, { invalid, shadow }: MmuPage): boolean {
+  return invalid || (shadow !== undefined && shadow.validGen !== machine.small.mmuValidGen);
 }
 
 /** Shadow pages of a guest's table that count: neither direct, invalid nor obsolete (for_each_gfn_valid_sp_with_gptes). */

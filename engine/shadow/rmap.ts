@@ -90,7 +90,7 @@ export function rmapWriteProtect(machine: Machine, gfn: Gfn, level: number, forT
 export function writeProtectGfn(machine: Machine, gfn: Gfn): boolean {
   let changed = false;
   for (let level = 1; level <= 3; level++) if (rmapWriteProtect(machine, gfn, level, true)) changed = true;
-  if (machine.isTdp && tdpWriteProtect(machine, gfn)) changed = true;
+  if (machine.hasTdpMmu && tdpWriteProtect(machine, gfn)) changed = true;
   return changed;
 }
 

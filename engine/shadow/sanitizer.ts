@@ -19,13 +19,13 @@ export function sanitize(machine: Machine): string[] {
   // In the middle of a change the tables need not agree with each other.
   if (machine.owners('mmu_lock').some((task) => task.holds.some(({ mode }) => mode === 'write'))) return [];
   const found: string[] = [];
-  if (!machine.isTdp || machine.shadow.hash.size > 0) {
+  if (machine.shadow.hash.size > 0 || !machine.hasTdpMmu) {
     const mapped = checkPages(machine, found);
     checkReverseMaps(machine, found);
     checkTracking(machine, found);
     // Who logs writes flushes once mmu_lock is dropped, and keeps slots_lock until then.
     if (machine.owners('slots_lock').length === 0)
-      for (const vcpu of machine.vcpus) if (!machine.isTdp || vcpu.active === 'guest') checkTlb(vcpu, mapped, found);
+      for (const vcpu of machine.vcpus) if (machine.hasShadowPages(vcpu)) checkTlb(vcpu, mapped, found);
   }
   if (hasNxHugePages(machine)) checkNxHugePages(machine, found);
   if (machine.vm !== 'ordinary' && machine.small.conversions.length === 0) found.push(...mixedProblems(machine));
@@ -258,7 +258,7 @@ function checkRoots(machine: Machine, found: string[]): void {
         `vCPU ${vcpu.id} runs on a root of role ${roleWords(page.role)}, but its MMU wants ${roleWords(mmu.rootRole)}`,
       );
     const { paging, rootGfn } = vcpu.walked;
-    if (page?.shadow && paging && vcpu.requests === 0 && page.gfn !== rootGfn)
+    if (page?.shadow && roleField(page.role, 'direct') === 0 && paging && vcpu.requests === 0 && page.gfn !== rootGfn)
       found.push(`vCPU ${vcpu.id} runs on the tables of gfn ${hex(page.gfn)}, but its CR3 is ${hex(rootGfn * 4096)}`);
   }
   for (const page of machine.pages.values()) {

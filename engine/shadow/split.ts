@@ -38,7 +38,7 @@ export function splitHugePages(machine: Machine, slot: Memslot): void {
 
 /** What nobody splits: without the TDP MMU all, unless a policy says so; and tables of 4-byte entries, where their role cannot be told. */
 function isLeftAlone(machine: Machine, { role }: ShadowPage): boolean {
-  if (!machine.isTdp && machine.policies['page-split'] !== 'all') return true;
+  if (!machine.hasTdpMmu && machine.policies['page-split'] !== 'all') return true;
   return machine.policies.quadrant === 'skip' && roleField(role, 'has_4_byte_gpte') === 1;
 }
 

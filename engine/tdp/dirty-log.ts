@@ -1,8 +1,8 @@
 import { LEAF as FORMAT_LEAF } from '../formats/compile.ts';
-import { lockStep, unlockStep } from '../lock-steps.ts';
+import { unlockStep } from '../lock-steps.ts';
 import type { Machine } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
-import { AGAIN, defineFunction, NEXT, returns } from '../operation.ts';
+import { AGAIN, BLOCKED, defineFunction, NEXT, returns, type Step } from '../operation.ts';
 import { DONE, LEAF, READ_ONLY, TABLE_PRE, Walker } from '../pgtable/walker.ts';
 import { removeWriteAccess, zapCollapsible } from '../shadow/host.ts';
 import { splitHugePages } from '../shadow/split.ts';
@@ -28,6 +28,14 @@ export function dirtyLogLocals(machine: Machine, slot: number): DirtyLogLocals {
   return { slot, next: -1, phase, roots: validRoots(machine) };
 }
 
+/** Shadow pages are changed by one at a time. */
+const lockTables: Step<object> = {
+  name: 'lock',
+  text: 'take mmu_lock: of the TDP MMU’s tables for reading, of shadow pages for writing',
+  local: true,
+  run: (machine, task) => (machine.acquire(task, 'mmu_lock', machine.hasTdpMmu ? 'read' : 'write') ? NEXT : BLOCKED),
+};
+
 const validRoots = (machine: Machine): Pfn[] =>
   machine
     .roots()
@@ -40,7 +48,7 @@ export const startDirtyLog = defineFunction<DirtyLogLocals>({
   about:
     'Dirty logging starts for a slot: large pages are split to 4K and every entry loses W, but stays MMU-writable.',
   steps: [
-    lockStep('mmu_lock', 'read'),
+    lockTables,
     {
       name: 'entry',
       text: 'first kvm_mmu_slot_try_split_huge_pages, then kvm_mmu_slot_remove_write_access: the next entry of the slot',
@@ -112,7 +120,7 @@ export const recoverHugePages = defineFunction<RecoverLocals>({
   where: 'arch/x86/kvm/mmu/tdp_mmu.c',
   about: 'Dirty logging ends for a slot: a large page comes back wherever slot and host allow one.',
   steps: [
-    lockStep('mmu_lock', 'read'),
+    lockTables,
     {
       name: 'table',
       text: 'the next table whose range may be one page: put the page, made from any present entry of it, in its place',

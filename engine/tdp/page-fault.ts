@@ -4,15 +4,14 @@ import { kvmGmemGetPfn, needsPreparation, sevGmemPrepare } from '../attributes/g
 import { sharedBit } from '../attributes/tdx.ts';
 import { Kind } from '../history/log.ts';
 import { roleField } from '../kernel/role.ts';
-import { lockStep, unlockStep } from '../lock-steps.ts';
 import type { Machine } from '../machine.ts';
 import { backingPfn } from '../memory/memslots.ts';
 import type { Gfn } from '../memory/words.ts';
 import { call, defineFunction, type Flow, NEXT, returns, type Task } from '../operation.ts';
 import { shadowPageFault } from '../shadow/page-fault.ts';
 import { REQ_APF_HALT, type Vcpu } from '../vcpu.ts';
+import { directPageFault, kvmTdpMmuPageFault } from './direct-page-fault.ts';
 import { emulateInstruction } from './emulate.ts';
-import { fastPageFault } from './fast-page-fault.ts';
 import {
   EFAULT,
   EFAULT_PRIVATE,
@@ -24,7 +23,6 @@ import {
   RET_PF,
 } from './fault.ts';
 import { findEntry, type SpteRef } from './iterate.ts';
-import { kvmTdpMmuMap } from './map.ts';
 import { EMULATION_DONE, EMULATION_INJECTED } from './results.ts';
 import { GENERATION_MASK, isMmio, isPresent, mmioGeneration, mmioGfn, needed, spteFormat } from './spte.ts';
 
@@ -95,8 +93,9 @@ export const kvmMmuPageFault = defineFunction<{ readonly info: FaultInfo }>({
 });
 
 function doPageFault(machine: Machine, task: Task, fault: PageFault): Flow {
-  if (isShadowed(machine, machine.vcpu(task.vcpu))) return call(task, shadowPageFault, { fault, gw: null });
-  return call(task, kvmTdpPageFault, { fault });
+  const vcpu = machine.vcpu(task.vcpu);
+  if (!machine.isTdp || vcpu.active === 'guest') return call(task, shadowPageFault, { fault, gw: null });
+  return call(task, machine.hasTdpMmu ? kvmTdpMmuPageFault : directPageFault, { fault });
 }
 
 /** Maps the page of a fault of which a worker has read the memory: nobody waits for it, and what does not fit is let be. */
@@ -116,11 +115,6 @@ function countResult(machine: Machine, result: number, info: FaultInfo): void {
     // Whoever invalidates must come to its end.
     machine.task(machine.acting).yields = machine.invalidation.inProgress > 0;
   }
-}
-
-/** Whether the tables that the processor walks are shadow pages: of the guest's own tables, or of L1's for a nested guest. */
-function isShadowed(machine: Machine, vcpu: Vcpu): boolean {
-  return !machine.isTdp || vcpu.active === 'guest';
 }
 
 /** What faulted for the MMU in charge: a gva with shadow paging, else a gpa. */
@@ -196,7 +190,7 @@ export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>(
       text: 'the page that was MMIO last is so again; else get_mmio_spte: read the entry again, without a lock',
       run(machine, task, { info }) {
         const vcpu = machine.vcpu(task.vcpu);
-        const isShadow = isShadowed(machine, vcpu);
+        const isShadow = machine.hasShadowPages(vcpu);
         const address = addressOf(machine, info);
         const gfn = Number(address >> 12n);
         const last = machine.small.mmioPages[task.vcpu];
@@ -245,75 +239,6 @@ export const handleMmioPageFault = defineFunction<{ readonly info: FaultInfo }>(
 interface FaultLocals {
   readonly fault: PageFault;
 }
-
-export const kvmTdpPageFault = defineFunction<FaultLocals>({
-  name: 'kvm_tdp_mmu_page_fault',
-  where: 'arch/x86/kvm/mmu/mmu.c',
-  about: 'The TDP MMU’s fault handler: many vCPUs may be in it at once, with mmu_lock held for reading.',
-  steps: [
-    {
-      name: 'track',
-      text: 'page_fault_handle_page_track: a write to an upper-level table that L1 keeps for a guest of its own is emulated',
-      run: (machine, task, { fault }) =>
-        isWriteTracked(machine, fault) ? returns(task, RET_PF.WRITE_PROTECTED) : NEXT,
-    },
-    {
-      name: 'fast',
-      text: 'fast_page_fault: perhaps setting a bit without any lock is enough',
-      local: true,
-      run: (_machine, task, { fault }) =>
-        call(task, fastPageFault, { fault, tries: 0, lo: 0, hi: 0, newLo: 0, newHi: 0, table: 0, index: 0, level: 0 }),
-    },
-    {
-      name: 'fast-result',
-      text: 'fixed or spurious: done; else the slow way',
-      local: true,
-      run: (_machine, task) => (task.result === RET_PF.INVALID ? NEXT : RETURN(task)),
-    },
-    {
-      name: 'faultin',
-      text: 'kvm_mmu_faultin_pfn: find the host frame, remembering mmu_invalidate_seq first',
-      local: true,
-      run: (_machine, task, { fault }) => call(task, kvmMmuFaultinPfn, { fault }),
-    },
-    {
-      name: 'faultin-result',
-      text: 'no frame: retry or emulate',
-      local: true,
-      run: (_machine, task) => (task.result === RET_PF.CONTINUE ? NEXT : RETURN(task)),
-    },
-    lockStep('mmu_lock', 'read'),
-    {
-      name: 'stale',
-      text: 'is_page_fault_stale: the root is obsolete, or memory behind a slot was invalidated since the sequence was read: retry',
-      run(machine, task, { fault }) {
-        const vcpu = machine.vcpu(task.vcpu);
-        if (!machine.page(vcpu.root).invalid && (fault.slot < 0 || !mustRetry(machine, fault.mmuSeq, fault.gfn)))
-          return NEXT;
-        task.result = RET_PF.RETRY;
-        return 'unlock';
-      },
-    },
-    {
-      name: 'map',
-      text: 'kvm_tdp_mmu_map: install the translation',
-      local: true,
-      run: (_machine, task, { fault }) =>
-        call(task, kvmTdpMmuMap, {
-          fault,
-          bits: 0,
-          final: null,
-          child: -1,
-          level: 0,
-          table: 0,
-          index: 0,
-          lo: 0,
-          hi: 0,
-        }),
-    },
-    { ...unlockStep('mmu_lock'), text: 'kvm_mmu_finish_page_fault: mark the frame accessed and drop mmu_lock' },
-  ],
-});
 
 /** page_fault_handle_page_track: whether a table that is shadowed, and not of the last level, would be written. */
 export function isWriteTracked(machine: Machine, fault: PageFault): boolean {

@@ -78,7 +78,7 @@ export const recoverNxHugePages = defineFunction<RecoverLocals>({
       run(machine, task, locals) {
         machine.release(task, 'mmu_lock');
         task.result = 0;
-        if (locals.tdp || !machine.isTdp) return NEXT;
+        if (locals.tdp || !machine.hasTdpMmu) return NEXT;
         locals.tdp = true;
         return 'count';
       },

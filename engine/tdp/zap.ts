@@ -228,7 +228,7 @@ export const kvmMmuZapAllFast = defineFunction<object>({
       name: 'zap',
       text: 'kvm_tdp_mmu_zap_invalidated_roots: now take the old roots apart',
       run(machine, task) {
-        if (!machine.isTdp) return returns(task, 0);
+        if (!machine.hasTdpMmu) return returns(task, 0);
         return call(task, zapInvalidatedRoots, { root: -1, level: 1, next: 0 });
       },
     },

@@ -97,6 +97,7 @@ test('a mapping offers permissions, a comment nothing', async () => {
     'attribute-errors = ',
     'guest-memfd = ',
     'nx-huge-pages = ',
+    'tdp-mmu = ',
   ]);
   assert.deepEqual(await labels('machine {\n  policy page-split = |'), ['eager', 'lazy', 'all']);
   assert.deepEqual(await labels('machine {\n  cpu |'), ['1g-pages', 'execute-only', 'l1tf', 'none']);

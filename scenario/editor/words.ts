@@ -15,7 +15,7 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   maxphyaddr: 'MAXPHYADDR: bits of a physical address, 32 … 52. Address bits above are reserved in table entries.',
   cpu: 'What the processor offers: `1g-pages`, `execute-only`, or `none`; without the line it has both. `l1tf`: it has that bug.',
   policy:
-    'Where KVM can do a thing in more than one way: `policy page-split = eager` splits large pages when dirty logging starts, `lazy` at the first write. `roots` is what becomes of roots when the guest’s mode changes, `quadrant` how a shadow page’s part of a 32-bit table is found; `conversion` in which order memory becomes private or shared, `attribute-zap`, `attribute-errors` and `guest-memfd` how; `nx-huge-pages = on`: no large page is executable, as KVM’s module parameter nx_huge_pages has it.',
+    'Where KVM can do a thing in more than one way: `policy page-split = eager` splits large pages when dirty logging starts, `lazy` at the first write. `roots` is what becomes of roots when the guest’s mode changes, `quadrant` how a shadow page’s part of a 32-bit table is found; `conversion` in which order memory becomes private or shared, `attribute-zap`, `attribute-errors` and `guest-memfd` how; `nx-huge-pages = on`: no large page is executable, as KVM’s module parameter nx_huge_pages has it; `tdp-mmu = off`: second-stage tables are shadow pages, as its tdp_mmu=N has it.',
   guest:
     'Page tables of the guest that exist before the vCPUs start: `guest NAME { … }`, or `guest NAME pae { … }` with another paging: 32-bit, pae, 4-level, 5-level. The name stands for the address of the root, as in `cr3 = NAME`.',
   tables:

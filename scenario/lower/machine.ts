@@ -3,7 +3,7 @@ import { VM_TYPES, type VmType } from '../../engine/attributes/state.ts';
 import type { Feature } from '../../engine/formats/format.ts';
 import { Machine, MachineError } from '../../engine/machine.ts';
 import { MAX_SLOT_ID, MemslotError } from '../../engine/memory/memslots.ts';
-import { choosePolicy, DEFAULT_POLICIES } from '../../engine/policies.ts';
+import { choosePolicy, DEFAULT_POLICIES, policyProblem } from '../../engine/policies.ts';
 import type { MachineConfig, SlotConfig } from '../../engine/program.ts';
 import { L1TF_MOST_BITS } from '../../engine/tdp/spte.ts';
 import { didYouMean, type Placed, type Problems, spanOf } from '../diagnostics.ts';
@@ -144,7 +144,11 @@ function lowerMemoryFault(item: Ast.MemoryFault, problems: Problems): 'convert' 
 }
 
 /** What protects memory wants tables of its maker. */
-function checkVm(place: Placed, { vm, second, secondLevels, maxPhyAddr }: MachineConfig, problems: Problems): void {
+function checkVm(
+  place: Placed,
+  { vm, second, secondLevels, maxPhyAddr, policies = DEFAULT_POLICIES }: MachineConfig,
+  problems: Problems,
+): void {
   const bit = vm === 'snp' ? 51 : vm === 'tdx' ? (secondLevels === 5 ? 51 : 47) : 52;
   if (maxPhyAddr > bit)
     problems.error(
@@ -155,6 +159,8 @@ function checkVm(place: Placed, { vm, second, secondLevels, maxPhyAddr }: Machin
   if (vm === 'tdx' && second !== 'ept') problems.error(place, 'vm tdx needs second-stage tdp ept 4-level');
   if (vm === 'software-protected' && second === 'shadow')
     problems.error(place, 'vm software-protected needs the TDP MMU: second-stage tdp ept 4-level, for example');
+  const problem = policyProblem(policies, vm);
+  if (problem !== undefined) problems.error(place, problem);
 }
 
 function lowerSecondStage(item: Ast.SecondStage, problems: Problems): SecondStage | undefined {

@@ -45,7 +45,9 @@ function leaf(machine: Machine, address: number): string {
 const GUEST =
   'guest g {\n  map 0x400000 -> 0x400000 2M dirty\n  map 0x600000 -> 0x600000 2M dirty\n  map 0x4000_0000 -> 0x4000_0000 1G dirty\n}\n';
 
-for (const second of ['tdp ept 4-level', 'tdp npt 4-level', 'shadow']) {
+const LEGACY = 'tdp ept 4-level\n  policy tdp-mmu = off';
+
+for (const second of ['tdp ept 4-level', 'tdp npt 4-level', LEGACY, 'shadow']) {
   const machine = machineOf(second);
 
   test(`${second}: a large page is not executable, and the fetch from it leads to pages of 4K`, () => {

@@ -56,6 +56,16 @@ const scenarios: (readonly [name: string, text: string])[] = [
         randomNestedProgram(seed, { second: 'tdp ept 4-level', stage: '4-level', statements: 12, host: true }),
       ] as const,
   ),
+  ...[1, 2].map(
+    (seed) =>
+      [
+        `direct shadow pages, program ${seed}`,
+        randomProgram(seed, { second: 'tdp ept 4-level', statements: 30, host: true, guest: true }).replace(
+          '  second-stage',
+          '  policy tdp-mmu = off\n  policy roots = before\n  second-stage',
+        ),
+      ] as const,
+  ),
   ...['tdp ept 4-level', 'shadow'].map(
     (second) =>
       [
