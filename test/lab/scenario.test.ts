@@ -10,9 +10,10 @@ import { emulate, onKvm, withEnd } from './run-both.ts';
 const FIRST = Number(process.env.KVM_MMU_SEED ?? 1);
 const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 4);
 
+// With code of their own: a `ret` that is planted from outside has KVM make its shadow pages anew, and with EFER.NXE toggled that shows.
 const SHAPES: readonly ProgramShape[] = [
-  { statements: 60, host: false, guest: true },
-  { statements: 60, host: true, guest: true, far: true },
+  { statements: 60, host: false, guest: true, ownCode: true },
+  { statements: 60, host: true, guest: true, ownCode: true, far: true },
 ];
 
 /** Every entry and every word that a program could touch. */
