@@ -76,7 +76,7 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
     '`convert GPA +SIZE private` or `shared`: KVM_SET_MEMORY_ATTRIBUTES. In a vcpu block the guest asks for it (page state change, MapGPA).',
   pvalidate: '`pvalidate GPA` or `pvalidate GPA 2M`: an SNP guest accepts a page that was assigned to it.',
   accept:
-    '`accept GPA`: a TDX guest accepts a page of 4K that was added to it (TDG.MEM.PAGE.ACCEPT), which empties it.',
+    '`accept ADDRESS`: a TDX guest accepts a page of 4K that was added to it (TDG.MEM.PAGE.ACCEPT), which empties it; by the address at which it sees it.',
   punch:
     '`punch GPA +SIZE`: the VMM frees pages of guest_memfd (FALLOC_FL_PUNCH_HOLE); of SNP they are the host’s again.',
   never:
