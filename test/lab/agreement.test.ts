@@ -29,7 +29,7 @@ import {
 
 const FIRST = Number(process.env.KVM_MMU_SEED ?? 1);
 /** Programs of each comparison. */
-const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 9);
+const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 6);
 
 const labs: Lab[] = [];
 after(() => {

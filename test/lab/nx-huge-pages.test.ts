@@ -13,7 +13,7 @@ import { allowed, comparedOf, isStub, projected, roots, sequence, stubsOf } from
 // NX huge pages beside upstream KVM's: guest memory has large pages behind it, and programs execute in it.
 
 const FIRST = Number(process.env.KVM_MMU_SEED ?? 1);
-const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 4);
+const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 2);
 /** In 7 and 11 a fault finds the table of a fetch where it would map a large page (disallowed_hugepage_adjust), which is rare. */
 const SHADOW_SEEDS = process.env.KVM_MMU_AGREEMENT
   ? Array.from({ length: PROGRAMS }, (_, index) => FIRST + index)

@@ -8,7 +8,7 @@ import { randomProgram } from './programs.ts';
 
 // What KVM has built, by the kernel's own memory and by its tracepoints: two ways that know nothing of each other.
 
-const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 6);
+const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 4);
 const labs: Lab[] = [];
 after(() => {
   for (const lab of labs) lab.close();
