@@ -201,7 +201,7 @@ function tell(path: string, rows: readonly Row[], maxStates: number): void {
     const { name, found } = row;
     if (!found.complete)
       console.log(
-        `\n${name || 'It'} was given up after ${maxStates} states${found.outcomes.length === 0 ? ', and nothing was found so far' : ''}: give --max-states, or a smaller scenario`,
+        `\n${name || 'It'} was given up after ${found.states} states${found.outcomes.length === 0 ? ', and nothing was found so far' : ''}: ${found.states < maxStates ? 'its steps change more than can be taken back: give' : 'give --max-states, or'} a smaller scenario`,
       );
     for (const event of events) {
       const isHarmless = !isHazard(event) && !isBroken(event);
