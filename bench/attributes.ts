@@ -90,7 +90,7 @@ for (const page of pages) {
   machine.attributes.store.set(page, page + 1, true);
   const pfn = machine.resolve(page);
   machine.attributes.folios.restore(pfn, page);
-  machine.attributes.rmp.restore(pfn, { gfn: page, level: 1, validated: page % 2 === 0 });
+  machine.attributes.rmp.restore(pfn, { gfn: page, level: 1, validated: page % 2 === 0, asid: 1, rights: 0 });
 }
 const since = machine.log.length;
 const window = (start: number, size: number) => {

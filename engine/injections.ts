@@ -10,6 +10,8 @@ export const CONVERSION_INJECTIONS = {
   'end-before-store': 'the invalidation ends before the attributes are stored',
   'store-fails': 'there is no memory for the second half of the attributes',
   'rmpupdate-fails': 'RMPUPDATE fails',
+  'rmp-in-use':
+    'RMPUPDATE and PSMASH find their entry in use at first, as by another processor, so that they have to be repeated',
   'tdx-shared-bit': 'the shared bit of a TDX guest’s address is left in the gfn',
 } as const;
 

@@ -50,9 +50,16 @@ export interface PendingAccess {
   readonly implicit: boolean;
   /** Of a VM whose guests tell private from shared memory: whether this access is to private memory. */
   readonly isPrivate?: boolean;
-  /** PVALIDATE or TDG.MEM.PAGE.ACCEPT, of a page of this level: it needs the translation of a page that is not accepted yet. */
-  readonly validate?: 1 | 2;
+  /** It is no access, but an instruction on a page as a whole, which is translated as a private read is. */
+  readonly page?: PageInstruction;
 }
+
+/** By linear address, or of TDX by guest-physical address. */
+export type PageInstruction =
+  | { readonly name: 'PVALIDATE'; readonly level: 1 | 2; readonly validated: boolean }
+  /** What a VMPL may do with the page, in bits of `rightsMask`. */
+  | { readonly name: 'RMPADJUST'; readonly level: 1 | 2; readonly vmpl: number; readonly rights: number }
+  | { readonly name: 'TDG.MEM.PAGE.ACCEPT'; readonly level: 1 };
 
 /** The last is the TDX module's, on its own tables. */
 export const LOCKS = ['slots_lock', 'mmu_lock', 'sept_lock'] as const;

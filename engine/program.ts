@@ -5,6 +5,7 @@ import type { Feature } from './formats/format.ts';
 import type { PagingName, RegisterName } from './guest/registers.ts';
 import type { HostUnmap } from './host/notifier.ts';
 import type { Injection } from './injections.ts';
+import type { PageInstruction } from './operation.ts';
 import type { Policies } from './policies.ts';
 
 /** Where a statement stands in its source: 1-based lines and columns, the end exclusive. */
@@ -194,11 +195,26 @@ export type Statement =
   /** kvm_zap_gfn_range; without a range kvm_mmu_zap_all_fast. */
   | (Located & { readonly kind: 'zap'; readonly range?: { readonly base: bigint; readonly size: bigint } })
   /** A host's KVM_SET_MEMORY_ATTRIBUTES, or the guest's request for it (page state change, MapGPA). */
-  | (Located & { readonly kind: 'convert'; readonly base: bigint; readonly size: bigint; readonly isPrivate: boolean })
-  /** The guest accepts a page: PVALIDATE of SNP, TDG.MEM.PAGE.ACCEPT of TDX. */
-  | (Located & { readonly kind: 'accept'; readonly address: Expression; readonly level: 1 | 2 })
+  | (Located & {
+      readonly kind: 'convert';
+      readonly base: Expression;
+      readonly size: bigint;
+      readonly isPrivate: boolean;
+    })
+  /** A guest of SNP or TDX accepts a page, or of SNP says what its other VMPLs may do with it. */
+  | (Located & { readonly kind: 'page'; readonly address: Expression; readonly instruction: PageInstruction })
+  /** A guest of SNP goes on at another VMPL. */
+  | (Located & { readonly kind: 'vmpl'; readonly vmpl: number })
+  /** The host does RMPUPDATE itself, of the private frame of a page, and nothing else. */
+  | (Located & {
+      readonly kind: 'rmpupdate';
+      readonly gpa: bigint;
+      readonly level: 1 | 2;
+      /** For whom: a guest, and as which page of it; absent: the hypervisor. */
+      readonly to?: { readonly gpa: bigint; readonly asid: number };
+    })
   /** fallocate(FALLOC_FL_PUNCH_HOLE) on guest_memfd: its pages of the range are freed. */
-  | (Located & { readonly kind: 'punch'; readonly base: bigint; readonly size: bigint })
+  | (Located & { readonly kind: 'punch'; readonly base: Expression; readonly size: bigint })
   /** The host unmaps the memory behind a range (MMU notifier); `migrate` moves its pages to other frames meanwhile, `swap-out` to the disk. */
   | (Located & { readonly kind: 'notifier'; readonly base: bigint; readonly size: bigint; readonly how: HostUnmap })
   /** The worker of NX huge pages runs once; of `ratio` tables one goes, rounded up. */
@@ -212,7 +228,9 @@ export type Statement =
 
 /** Who may execute a statement; both when absent. A host's accesses go through the kernel's direct map. */
 export const STATEMENT_OWNER: Readonly<Partial<Record<Statement['kind'], 'vcpu' | 'host'>>> = {
-  accept: 'vcpu',
+  page: 'vcpu',
+  vmpl: 'vcpu',
+  rmpupdate: 'host',
   punch: 'host',
   register: 'vcpu',
   invlpg: 'vcpu',

@@ -3,14 +3,16 @@ import { readWithoutKey } from './attributes/ciphertext.ts';
 import { callConvert } from './attributes/convert.ts';
 import { directMapAccess } from './attributes/direct-map.ts';
 import { kvmGmemPunchHole } from './attributes/gmem.ts';
-import { pvalidate } from './attributes/rmp.ts';
+import { pvalidate, RMP_RESULTS, rmpAdjust } from './attributes/rmp.ts';
+import { rmpUpdateByHost } from './attributes/rmp-update.ts';
 import { checkFresh } from './attributes/stale.ts';
-import { pageAccept } from './attributes/tdx.ts';
+import { acceptProblem } from './attributes/tdx.ts';
 import { checkEntries } from './attributes/update-mem-attr.ts';
 import { pageStateChange } from './attributes/vmm.ts';
+import { runVmpl } from './attributes/vmpl.ts';
 import type { Instruction } from './code.ts';
 import { ExpressionError, evaluate, evaluateInteger, type Scope, truthy } from './expression.ts';
-import { accessPages, EMULATED, FAILED, FAULTED, lookUp, pageWalk, untranslatable } from './guest/access.ts';
+import { accessPages, COMPLETED, EMULATED, FAILED, FAULTED, lookUp, pageWalk, untranslatable } from './guest/access.ts';
 import { nestedStage } from './guest/nested.ts';
 import { REGISTER_BITS, RegisterError } from './guest/registers.ts';
 import { applyMapping, protectRange, runningGuestTables, unmapRange } from './guest/tables.ts';
@@ -19,7 +21,7 @@ import { kvmSetMemoryRegion } from './host/memory-region.ts';
 import { kvmZapGfnRange, unmapHostMemory } from './host/notifier.ts';
 import type { Machine } from './machine.ts';
 import { backingPfn, frameRange, MemslotError } from './memory/memslots.ts';
-import { addressToFrame, hex, highWord, lowWord, type Pfn, pageOffset } from './memory/words.ts';
+import { addressToFrame, type Gfn, hex, highWord, lowWord, type Pfn, pageOffset } from './memory/words.ts';
 import { call, type PendingAccess, type Task } from './operation.ts';
 import { PgtableError } from './pgtable/tables.ts';
 import type { AccessStatement, Expectation, RegisterStatement, Statement } from './program.ts';
@@ -88,11 +90,17 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
       }
       accessDirectMap(machine, task, statement);
       break;
-    case 'accept':
-      runAccept(machine, task, statement);
+    case 'page':
+      runPageInstruction(machine, task, statement);
       return;
+    case 'vmpl':
+      call(task, runVmpl, { vmpl: statement.vmpl });
+      break;
+    case 'rmpupdate':
+      callRmpUpdate(machine, task, statement);
+      break;
     case 'convert': {
-      const { base, pages } = frameRange('convert', statement.base, statement.size);
+      const { base, pages } = rangeOf(machine, task, statement);
       const { isPrivate } = statement;
       checkEntries(machine, base, base + pages);
       if (task.vcpu < 0) callConvert(machine, task, base, base + pages, isPrivate);
@@ -100,7 +108,7 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
       break;
     }
     case 'punch': {
-      const { base, pages } = frameRange('punch', statement.base, statement.size);
+      const { base, pages } = rangeOf(machine, task, statement);
       call(task, kvmGmemPunchHole, { start: base, end: base + pages, next: base });
       break;
     }
@@ -304,9 +312,33 @@ function accessDirectMap(machine: Machine, task: Task, statement: AccessStatemen
   call(task, directMapAccess, { access, gfn, pfn: backingPfn(slot, gfn, access.isPrivate ? slot.gmem : slot.backing) });
 }
 
+/** Frames of a range whose start may be computed. @throws ExpressionError, or MemslotError where it is no multiple of 4K */
+export function rangeOf(
+  machine: Machine,
+  task: Task,
+  { kind, base, size }: Extract<Statement, { kind: 'convert' | 'punch' }>,
+): { readonly base: Gfn; readonly pages: number } {
+  return frameRange(kind, evaluateInteger(base, programScope(machine, task), kind), size);
+}
+
+function callRmpUpdate(
+  machine: Machine,
+  task: Task,
+  { gpa, level, to }: Extract<Statement, { kind: 'rmpupdate' }>,
+): void {
+  const gfn = addressToFrame(gpa);
+  const slot = machine.slots.find(gfn);
+  if (!slot?.gmem) throw new RangeError(`rmpupdate: no slot with guest-memfd holds gpa ${hex(gpa)}`);
+  call(task, rmpUpdateByHost, {
+    pfn: backingPfn(slot, gfn, slot.gmem),
+    level,
+    to: to && { gfn: addressToFrame(to.gpa), asid: to.asid },
+  });
+}
+
 /** Translated as a private read, whatever the page has been accepted as so far. */
-function runAccept(machine: Machine, task: Task, statement: Extract<Statement, { kind: 'accept' }>): void {
-  const { address, level, span } = statement;
+function runPageInstruction(machine: Machine, task: Task, statement: Extract<Statement, { kind: 'page' }>): void {
+  const { address, instruction, span } = statement;
   const read: AccessStatement = {
     kind: 'access',
     access: 'read',
@@ -316,7 +348,7 @@ function runAccept(machine: Machine, task: Task, statement: Extract<Statement, {
     isPrivate: true,
     span,
   };
-  if (task.access === null) task.access = { ...accessOf(machine, task, read, 0), validate: level };
+  if (task.access === null) task.access = { ...accessOf(machine, task, read, 0), page: instruction };
   runAccess(machine, task, read);
 }
 
@@ -327,7 +359,7 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
     task.access = accessOf(machine, task, statement, statement.cpl ?? vcpu.mode.cpl);
     task.result = 0;
     machine.count('accesses');
-  } else if (task.result === FAULTED || task.result === EMULATED) {
+  } else if (task.result === FAULTED || task.result === EMULATED || task.result === COMPLETED) {
     // No slot holds it, and no device answers.
     if (task.result === EMULATED && task.access.kind === 'read')
       task.loaded = (1n << BigInt(8 * task.access.size)) - 1n;
@@ -338,7 +370,8 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
     return;
   }
   const { access } = task;
-  const problem = untranslatable(vcpu.mode, access.address);
+  const isPhysical = access.page?.name === 'TDG.MEM.PAGE.ACCEPT';
+  const problem = isPhysical ? acceptProblem(machine, access.address) : untranslatable(vcpu.mode, access.address);
   if (problem !== undefined) {
     machine.warn(`${task.name}: ${problem}`);
     finishAccess(task);
@@ -351,7 +384,9 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
   const pages = accessPages(access);
   const frames: number[] = [];
   for (const vfn of pages) {
-    const pfn = lookUp(vcpu, vfn, machine.injects('smap-ac-implicit') ? { ...access, implicit: false } : access);
+    const pfn = isPhysical
+      ? -1
+      : lookUp(vcpu, vfn, machine.injects('smap-ac-implicit') ? { ...access, implicit: false } : access);
     if (pfn < 0) {
       call(task, pageWalk, { vfn, access, walk: null, fault: null });
       return;
@@ -360,7 +395,7 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
   }
   machine.count('tlb.hits', pages.length);
   if (machine.vm !== 'ordinary') for (const vfn of pages) checkFresh(machine, vcpu, vfn);
-  if (access.validate) accept(machine, task, frames[0]!, access.validate);
+  if (access.page) changeRmp(machine, task, frames[0]!);
   else if (machine.vm === 'tdx' && frames.some((pfn) => machine.attributes.poisoned.get(pfn))) {
     failPoisoned(machine, task, access.address);
     return;
@@ -369,15 +404,21 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
   finishAccess(task);
 }
 
-function accept(machine: Machine, { name, access }: Task, pfn: Pfn, level: 1 | 2): void {
-  const where = hex(access!.address);
-  if (machine.vm === 'tdx') {
-    if (!pageAccept(machine, pfn))
-      machine.warn(
-        `${name}: TDG.MEM.PAGE.ACCEPT of ${where} fails: the page has been accepted (TDX_PAGE_ALREADY_ACCEPTED)`,
-      );
-  } else if (!pvalidate(machine, pfn, level))
-    machine.warn(`${name}: PVALIDATE of ${where} fails: the RMP has the page in another size`);
+/** PVALIDATE and RMPADJUST of the page that an access has been translated to. */
+function changeRmp(machine: Machine, { name, vcpu, access }: Task, pfn: Pfn): void {
+  const page = access!.page!;
+  if (page.name === 'TDG.MEM.PAGE.ACCEPT') return;
+  const result =
+    page.name === 'PVALIDATE'
+      ? pvalidate(machine, vcpu, pfn, page.level, page.validated)
+      : rmpAdjust(machine, vcpu, pfn, page.level, page);
+  if (result === 'SUCCESS') return;
+  const what = `${name}: ${page.name} of ${hex(access!.address)}`;
+  machine.warn(
+    result === 'unchanged'
+      ? `${what} changes nothing: the page is ${(page as { validated: boolean }).validated ? '' : 'not '}validated (CF)`
+      : `${what} fails with ${result} (${RMP_RESULTS[result]})`,
+  );
 }
 
 function failPoisoned(machine: Machine, task: Task, address: bigint): void {

@@ -32,7 +32,7 @@ const SNP = 'machine { memory 0 +64M guest-memfd second-stage tdp npt 4-level vm
 /** What one statement of a vCPU, or of the host, is lowered to. */
 function statement(text: string, owner: 'vcpu' | 'host' = 'vcpu'): unknown {
   const block = owner === 'vcpu' ? 'vcpu 0 in k' : 'host h';
-  const machine = /private|shared|pvalidate|punch/.test(text) ? SNP : HOST_SLOTS;
+  const machine = /private|shared|pvalidate|punch|rmp|vmpl/.test(text) ? SNP : HOST_SLOTS;
   const program = programOf(`${machine}guest k {}\nnested n {}\n${block} { ${text} }`);
   assert.equal(program.tasks[0]!.body.length, 1, text);
   return plain(program.tasks[0]!.body[0]);
@@ -44,12 +44,30 @@ const mapping = {
   ...{ write: true, execute: true, user: false, fields: {} },
 };
 
+const page = (instruction: object) => ({ kind: 'page', address: '0x200000', instruction });
+
 const VCPU: readonly (readonly [string, object])[] = [
   ['read 0x400000', { ...access, address: '0x400000' }],
   ['write.4 4K = 0x1234', { ...access, access: 'write', size: 4, address: '0x1000', value: '0x1234' }],
   ['fetch.1 0', { ...access, access: 'fetch', size: 1, address: '0x0' }],
   ['private read 0', { ...access, address: '0x0', isPrivate: true }],
-  ['pvalidate 0x200000 2M', { kind: 'accept', address: '0x200000', level: 2 }],
+  ['pvalidate 0x200000 2M', page({ name: 'PVALIDATE', level: 2, validated: true })],
+  ['pvalidate 0x200000 off', page({ name: 'PVALIDATE', level: 1, validated: false })],
+  ['rmpadjust 0x200000 vmpl 2 rw-', page({ name: 'RMPADJUST', level: 1, vmpl: 2, rights: 3 })],
+  ['rmpadjust 0x200000 2M vmpl 1 off', page({ name: 'RMPADJUST', level: 2, vmpl: 1, rights: 0 })],
+  ['vmpl 3', { kind: 'vmpl', vmpl: 3 }],
+  [
+    'repeat 2 as i { convert (8K * i) +4K shared }',
+    {
+      ...{ kind: 'repeat', count: '0x2', variable: 'i' },
+      body: [
+        {
+          ...{ kind: 'convert', size: '0x1000', isPrivate: false },
+          base: { kind: 'binary', left: '0x2000', operator: '*', right: '"i"' },
+        },
+      ],
+    },
+  ],
   ['user write 0', { ...access, access: 'write', address: '0x0', cpl: 3 }],
   ['supervisor read 0', { ...access, address: '0x0', cpl: 0 }],
   ['implicit read 0', { ...access, address: '0x0', implicit: true }],
@@ -136,6 +154,11 @@ const HOST: readonly (readonly [string, object])[] = [
   ['recover-nx-huge-pages 2', { kind: 'recover-nx-huge-pages', ratio: 2 }],
   ['inject root-leak', { kind: 'inject', name: 'root-leak' }],
   ['convert 0x1000 +8K private', { kind: 'convert', base: '0x1000', size: '0x2000', isPrivate: true }],
+  ['rmpupdate 0x1000 shared', { kind: 'rmpupdate', gpa: '0x1000', level: 1 }],
+  [
+    'rmpupdate 0x200000 2M private as 0x400000 asid 7',
+    { kind: 'rmpupdate', gpa: '0x200000', level: 2, to: { gpa: '0x400000', asid: 7 } },
+  ],
   ['punch 0x1000 +4K', { kind: 'punch', base: '0x1000', size: '0x1000' }],
 ];
 
@@ -157,7 +180,7 @@ test('every kind of statement of the contract can be written', () => {
     },
     ...{ expect: true, wait: true, 'slot-add': true, 'slot-delete': true, 'slot-move': true, 'slot-log': true },
     ...{ zap: true, notifier: true, poke: true, inject: true, cpuid: true, enter: true, invept: true, smm: true },
-    ...{ convert: true, accept: true, punch: true },
+    ...{ convert: true, page: true, vmpl: true, rmpupdate: true, punch: true },
     'recover-nx-huge-pages': true,
     'async-pf': true,
   };

@@ -5,6 +5,7 @@ import { runTopStep, type Task } from '../../engine/operation.ts';
 import type { Statement } from '../../engine/program.ts';
 import { programScope } from '../../engine/queries/scope.ts';
 import { runInstruction } from '../../engine/statements.ts';
+import { rangeStart } from './private-memory.ts';
 import type { RealMachine } from './real-machine.ts';
 
 /** What the host does to its side of the machine: slots, notifiers, guest_memfd. @throws with words when KVM refuses it */
@@ -26,7 +27,7 @@ export async function changeHost(
       break;
     }
     case 'punch':
-      packet = `vKvm.Punch:${number(statement.base)},${number(statement.size)}`;
+      packet = `vKvm.Punch:${number(await rangeStart(real, task, statement))},${number(statement.size)}`;
       isSlot = false;
       break;
     case 'slot-delete':

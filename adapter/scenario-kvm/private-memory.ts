@@ -1,7 +1,8 @@
 import { memoryFaultWords } from '../../engine/attributes/vmm.ts';
-import { addressToFrame } from '../../engine/memory/words.ts';
+import { addressToFrame, frameToAddress } from '../../engine/memory/words.ts';
 import type { Task } from '../../engine/operation.ts';
 import type { Statement } from '../../engine/program.ts';
+import { rangeOf } from '../../engine/statements.ts';
 import type { KvmStop } from '../rsp/stop.ts';
 import { PAGE } from './layout.ts';
 import type { RealMachine } from './real-machine.ts';
@@ -22,6 +23,15 @@ export async function setAttributes(real: RealMachine, base: bigint, size: bigin
   await real.askInfo();
 }
 
+/** Where the range of a statement starts, gpa. @throws with words where that cannot be */
+export function rangeStart(
+  real: RealMachine,
+  task: Task,
+  statement: Extract<Statement, { kind: 'convert' | 'punch' }>,
+): Promise<bigint> {
+  return real.withFrames(() => frameToAddress(rangeOf(real.machine, task, statement).base));
+}
+
 /** A conversion, by the host itself or by a guest that asks for it. @throws with words when it is refused */
 export async function convert(
   real: RealMachine,
@@ -29,7 +39,8 @@ export async function convert(
   statement: Extract<Statement, { kind: 'convert' }>,
 ): Promise<void> {
   if (task.vcpu >= 0) return pageStateChange(real, task, statement);
-  await setAttributes(real, statement.base, statement.size, statement.isPrivate);
+  const base = await rangeStart(real, task, statement);
+  await setAttributes(real, base, statement.size, statement.isPrivate);
   real.machine.count('conversions');
 }
 
@@ -37,8 +48,10 @@ export async function convert(
 async function pageStateChange(
   real: RealMachine,
   task: Task,
-  { base, size, isPrivate }: Extract<Statement, { kind: 'convert' }>,
+  statement: Extract<Statement, { kind: 'convert' }>,
 ): Promise<void> {
+  const { size, isPrivate } = statement;
+  const base = await rangeStart(real, task, statement);
   const vcpu = real.vcpus[task.vcpu]!;
   const name = real.info.vendor === 'AuthenticAMD' ? 'map-gpa-range' : 'map-gpa-range by vmcall';
   const value = isPrivate ? MAP_GPA_PRIVATE : 0n;

@@ -8,9 +8,10 @@ import {
   PFERR_GUEST_PAGE,
   PFERR_GUEST_RMP,
   PFERR_GUEST_SIZEM,
+  PFERR_GUEST_VMPL,
   PFERR_PRIVATE_ACCESS,
 } from '../tdp/fault.ts';
-import type { RmpProblem } from './rmp.ts';
+import type { RmpProblem } from './rmp-check.ts';
 
 /** The #NPF of an access that the tables allow and the RMP refuses. P is set: the entries are there. */
 export function rmpFault(
@@ -29,7 +30,8 @@ export function rmpFault(
     PFERR_GUEST_RMP +
     (isTable ? PFERR_GUEST_PAGE : PFERR_GUEST_FINAL) +
     (isPrivate ? PFERR_GUEST_ENC : 0) +
-    (problem.kind === 'size' ? PFERR_GUEST_SIZEM : 0);
+    (problem.kind === 'size' ? PFERR_GUEST_SIZEM : 0) +
+    (problem.kind === 'vmpl' ? PFERR_GUEST_VMPL : 0);
   return {
     ...refused(vcpu, walk, access, isTable),
     kind: 'rmp',

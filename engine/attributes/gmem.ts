@@ -10,7 +10,7 @@ import { flushRemoteTlbs } from '../tdp/flush.ts';
 import { tdpMmuZapLeafs, zapLeafsLocals } from '../tdp/zap.ts';
 import { clearFrame } from './clear-frame.ts';
 import { splitDirectMap } from './direct-map.ts';
-import { rmpEntry, rmpMake } from './rmp.ts';
+import { type Busy, findsBusy, RMP_RESULTS, rmpEntry, rmpMake } from './rmp.ts';
 import { forgetLaunched } from './tdx.ts';
 
 const PAGES_2M = 512;
@@ -69,7 +69,11 @@ export const kvmGmemGetPfn = defineFunction<{ readonly fault: PageFault }>({
   ],
 });
 
-export const sevGmemPrepare = defineFunction<{ readonly fault: PageFault }>({
+interface PrepareLocals extends Busy {
+  readonly fault: PageFault;
+}
+
+export const sevGmemPrepare = defineFunction<PrepareLocals>({
   name: 'sev_gmem_prepare',
   where: 'arch/x86/kvm/svm/sev.c',
   about:
@@ -86,7 +90,10 @@ export const sevGmemPrepare = defineFunction<{ readonly fault: PageFault }>({
     {
       name: 'rmpupdate',
       text: 'rmp_make_private or rmp_make_shared: RMPUPDATE, which flushes the page’s translations',
-      run(machine, task, { fault }) {
+      run(machine, task, locals) {
+        const { fault } = locals;
+        const what = `${task.name}: RMPUPDATE of hpa 0x${(fault.pfn * 4096).toString(16)} returns FAIL_OVERLAP (${RMP_RESULTS.FAIL_OVERLAP})`;
+        if (findsBusy(machine, locals, what)) return AGAIN;
         const to = wanted(machine, fault);
         const error = to ? rmpMake(machine, fault.pfn, to === 'private' ? fault.gfn : -1, 1) : 0;
         return returns(task, error === 0 ? RET_PF.CONTINUE : RMP_FAILED);

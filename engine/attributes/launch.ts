@@ -4,6 +4,7 @@ import type { Gfn } from '../memory/words.ts';
 import { removeFromDirectMap, splitDirectMap } from './direct-map.ts';
 import { preparesAtFault } from './gmem.ts';
 import { updateMixed } from './mixed.ts';
+import { GUEST_ASID } from './state.ts';
 
 /** Pages that a launch puts into memory one by one: 1G. */
 const LAUNCHED_PAGES = 512 * 512;
@@ -50,7 +51,13 @@ function launchPage(machine: Machine, gfn: Gfn, end: Gfn, where: string, validat
   if (machine.vm !== 'snp') return pages;
   if (!preparesAtFault(machine)) for (let page = 0; page < pages; page++) removeFromDirectMap(machine, pfn + page);
   else if (pages === 1) splitDirectMap(machine, pfn);
-  machine.attributes.rmp.set(machine, pfn, { gfn, level: pages === 1 ? 1 : 2, validated });
+  machine.attributes.rmp.set(machine, pfn, {
+    gfn,
+    level: pages === 1 ? 1 : 2,
+    validated,
+    asid: GUEST_ASID,
+    rights: 0,
+  });
   return pages;
 }
 

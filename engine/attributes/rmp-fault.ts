@@ -1,9 +1,10 @@
 import { kvmZapGfnRange } from '../host/notifier.ts';
 import type { Machine } from '../machine.ts';
 import { backingPfn } from '../memory/memslots.ts';
-import { call, defineFunction, NEXT, returns } from '../operation.ts';
+import { AGAIN, call, defineFunction, NEXT, returns } from '../operation.ts';
 import type { FaultInfo } from '../tdp/fault.ts';
-import { psmash, rmpEntry } from './rmp.ts';
+import { EXIT_RESUME } from '../tdp/results.ts';
+import { type Busy, findsBusy, psmash, RMP_RESULTS, rmpEntry } from './rmp.ts';
 
 const PAGES_2M = 512;
 const frameOf = ({ gpa }: FaultInfo): number => Number(gpa! >> 12n);
@@ -16,8 +17,13 @@ function gmemFrame(machine: Machine, info: FaultInfo): number | undefined {
     : undefined;
 }
 
+interface RmpFaultLocals extends Busy {
+  readonly info: FaultInfo;
+  readonly isSpurious: boolean;
+}
+
 /** sev_handle_rmp_fault: it mends sizes that differ, and nothing else. */
-export const sevHandleRmpFault = defineFunction<{ readonly info: FaultInfo; readonly isSpurious: boolean }>({
+export const sevHandleRmpFault = defineFunction<RmpFaultLocals>({
   name: 'sev_handle_rmp_fault',
   where: 'arch/x86/kvm/svm/sev.c',
   about: 'An #NPF with the RMP bit that the usual handling has not ended: it can be mended where page sizes differ.',
@@ -34,14 +40,17 @@ export const sevHandleRmpFault = defineFunction<{ readonly info: FaultInfo; read
           const where = `vCPU ${info.vcpu}'s RMP fault at gpa 0x${info.gpa!.toString(16)}`;
           machine.hazard('rmp-fault-loop', `${where} is left as it is: ${info.reason}`, frameOf(info));
         }
-        return returns(task, task.result);
+        return returns(task, EXIT_RESUME);
       },
     },
     {
       name: 'psmash',
-      text: 'PSMASH: the entry of 2M becomes 512 of 4K',
-      run(machine, _task, { info }) {
+      text: 'PSMASH: the entry of 2M becomes 512 of 4K; while another processor is at it (FAIL_INUSE) again',
+      run(machine, task, locals) {
+        const { info } = locals;
         const pfn = gmemFrame(machine, info)!;
+        const what = `${task.name}: PSMASH of hpa 0x${(pfn * 4096).toString(16)} returns FAIL_INUSE (${RMP_RESULTS.FAIL_INUSE})`;
+        if (findsBusy(machine, locals, what)) return AGAIN;
         // Somebody else may have split it meanwhile.
         if (rmpEntry(machine, pfn)?.level === 2) psmash(machine, pfn);
         trace(machine, info, pfn, 2, 0);
@@ -53,6 +62,12 @@ export const sevHandleRmpFault = defineFunction<{ readonly info: FaultInfo; read
       text: 'kvm_zap_gfn_range, for 2M from the page that faulted: what maps it is made anew, as the RMP has it now',
       run: (_machine, task, { info }) =>
         call(task, kvmZapGfnRange, { start: frameOf(info), end: frameOf(info) + PAGES_2M }),
+    },
+    {
+      name: 'return',
+      text: 'nothing is returned: the guest tries again',
+      local: true,
+      run: (_machine, task) => returns(task, EXIT_RESUME),
     },
   ],
 });

@@ -1,7 +1,8 @@
 import type { Machine } from '../machine.ts';
 import type { Gfn, Pfn } from '../memory/words.ts';
-import type { PendingAccess } from '../operation.ts';
-import type { RmpEntry } from './state.ts';
+import { GUEST_ASID, type RmpEntry } from './state.ts';
+import { vmplOf } from './vmpl.ts';
+import { rightsOf, withRights } from './vmpl-rights.ts';
 
 // The reverse map table of SEV-SNP: who owns each host frame, and as which guest frame. The processor checks it after the walk.
 
@@ -15,52 +16,121 @@ export function rmpEntry(machine: Machine, pfn: Pfn): RmpEntry | undefined {
   return large?.level === 2 ? { ...large, gfn: large.gfn + (pfn % PAGES_2M) } : machine.attributes.rmp.get(pfn);
 }
 
-/** RMPUPDATE results (APM vol. 3). */
-export const RMPUPDATE_OK = 0;
-/** Another entry overlaps: the caller tries again. */
-export const RMPUPDATE_OVERLAP = 4;
+/** What RMPUPDATE, PSMASH, RMPADJUST and PVALIDATE return (APM vol. 3). */
+export const RMP_RESULTS = {
+  SUCCESS: 0,
+  /** An address is not aligned. */
+  FAIL_INPUT: 1,
+  /** It is a VMPL's to do that is more privileged. */
+  FAIL_PERMISSION: 2,
+  /** Another processor is in the middle of changing the entry. */
+  FAIL_INUSE: 3,
+  /** An entry of 2M lies over it, or entries of 4K below it; or another processor works in the same 2M. */
+  FAIL_OVERLAP: 4,
+  /** 2M are meant where the RMP has 4K. */
+  FAIL_SIZEMISMATCH: 6,
+} as const;
+export type RmpResult = keyof typeof RMP_RESULTS;
 
-/**
- * RMPUPDATE: gives a frame, or an aligned 2M of frames, to a guest, or back to the hypervisor where `gfn` is −1. Translations of them go from
- * every TLB.
- */
-export function rmpUpdate(machine: Machine, pfn: Pfn, gfn: Gfn, level: 1 | 2): number {
-  const { rmp } = machine.attributes;
-  const pages = level === 2 ? PAGES_2M : 1;
-  const large = rmp.get(firstOf(pfn));
-  if (level === 1 && large?.level === 2) return RMPUPDATE_OVERLAP;
-  if (level === 2 && large?.level !== 2)
-    for (let frame = pfn; frame < pfn + pages; frame++) if (rmp.get(frame)) return RMPUPDATE_OVERLAP;
-  machine.count('rmp.updates');
-  rmp.set(machine, pfn, gfn < 0 ? undefined : { gfn, level, validated: false });
-  flushFrames(machine, pfn, pages);
-  return RMPUPDATE_OK;
+/** An instruction is one step, in the middle of which nobody else can be met: with the mistake injected, each finds its entry so once. */
+export interface Busy {
+  /** Whether it has found it so. */
+  busy?: boolean;
 }
 
-/** PSMASH: one entry of 2M becomes 512 of 4K, each as accepted as the whole was. */
+/** @returns whether the instruction has just found its entry in use, so that the kernel has to repeat it */
+export function findsBusy(machine: Machine, locals: Busy, what: string): boolean {
+  locals.busy = !locals.busy && machine.injects('rmp-in-use');
+  if (locals.busy) machine.warn(`${what}: another processor is at it; the kernel tries again`);
+  return locals.busy;
+}
+
+/**
+ * RMPUPDATE: gives a frame, or 2M of frames, to a guest, or back to the hypervisor where `to` is undefined. A guest has to accept it anew, and
+ * of its VMPLs but the first none may use it. Translations of the frames go from every TLB.
+ */
+export function rmpUpdate(
+  machine: Machine,
+  pfn: Pfn,
+  level: 1 | 2,
+  to: Pick<RmpEntry, 'gfn' | 'asid'> | undefined,
+): RmpResult {
+  const { rmp } = machine.attributes;
+  const pages = level === 2 ? PAGES_2M : 1;
+  if (pfn % pages !== 0 || (to && to.gfn % pages !== 0)) return 'FAIL_INPUT';
+  const large = rmp.get(firstOf(pfn));
+  if (level === 1 && large?.level === 2) return 'FAIL_OVERLAP';
+  if (level === 2 && large?.level !== 2)
+    for (let frame = pfn; frame < pfn + pages; frame++) if (rmp.get(frame)) return 'FAIL_OVERLAP';
+  machine.count('rmp.updates');
+  rmp.set(machine, pfn, to && { gfn: to.gfn, level, validated: false, asid: to.asid, rights: 0 });
+  flushFrames(machine, pfn, pages);
+  return 'SUCCESS';
+}
+
+/** PSMASH: one entry of 2M becomes 512 of 4K, each accepted, and with rights, as the whole was. */
 export function psmash(machine: Machine, pfn: Pfn): void {
   const first = firstOf(pfn);
-  const { gfn, validated } = machine.attributes.rmp.get(first)!;
+  const whole = machine.attributes.rmp.get(first)!;
   for (let page = 0; page < PAGES_2M; page++)
-    machine.attributes.rmp.set(machine, first + page, { gfn: gfn + page, level: 1, validated });
+    machine.attributes.rmp.set(machine, first + page, { ...whole, gfn: whole.gfn + page, level: 1 });
   flushFrames(machine, first, PAGES_2M);
 }
 
 /**
- * rmp_make_private, or rmp_make_shared where `gfn` is −1: RMPUPDATE, where a part of 2M is meant after PSMASH.
+ * rmp_make_private, or rmp_make_shared where `gfn` is −1: RMPUPDATE, where a part of 2M is meant after PSMASH. Of 2M the caller knows that no
+ * entries of 4K are in the way.
  * @returns 0, or −EFAULT where the processor refuses
  */
 export function rmpMake(machine: Machine, pfn: Pfn, gfn: Gfn, level: 1 | 2): number {
-  const what = `RMPUPDATE of hpa 0x${(pfn * 4096).toString(16)} fails`;
   if (machine.injects('rmpupdate-fails')) {
-    machine.warn(what);
+    machine.warn(`RMPUPDATE of hpa 0x${(pfn * 4096).toString(16)} fails`);
     return EFAULT;
   }
   if (level === 1 && rmpEntry(machine, pfn)?.level === 2) psmash(machine, pfn);
-  const result = rmpUpdate(machine, pfn, gfn, level);
-  if (result === RMPUPDATE_OK) return 0;
-  machine.warn(`${what} with ${result}: entries of 4K overlap`);
-  return EFAULT;
+  const result = rmpUpdate(machine, pfn, level, gfn < 0 ? undefined : { gfn, asid: GUEST_ASID });
+  if (result !== 'SUCCESS') throw new Error(`RMPUPDATE of pfn ${pfn}: ${result}`);
+  return 0;
+}
+
+/** PVALIDATE, or what rescinds it, of a page that is assigned. @returns `unchanged` (CF) where the page is so already */
+export function pvalidate(
+  machine: Machine,
+  vcpu: number,
+  pfn: Pfn,
+  level: 1 | 2,
+  validated: boolean,
+): RmpResult | 'unchanged' {
+  const { rmp } = machine.attributes;
+  if (vmplOf(machine, vcpu) > 0) return 'FAIL_PERMISSION';
+  const at = level === 2 ? firstOf(pfn) : pfn;
+  const entry = rmp.get(at);
+  if (entry?.level !== level) return 'FAIL_SIZEMISMATCH';
+  if (entry.validated === validated) return 'unchanged';
+  rmp.set(machine, at, { ...entry, validated });
+  // What is not validated any more must not be found in a TLB.
+  if (!validated) flushFrames(machine, at, level === 2 ? PAGES_2M : 1);
+  return 'SUCCESS';
+}
+
+/** RMPADJUST: a VMPL says what one that is less privileged may do with a page; no more than it may itself. */
+export function rmpAdjust(
+  machine: Machine,
+  vcpu: number,
+  pfn: Pfn,
+  level: 1 | 2,
+  { vmpl, rights }: { readonly vmpl: number; readonly rights: number },
+): RmpResult {
+  const { rmp } = machine.attributes;
+  const own = vmplOf(machine, vcpu);
+  if (vmpl <= own) return 'FAIL_PERMISSION';
+  const at = level === 2 ? firstOf(pfn) : pfn;
+  const entry = rmp.get(at);
+  if (entry?.level !== level) return 'FAIL_SIZEMISMATCH';
+  if ((rights & ~rightsOf(entry, own)) !== 0) return 'FAIL_PERMISSION';
+  rmp.set(machine, at, { ...entry, rights: withRights(entry.rights, vmpl, rights) });
+  flushFrames(machine, at, level === 2 ? PAGES_2M : 1);
+  return 'SUCCESS';
 }
 
 function flushFrames(machine: Machine, pfn: Pfn, pages: number): void {
@@ -73,57 +143,4 @@ function flushFrames(machine: Machine, pfn: Pfn, pages: number): void {
       if (first < pfn + pages && pfn < first + span) machine.dropTlb(vcpu, slot);
     });
   }
-}
-
-/** What the check of an access against the RMP finds wrong. */
-export interface RmpProblem {
-  /** `not-validated` is the guest's to handle (#VC); the others exit to the hypervisor. */
-  readonly kind: 'owner' | 'size' | 'not-validated';
-  readonly reason: string;
-}
-
-/**
- * The check of a translated access. Order and exact set of the checks are unverified; so are the VMPL's rights, which are not modelled.
- * @param level of the second-stage leaf
- */
-export function checkRmp(
-  machine: Machine,
-  access: PendingAccess,
-  gfn: Gfn,
-  pfn: Pfn,
-  level: number,
-): RmpProblem | undefined {
-  const entry = rmpEntry(machine, pfn);
-  const frame = `hpa 0x${(pfn * 4096).toString(16)}`;
-  if (!access.isPrivate) {
-    if (access.kind !== 'write' || entry === undefined) return undefined;
-    return { kind: 'owner', reason: `${frame} is assigned to the guest, and the access is not private` };
-  }
-  if (entry === undefined) return { kind: 'owner', reason: `${frame} is not assigned to the guest` };
-  if (entry.gfn !== gfn)
-    return { kind: 'owner', reason: `${frame} is assigned as gfn 0x${entry.gfn.toString(16)}, not this one` };
-  if (level !== entry.level)
-    return { kind: 'size', reason: `the second stage maps ${sizeOf(level)} where the RMP has ${sizeOf(entry.level)}` };
-  if (access.validate === 1 && entry.level === 2)
-    return { kind: 'size', reason: 'PVALIDATE names a page of 4K where the RMP has 2M' };
-  if (!entry.validated && access.validate === undefined)
-    return { kind: 'not-validated', reason: `the guest has not accepted ${frame} (PVALIDATE)` };
-  return undefined;
-}
-
-const sizeOf = (level: number): string => ['4K', '2M', '1G'][level - 1]!;
-
-/** PVALIDATE of a page that is assigned. @returns whether sizes agree; where not, nothing is changed (FAIL_SIZEMISMATCH) */
-export function pvalidate(machine: Machine, pfn: Pfn, level: 1 | 2): boolean {
-  const { rmp } = machine.attributes;
-  const at = level === 2 ? firstOf(pfn) : pfn;
-  const entry = rmp.get(at);
-  if (entry?.level !== level) return false;
-  rmp.set(machine, at, { ...entry, validated: true });
-  return true;
-}
-
-/** sev_private_max_mapping_level: of a page that is assigned as 4K no larger mapping holds. */
-export function rmpLevel(machine: Machine, pfn: Pfn): number {
-  return rmpEntry(machine, pfn)?.level ?? 1;
 }

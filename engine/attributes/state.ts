@@ -17,7 +17,14 @@ export interface RmpEntry {
   readonly level: 1 | 2;
   /** Whether the guest has accepted it (PVALIDATE). */
   readonly validated: boolean;
+  /** Whose it is: the address space of the guest that it was assigned to. */
+  readonly asid: number;
+  /** What VMPLs 1 to 3 may do with it, four bits each from the lowest up (RMPADJUST); VMPL 0 may do all. */
+  readonly rights: number;
 }
+
+/** The VM's own address space; the hypervisor's is 0. */
+export const GUEST_ASID = 1;
 
 /** A conversion under way, from its ioctl to its end. */
 export interface Conversion {
@@ -34,6 +41,8 @@ export class MemoryAttributes {
   readonly mixed: LoggedMap<true> = new LoggedMap();
   /** The RMP, by host frame. */
   readonly rmp: LoggedMap<RmpEntry> = new LoggedMap();
+  /** The VMPL at which a vCPU of SNP runs, by vCPU; without an entry 0, the most privileged. */
+  readonly vmpls: LoggedMap<number> = new LoggedMap();
   /** Pages that guest_memfd has, by host frame: the guest frame. */
   readonly folios: LoggedMap<Gfn> = new LoggedMap();
   /** Pages of a TDX guest that its launch has filled, and that the module takes as they are, once. */

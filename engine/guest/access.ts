@@ -1,6 +1,6 @@
 import { pendingFault, rmpFault } from '../attributes/explain.ts';
-import { checkRmp } from '../attributes/rmp.ts';
-import { sharedBit } from '../attributes/tdx.ts';
+import { checkRmp, rmpAccess } from '../attributes/rmp-check.ts';
+import { acceptPage, sharedBit } from '../attributes/tdx.ts';
 import { vmmMemoryFault } from '../attributes/vmm.ts';
 import { ACC_EXEC, ACC_USER, ACC_WRITE } from '../formats/compile.ts';
 import { Kind } from '../history/log.ts';
@@ -26,6 +26,8 @@ export const FAULTED = 1;
 export const EMULATED = 2;
 /** KVM_RUN returned an error: the vCPU cannot go on. */
 export const FAILED = 3;
+/** The instruction has done all that it does, and left no translation in the TLB. */
+export const COMPLETED = 4;
 
 /** The access in PFERR_* bits, as both stages check it. */
 export function accessBits(access: PendingAccess): number {
@@ -58,8 +60,9 @@ export const pageWalk = defineFunction<WalkLocals>({
         const vcpu = machine.vcpu(task.vcpu);
         machine.count('tlb.misses');
         locals.access = task.access!;
-        const isPage = !vcpu.mode.paging;
-        const walk = startWalk(vcpu.hardware, secondOf(vcpu, locals.access, isPage), locals.vfn, {
+        const isPage = !vcpu.mode.paging || isByFrame(locals.access);
+        const mode = isPage ? { ...vcpu.hardware, paging: false } : vcpu.hardware;
+        const walk = startWalk(mode, secondOf(vcpu, locals.access, isPage), locals.vfn, {
           bits: accessBits(locals.access),
           implicit: locals.access.implicit && !machine.injects('smap-ac-implicit'),
         });
@@ -121,6 +124,10 @@ export const pageWalk = defineFunction<WalkLocals>({
         if (refused) {
           locals.fault = refused;
           return 'exit';
+        }
+        if (isByFrame(access)) {
+          acceptPage(machine, task.name, walk!.gfn, walk!.pfn);
+          return returns(task, COMPLETED);
         }
         fillFromWalk(machine, vcpu, walk!, access);
         return returns(task, TRANSLATED);
@@ -195,11 +202,11 @@ function checkOwned(
   tableLevel: number,
 ): FaultInfo | 'lost' | undefined {
   const isTable = tableLevel > 0;
-  const { validate: _, ...read } = { ...access, kind: 'read' as const, isPrivate: true };
+  const { page: _, ...read } = { ...access, kind: 'read' as const, isPrivate: true };
   const own: PendingAccess = isTable ? read : access;
   const pfn = isTable ? walk.tablePfn : walk.pfn;
   if (machine.vm === 'snp') {
-    const problem = checkRmp(machine, own, walk.gfn, pfn, isTable ? tableLevel : walk.secondLeafLevel);
+    const problem = checkRmp(machine, task.vcpu, own, walk.gfn, pfn, isTable ? tableLevel : walk.secondLeafLevel);
     if (!problem) return undefined;
     if (problem.kind !== 'not-validated') return rmpFault(task.vcpu, walk, access, problem, isTable);
     machine.count('faults.vc');
@@ -209,7 +216,7 @@ function checkOwned(
     return 'lost';
   }
   const isSecure = machine.vcpu(task.vcpu).secure !== undefined && own.isPrivate !== false;
-  const isRefused = isSecure && own.validate === undefined && machine.attributes.pending.get(pfn) === true;
+  const isRefused = isSecure && own.page === undefined && machine.attributes.pending.get(pfn) === true;
   return isRefused ? pendingFault(task.vcpu, walk, access, isTable) : undefined;
 }
 
@@ -225,6 +232,9 @@ function injectedErrorCode(machine: Machine, { errorCode, access }: FaultInfo): 
   if (machine.injects('error-with-fetch') && access === 'fetch') return errorCode | PFERR_FETCH;
   return errorCode;
 }
+
+/** TDG.MEM.PAGE.ACCEPT names a page by its guest-physical address, whatever the guest's tables are. */
+const isByFrame = ({ page }: PendingAccess): boolean => page?.name === 'TDG.MEM.PAGE.ACCEPT';
 
 /** The second stage of a reference: of TDX private memory, tables among it, has the module's. */
 function secondOf(vcpu: Vcpu, { isPrivate }: PendingAccess, isPage: boolean): SecondStage | undefined {
@@ -248,7 +258,7 @@ function fillFromWalk(machine: Machine, vcpu: Vcpu, walk: Walk, access: PendingA
     key: walk.key,
     global: walk.global,
     pcid: vcpu.mode.pcid,
-    secondAccess: walk.secondAccess,
+    secondAccess: walk.secondAccess & (machine.vm === 'snp' ? rmpAccess(machine, vcpu.id, walk.pfn) : ~0),
     dirty: walk.leafDirty && (vcpu.shadowed !== undefined || walk.secondDirty),
     ...(isPrivate === undefined ? {} : { isPrivate }),
   });

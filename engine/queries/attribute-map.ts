@@ -93,7 +93,13 @@ function tellRmp(told: Told, before: RmpEntry | undefined, after: RmpEntry | und
   if (!after) told.page('RMP: % is the hypervisor’s', gfn, end);
   else if (!before) told.page(`RMP: % is the guest’s, as ${level === 2 ? '2M' : '4K'}`, gfn, end);
   else if (before.level !== level) told.page('PSMASH: the RMP has % in 4K', gfn, end);
-  else if (after.validated && !before.validated) told.page('PVALIDATE: % is accepted', gfn, end);
+  else if (after.validated !== before.validated)
+    told.page(
+      `PVALIDATE: % is ${after.validated ? '' : 'not '}accepted${after.validated ? '' : ' any more'}`,
+      gfn,
+      end,
+    );
+  else if (after.rights !== before.rights) told.page('RMPADJUST: other VMPLs’ rights to % change', gfn, end);
   else told.page('RMP: the entry of % changes', gfn, end);
 }
 

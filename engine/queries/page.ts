@@ -1,5 +1,6 @@
-import type { RmpEntry } from '../attributes/state.ts';
+import { GUEST_ASID, type RmpEntry } from '../attributes/state.ts';
 import { frameOf } from '../attributes/tdx.ts';
+import { rightsOf, rightsWords } from '../attributes/vmpl-rights.ts';
 import { LEAF, TABLE } from '../formats/compile.ts';
 import { decodeEntry } from '../formats/decode.ts';
 import type { Machine } from '../machine.ts';
@@ -57,13 +58,20 @@ function rmpEntryOf({ rmp }: MemoryState, pfn: Pfn): RmpEntry | undefined {
 function rmpRow(state: MemoryState, gfn: Gfn, pfn: Pfn): PageRow {
   const entry = rmpEntryOf(state, pfn);
   if (!entry) return exact('RMP entry', 'the frame is the hypervisor’s');
-  const words = `the guest’s, as gpa ${address(entry.gfn)}, ${sizeOf(entry.level)}, ${entry.validated ? 'validated' : 'not validated'}`;
-  return exact('RMP entry', words, wrong(state, gfn, entry.gfn !== gfn));
+  const isOwn = entry.asid === GUEST_ASID;
+  const rights = [1, 2, 3].map((vmpl) => `VMPL ${vmpl} ${rightsWords(rightsOf(entry, vmpl))}`);
+  const words = [
+    `${isOwn ? 'the guest’s' : `another guest’s (ASID ${entry.asid})`}, as gpa ${address(entry.gfn)}`,
+    sizeOf(entry.level),
+    entry.validated ? 'validated' : 'not validated',
+    ...(entry.rights === 0 ? [] : rights),
+  ];
+  return exact('RMP entry', words.join(', '), wrong(state, gfn, !isOwn || entry.gfn !== gfn));
 }
 
 const RMP_CHECKS: PageRow = {
   name: 'RMP checks',
-  words: 'owner, gfn, size, acceptance, in this order; ASIDs and VMPLs are not modelled',
+  words: 'owner, ASID, gfn, size, acceptance, VMPL, in this order; of the guest’s tables as for reads',
   certainty: 'exact',
   mark: 'unverified',
 };

@@ -7,6 +7,7 @@ import {
   PFERR_GUEST_PAGE,
   PFERR_GUEST_RMP,
   PFERR_GUEST_SIZEM,
+  PFERR_GUEST_VMPL,
 } from '../tdp/fault.ts';
 import type { FaultAnswer } from './answers.ts';
 
@@ -29,6 +30,7 @@ const MORE_BITS: readonly (readonly [number, string])[] = [
   [PFERR_GUEST_RMP, 'RMP'],
   [PFERR_GUEST_ENC, 'private (C-bit)'],
   [PFERR_GUEST_SIZEM, 'page sizes differ'],
+  [PFERR_GUEST_VMPL, 'VMPL'],
 ];
 
 /** `0x100000006 W|U, final address`: KVM's error code in words. */

@@ -75,7 +75,6 @@ export const npfInterception = defineFunction<ExitLocals>({
         const resumes = outcome(task.result) === EXIT_RESUME;
         if (info.kind !== 'rmp' || !resumes) return finish.run(machine, task);
         const isSpurious = task.result === RET_PF.SPURIOUS;
-        task.result = EXIT_RESUME;
         return call(task, sevHandleRmpFault, { info, isSpurious });
       },
     },

@@ -26,10 +26,11 @@ export const PFN_RO_FAULT = -2;
 /** Bits of KVM's error code above the 32 of `PFERR_*`: whether the final address or a guest table was being accessed. */
 export const PFERR_GUEST_FINAL = 2 ** 32;
 export const PFERR_GUEST_PAGE = 2 ** 33;
-/** Of SNP: the RMP refuses; the access was private (C-bit); page sizes differ. */
+/** Of SNP: the RMP refuses; the access was private (C-bit); page sizes differ; the VMPL has no right to it. */
 export const PFERR_GUEST_RMP = 2 ** 31;
 export const PFERR_GUEST_ENC = 2 ** 34;
 export const PFERR_GUEST_SIZEM = 2 ** 35;
+export const PFERR_GUEST_VMPL = 2 ** 36;
 /** KVM's own, of an access to private memory: of SNP set where ENC is. */
 export const PFERR_PRIVATE_ACCESS = 2 ** 49;
 

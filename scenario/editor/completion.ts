@@ -84,8 +84,7 @@ const CONSTANT = new Set([
   'recover-nx-huge-pages',
   'vm',
   'launch',
-  'convert',
-  'punch',
+  'rmpupdate',
 ]);
 
 /**

@@ -10,7 +10,7 @@ const BEGINNINGS = new Set(
   (
     'machine memory second-stage cpu policy guest nested vcpu host expect map unmap protect zap migrate add read write fetch ' +
     'invlpg invpcid invept enter smm repeat loop wait entry inject cpuid poke delete move log tables maxphyaddr vm private launch ' +
-    'convert punch pvalidate accept never'
+    'convert punch pvalidate accept rmpadjust rmpupdate vmpl never'
   ).split(' '),
 );
 /** In these a `+` outside parentheses announces a size. */

@@ -73,10 +73,16 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   'memory-fault':
     'What the VMM does about KVM_EXIT_MEMORY_FAULT: `convert` the page to the kind that the access was for, or `stop` the vCPU.',
   convert:
-    '`convert GPA +SIZE private` or `shared`: KVM_SET_MEMORY_ATTRIBUTES. In a vcpu block the guest asks for it (page state change, MapGPA).',
-  pvalidate: '`pvalidate GPA` or `pvalidate GPA 2M`: an SNP guest accepts a page that was assigned to it.',
+    '`convert GPA +SIZE private` or `shared`: KVM_SET_MEMORY_ATTRIBUTES. `convert (0x10_0000 + 8K * i) +4K private`, in a loop with `as i`. In a vcpu block the guest asks for it (page state change, MapGPA).',
+  pvalidate:
+    '`pvalidate ADDRESS` or `pvalidate ADDRESS 2M`: an SNP guest accepts a page that was assigned to it; `off` behind it takes that back.',
+  rmpadjust:
+    '`rmpadjust ADDRESS vmpl N rw-`: an SNP guest says what a VMPL that is less privileged may do with a page; `2M` behind the address, of a large one; `off`: nothing.',
+  vmpl: '`vmpl N`: the vCPU of an SNP guest goes on at that privilege level, 0 … 3, of which 0 may do all.',
+  rmpupdate:
+    '`rmpupdate GPA private` or `shared`: the host changes the RMP’s entry of a page’s private frame, and nothing else. `2M` behind the address: of 512; `as GPA`: as another page; `asid N`: another guest’s than this one’s, which is 1.',
   accept:
-    '`accept ADDRESS`: a TDX guest accepts a page of 4K that was added to it (TDG.MEM.PAGE.ACCEPT), which empties it; by the address at which it sees it.',
+    '`accept GPA`: a TDX guest accepts a page of 4K that was added to it (TDG.MEM.PAGE.ACCEPT), which empties it. The address is guest-physical, whatever the guest’s tables.',
   punch:
     '`punch GPA +SIZE`: the VMM frees pages of guest_memfd (FALLOC_FL_PUNCH_HOLE); of SNP they are the host’s again.',
   never:

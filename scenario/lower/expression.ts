@@ -126,6 +126,23 @@ export function unknownBit(register: string, bit: string, bits: readonly string[
   return `${register} has no bit ${bit}${didYouMean(bit, bits)}: ${bits.join(', ')}`;
 }
 
+/** Whether it has no names, and so is the same wherever it stands. */
+export function isConstant(expression: Expression): boolean {
+  switch (expression.kind) {
+    case 'number':
+      return true;
+    case 'name':
+    case 'call':
+      return false;
+    case 'unary':
+      return isConstant(expression.operand);
+    case 'binary':
+      return isConstant(expression.left) && isConstant(expression.right);
+    case 'in':
+      return [expression.value, expression.from, expression.to].every(isConstant);
+  }
+}
+
 /** The value of an expression without names; undefined when it is none, which `problems` then says. */
 export function constant(node: Ast.Expression, what: string, problems: Problems): bigint | undefined {
   const expression = lowerExpression(node, problems);

@@ -18,14 +18,18 @@ export function lowerRange(
   problems: Problems,
 ): Range | undefined {
   const from = constant(base, start, problems);
-  const length = constant(size, 'a size', problems);
+  const length = lowerSize(size, problems);
   if (from === undefined || length === undefined) return undefined;
   if (!aligned(base, start, from, problems)) return undefined;
-  if (length % 4096n !== 0n || length === 0n)
-    return problems.error(size, `size ${sizeWords(length)} is not a multiple of 4K, at least 4K`);
   if (from + length > 1n << 64n)
     return problems.error(size, `${start} ${hex(from)} +${sizeWords(length)} ends beyond 64 bits`);
   return { base: from, size: length };
+}
+
+export function lowerSize(size: Ast.Expression, problems: Problems): bigint | undefined {
+  const length = constant(size, 'a size', problems);
+  if (length === undefined || (length % 4096n === 0n && length !== 0n)) return length;
+  return problems.error(size, `size ${sizeWords(length)} is not a multiple of 4K, at least 4K`);
 }
 
 export function aligned(node: Ast.Expression, what: string, value: bigint, problems: Problems): boolean {

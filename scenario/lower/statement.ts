@@ -8,6 +8,7 @@ import { isRegister, registerBits } from '../names.ts';
 import { constant, lowerExpression, type Names, unknownBit } from './expression.ts';
 import { lowerSlot, slotId } from './machine.ts';
 import { lowerAttributes, lowerEntry, lowerLevel, lowerMap, type Surroundings } from './mapping.ts';
+import { lowerPrivateMemory, privateMemoryProblem } from './private.ts';
 import { aligned, canonical, lowerRange } from './ranges.ts';
 
 export interface StatementContext extends Surroundings {
@@ -53,6 +54,9 @@ export const STATEMENT_WORDS: Readonly<Record<Ast.Statement['$type'], string>> =
   Convert: 'convert',
   Pvalidate: 'pvalidate',
   Accept: 'accept',
+  Rmpadjust: 'rmpadjust',
+  RunVmpl: 'vmpl',
+  Rmpupdate: 'rmpupdate',
   Punch: 'punch',
   Invpcid: 'invpcid',
   Enter: 'enter',
@@ -153,29 +157,16 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
       const nested = nestedName(node.nested, context, problems);
       return nested === undefined ? undefined : { kind: 'invept', nested, span };
     }
-    case 'Convert': {
-      const range = lowerRange(node.base, node.size, 'gpa', problems);
-      if (!range || !hasVm(node, context, problems)) return undefined;
-      return { kind: 'convert', ...range, isPrivate: node.kind === 'private', span };
-    }
-    case 'Punch': {
-      const range = lowerRange(node.base, node.size, 'gpa', problems);
-      return range && hasVm(node, context, problems) ? { kind: 'punch', ...range, span } : undefined;
-    }
-    case 'Pvalidate': {
-      const address = lowerExpression(node.address, problems, names);
-      const size = node.size && constant(node.size, 'a page size', problems);
-      const level = size === undefined || size === 0x1000n ? 1 : size === 0x20_0000n ? 2 : undefined;
-      if (context.machine.vm !== 'snp')
-        return problems.error(node, 'pvalidate: only guests of SNP have it; say vm snp');
-      if (level === undefined) return problems.error(node.size, 'pvalidate takes pages of 4K or 2M');
-      return address && { kind: 'accept', address, level, span };
-    }
-    case 'Accept': {
-      const address = lowerExpression(node.address, problems, names);
-      if (context.machine.vm !== 'tdx')
-        return problems.error(node, 'accept: only guests of TDX have it; say vm tdx, or of SNP pvalidate');
-      return address && { kind: 'accept', address, level: 1, span };
+    case 'Convert':
+    case 'Punch':
+    case 'Pvalidate':
+    case 'Accept':
+    case 'Rmpadjust':
+    case 'RunVmpl':
+    case 'Rmpupdate': {
+      const word = STATEMENT_WORDS[node.$type];
+      const problem = privateMemoryProblem(node, word, context.machine.vm);
+      return problem === undefined ? lowerPrivateMemory(node, names, problems) : problems.error(node, problem);
     }
     case 'Expect': {
       if (!node.condition)
@@ -346,20 +337,11 @@ const SIZES: ReadonlyMap<string, 1 | 2 | 4 | 8> = new Map([
 /** Bytes of a register, and of an access that tells no size: as wide as the code that the guest's paging is for. */
 const WORD: Readonly<Record<PagingName, 4 | 8>> = { '32-bit': 4, pae: 4, '4-level': 8, '5-level': 8 };
 
-/** Memory is private in VMs that protect it. */
-function hasVm(node: Ast.Statement, { machine }: StatementContext, problems: Problems): boolean {
-  if ((machine.vm ?? 'ordinary') !== 'ordinary') return true;
-  problems.error(
-    node,
-    `${STATEMENT_WORDS[node.$type]}: an ordinary VM has no private memory; say vm snp, tdx or software-protected`,
-  );
-  return false;
-}
-
 function lowerAccess(node: Ast.Access, context: StatementContext, problems: Problems): Statement | undefined {
   const { names, paging, owner } = context;
   const kind = node.modifier === 'private' || node.modifier === 'shared' ? node.modifier : undefined;
-  if (kind !== undefined && !hasVm(node, context, problems)) return undefined;
+  const problem = kind && privateMemoryProblem(node, STATEMENT_WORDS.Access, context.machine.vm);
+  if (problem !== undefined) return problems.error(node, problem);
   if (kind !== undefined && owner === 'vcpu' && context.machine.vm === 'software-protected')
     return problems.error(
       node,

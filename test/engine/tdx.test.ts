@@ -388,3 +388,35 @@ test('the alias of an address with the shared bit is the page itself', () => {
   assert.ok(found.kind === 'page');
   assert.equal(found.gpa, '0x1000');
 });
+
+test('accept names a page by its guest-physical address: with paging on, without a translation in the TLB, and unmapped too', () => {
+  const machine = ran(
+    programOf(
+      `guest k {
+  tables at 0x20_0000
+  map 0x50_0000 -> 0x1000 4K rw- private
+}
+vcpu 0 in k {
+  accept 0x1000
+  accept 0x2000
+  write 0x50_0000 = 3
+  read 0x50_0000
+  expect loaded == 3
+}
+`,
+      4,
+      'launch 0x20_0000 +64K\n  private 0x1000 +8K',
+    ),
+  );
+  assert.deepEqual(machine.small.warnings, []);
+  assert.equal(mirrored(machine) >= 2, true);
+  assert.equal(machine.attributes.pending.size, 0);
+  assert.equal(machine.attributes.folios.size > 2, true);
+  const refused = ran(programOf('vcpu 0 {\n  accept (1 << 47)\n  accept 0x1001\n}\n')).small.warnings;
+  assert.deepEqual(
+    refused.map(({ text }) => text),
+    ['0x800000000000', '0x1001'].map(
+      (where) => `vCPU 0: TDG.MEM.PAGE.ACCEPT of ${where} fails: no private page begins there (TDX_OPERAND_INVALID)`,
+    ),
+  );
+});

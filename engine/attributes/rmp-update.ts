@@ -1,0 +1,44 @@
+import type { Machine } from '../machine.ts';
+import type { Gfn, Pfn } from '../memory/words.ts';
+import { AGAIN, defineFunction, NEXT, returns } from '../operation.ts';
+import { splitDirectMap } from './direct-map.ts';
+import { type Busy, findsBusy, RMP_RESULTS, rmpUpdate } from './rmp.ts';
+
+const EFAULT = -14;
+
+interface RmpUpdateLocals extends Busy {
+  readonly pfn: Pfn;
+  readonly level: 1 | 2;
+  readonly to: { readonly gfn: Gfn; readonly asid: number } | undefined;
+}
+
+/** What a hypervisor may do at any time, by mistake or out of malice. */
+export const rmpUpdateByHost = defineFunction<RmpUpdateLocals>({
+  name: 'rmpupdate',
+  where: 'arch/x86/virt/svm/sev.c',
+  about: 'The RMP’s entry of a frame is changed, and nothing of KVM’s: neither attributes nor tables.',
+  steps: [
+    {
+      name: 'direct-map',
+      text: 'adjust_direct_map: for 4K the kernel’s own mapping is split to 4K',
+      run(machine: Machine, _task, { pfn, level }) {
+        if (level === 1) splitDirectMap(machine, pfn);
+        return NEXT;
+      },
+    },
+    {
+      name: 'rmpupdate',
+      text: 'RMPUPDATE; while entries of another size overlap (FAIL_OVERLAP) the kernel does nothing but try again',
+      run(machine, task, locals) {
+        const { pfn, level, to } = locals;
+        const what = `${task.name}: RMPUPDATE of hpa 0x${(pfn * 4096).toString(16)}`;
+        if (findsBusy(machine, locals, `${what} returns FAIL_OVERLAP (${RMP_RESULTS.FAIL_OVERLAP})`)) return AGAIN;
+        const result = rmpUpdate(machine, pfn, level, to);
+        if (result === 'FAIL_OVERLAP') return AGAIN;
+        if (result === 'SUCCESS') return returns(task, 0);
+        machine.warn(`${what} fails with ${result} (${RMP_RESULTS[result]})`);
+        return returns(task, EFAULT);
+      },
+    },
+  ],
+});
