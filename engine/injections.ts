@@ -10,8 +10,6 @@ export const CONVERSION_INJECTIONS = {
   'end-before-store': 'the invalidation ends before the attributes are stored',
   'store-fails': 'there is no memory for the second half of the attributes',
   'rmpupdate-fails': 'RMPUPDATE fails',
-  'rmp-in-use':
-    'RMPUPDATE and PSMASH find their entry in use at first, as by another processor, so that they have to be repeated',
   'tdx-shared-bit': 'the shared bit of a TDX guest’s address is left in the gfn',
 } as const;
 
@@ -41,6 +39,8 @@ export const INJECTIONS = {
   'nx-splits-leak': 'a table that NX huge pages stood in the way of goes, and is still counted',
   'smap-ac-implicit': 'RFLAGS.AC excuses implicit accesses from SMAP too',
   ...CONVERSION_INJECTIONS,
+  'rmp-in-use':
+    'RMPUPDATE and PSMASH find their entry in use at first, as by another processor, so that they have to be repeated',
 } as const;
 export type Injection = keyof typeof INJECTIONS;
 

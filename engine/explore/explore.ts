@@ -50,6 +50,8 @@ export interface ExploreOptions {
   readonly maxStates: number;
   /** Whether a step that touches nothing shared is joined to the one behind it; not where tasks ask for counters. */
   readonly reduce: boolean;
+  /** Changes of a way, in entries of the log, beyond which it cannot be taken back and the exploration gives up; 4 Mi unless told. */
+  readonly mostChanges?: number;
 }
 
 export interface Outcome {
@@ -125,7 +127,7 @@ export class Explorer {
     this.#counted = counted;
     // Local steps count, too: where a count is asked for, others see them.
     this.#options = { ...options, reduce: options.reduce && this.#counted.length === 0 };
-    this.machine = createMachine(withValues(program), 1 << 22);
+    this.machine = createMachine(withValues(program), options.mostChanges ?? 1 << 22);
     this.graph = new Graph(this.machine.tasks.length);
     this.#tasks = this.machine.tasks.map(hashTask);
     this.#enter(this.#intern());

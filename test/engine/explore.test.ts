@@ -203,6 +203,13 @@ test('counters that tasks ask for tell states apart, and the number of steps is 
   assert.throws(() => explored(waits('step > 3')), /explore: a task asks for step/);
 });
 
+test('a way whose changes the log does not hold is not taken back: the exploration gives up, and tells what it has found', () => {
+  const program = programOf('host h {\n  repeat 40000 as i { write 0x1000 = i + 1 }\n}');
+  const { complete, states, outcomes } = explore(program, { maxStates: 300_000, reduce: true, mostChanges: 1 << 15 });
+  assert.deepEqual([complete, outcomes], [false, []]);
+  assert.ok(states > 30_000 && states < 80_000, `${states}`);
+});
+
 test('an exploration that is given up says so', () => {
   const found = explore(programOf(STALE), { maxStates: 50, reduce: true });
   assert.equal(found.complete, false);
