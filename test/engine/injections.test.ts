@@ -51,8 +51,8 @@ vcpu 0 in k {
 }
 `;
 
-// Those of conversions are explored: explore.test.ts.
-const CASES: Readonly<Record<Exclude<Injection, keyof typeof CONVERSION_INJECTIONS>, Case>> = {
+// Those of conversions are explored: explore.test.ts. An entry in use is no mistake: rmp.test.ts.
+const CASES: Readonly<Record<Exclude<Injection, keyof typeof CONVERSION_INJECTIONS | 'rmp-in-use'>, Case>> = {
   'quadrant-copied': {
     text: HALVES,
     caught:

@@ -1,17 +1,15 @@
 import assert from 'node:assert/strict';
-import test, { after } from 'node:test';
+import test from 'node:test';
 import { type HelperPlace, thisMachine } from '../../adapter/kvm/place.ts';
-import { Lab } from '../../adapter/lab/boot.ts';
-import type { LabLaunch } from '../../adapter/lab/launch.ts';
 import { openRecording } from '../../adapter/trace/open.ts';
 import { project } from '../../engine/history/project.ts';
 import type { Recording } from '../../engine/history/recording.ts';
 import type { Machine } from '../../engine/machine.ts';
 import { answer } from '../../engine/queries/answer.ts';
-import { SILENT, withoutKvm } from '../kvm/kvm.ts';
+import { withoutKvm } from '../kvm/kvm.ts';
 import { byPage, compareEvents } from './events.ts';
 import { withoutShadow } from './here.ts';
-import { KERNELS, labTest } from './lab.ts';
+import { KERNELS, labTest, sharedLab } from './lab.ts';
 import { FIRST_GVA, PAGES, type ProgramShape, randomProgram } from './programs.ts';
 import {
   builtLeaves,
@@ -31,17 +29,6 @@ const FIRST = Number(process.env.KVM_MMU_SEED ?? 1);
 /** Programs of each comparison. */
 const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 6);
 
-const labs: Lab[] = [];
-after(() => {
-  for (const lab of labs) lab.close();
-});
-
-async function boot(kernel: string, params: LabLaunch['params']): Promise<Lab> {
-  const lab = await Lab.boot({ kernel, modules: [], params }, SILENT);
-  labs.push(lab);
-  return lab;
-}
-
 const SHAPES: readonly (readonly [string, ProgramShape])[] = [
   ['accesses', { statements: 30, host: false, guest: false }],
   ['edits of the guest’s tables and registers', { statements: 40, host: false, guest: true }],
@@ -50,7 +37,7 @@ const SHAPES: readonly (readonly [string, ProgramShape])[] = [
 
 for (const kernel of KERNELS)
   labTest(`${kernel}, NPT: the engine’s leaf entries are KVM’s, after random programs`, async () => {
-    const lab = await boot(kernel, { npt: '1' });
+    const lab = await sharedLab(kernel, { npt: '1' });
     let leaves = 0;
     for (let seed = FIRST; seed < FIRST + PROGRAMS / SHAPES.length; seed++) {
       for (const [name, shape] of SHAPES) {
@@ -91,7 +78,7 @@ function projected(machine: Machine): Recording {
 
 for (const kernel of KERNELS)
   labTest(`${kernel}, NPT: error codes and all events of the engine are those that KVM records`, async () => {
-    const lab = await boot(kernel, { npt: '1' });
+    const lab = await sharedLab(kernel, { npt: '1' });
     const rows = new Set<string>();
     let same = 0;
     const isOurs = (gfn: number): boolean => gfn < STUBS.first || gfn >= STUBS.end;
@@ -172,7 +159,7 @@ for (const kernel of KERNELS)
   labTest(
     `${kernel}, shadow paging: what KVM's leaf entries grant is what the engine's guest walk grants`,
     async () => {
-      const compared = await shadowAgreement(await boot(kernel, { npt: '0' }), false);
+      const compared = await shadowAgreement(await sharedLab(kernel, { npt: '0' }), false);
       console.log(`${compared} shadow leaf entries grant what the guest's entries do`);
     },
   );

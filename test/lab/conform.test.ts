@@ -2,11 +2,10 @@ import assert from 'node:assert/strict';
 import { PROGRAM } from '../../adapter/conform/layout.ts';
 import { conformLegacy } from '../../adapter/conform/legacy.ts';
 import { legacyRow } from '../../adapter/conform/legacy-rows.ts';
-import { Lab } from '../../adapter/lab/boot.ts';
 import { RspClient } from '../../adapter/rsp/client.ts';
 import { cliWithin } from '../cli/cli.ts';
-import { native, SILENT } from '../kvm/kvm.ts';
-import { KERNELS, labTest } from './lab.ts';
+import { native } from '../kvm/kvm.ts';
+import { KERNELS, labTest, sharedLab } from './lab.ts';
 
 // 32-bit and PAE paging: the engine's walk beside upstream KVM's own, which shadow paging makes.
 
@@ -16,26 +15,22 @@ for (const kernel of KERNELS)
   labTest(
     `${kernel}, npt=0: accesses through random 32-bit and PAE tables end alike in the engine and on KVM`,
     async () => {
-      const lab = await Lab.boot({ kernel, modules: [], params: { npt: '0' } }, SILENT);
-      try {
-        for (const mode of ['32-bit', 'pae'] as const) {
-          const image = { path: native('conform32.bin'), at: `0x${PROGRAM.toString(16)}` };
-          const client = new RspClient(await lab.start(['--memory', '64M'], image));
-          await client.handshake();
-          const { maxphyaddr, vendor } = await client.info();
-          const host = { maxPhyAddr: maxphyaddr, amd: vendor === 'AuthenticAMD' };
-          const { outcomes, mismatches } = await conformLegacy(client, host, mode, 1, { first: 0, count: CASES });
-          client.kill();
-          const wrong = mismatches.filter((each) => !legacyRow(each));
-          const [first] = wrong;
-          const shown = JSON.stringify(first, (_, value) =>
-            typeof value === 'bigint' ? `0x${value.toString(16)}` : value,
-          );
-          assert.equal(wrong.length, 0, `${mode}: ${wrong.length} of ${CASES} differ; the first: ${shown}`);
-          assert.ok(outcomes.size > 10, 'every kind of fault is among them');
-        }
-      } finally {
-        lab.close();
+      const lab = await sharedLab(kernel, { npt: '0' });
+      for (const mode of ['32-bit', 'pae'] as const) {
+        const image = { path: native('conform32.bin'), at: `0x${PROGRAM.toString(16)}` };
+        const client = new RspClient(await lab.start(['--memory', '64M'], image));
+        await client.handshake();
+        const { maxphyaddr, vendor } = await client.info();
+        const host = { maxPhyAddr: maxphyaddr, amd: vendor === 'AuthenticAMD' };
+        const { outcomes, mismatches } = await conformLegacy(client, host, mode, 1, { first: 0, count: CASES });
+        client.kill();
+        const wrong = mismatches.filter((each) => !legacyRow(each));
+        const [first] = wrong;
+        const shown = JSON.stringify(first, (_, value) =>
+          typeof value === 'bigint' ? `0x${value.toString(16)}` : value,
+        );
+        assert.equal(wrong.length, 0, `${mode}: ${wrong.length} of ${CASES} differ; the first: ${shown}`);
+        assert.ok(outcomes.size > 10, 'every kind of fault is among them');
       }
     },
   );

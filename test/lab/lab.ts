@@ -1,10 +1,11 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import test, { type TestContext } from 'node:test';
+import test, { after, type TestContext } from 'node:test';
 import { labArchitecture } from '../../adapter/lab/arch.ts';
-import type { Lab } from '../../adapter/lab/boot.ts';
+import { Lab } from '../../adapter/lab/boot.ts';
 import { findKernel } from '../../adapter/lab/kernel.ts';
-import { native } from '../kvm/kvm.ts';
+import type { LabLaunch } from '../../adapter/lab/launch.ts';
+import { native, SILENT } from '../kvm/kvm.ts';
 
 /** The kernels that tests run, by their Debian packages: the oldest and the newest that are easily had. */
 export const KERNELS = (process.env.KVM_MMU_LAB_KERNELS ?? 'linux-image-amd64').split(',');
@@ -12,11 +13,23 @@ export const KERNELS = (process.env.KVM_MMU_LAB_KERNELS ?? 'linux-image-amd64').
 /** Those with which shadow paging is compared: today's functions are in kernels from 6.4 on. */
 export const NEWER_KERNELS = (process.env.KVM_MMU_LAB_KERNELS ?? 'linux-image-6.12-amd64').split(',');
 
-/** Skips a test on a kernel before 6.4, and closes its lab. @param why what that kernel does otherwise: the engine is today's */
+const booted = new Map<string, Promise<Lab>>();
+after(async () => {
+  for (const lab of await Promise.allSettled(booted.values())) if (lab.status === 'fulfilled') lab.value.close();
+});
+
+/** A lab for all tests of a file that ask for the same: booted for the first of them, closed behind the last. */
+export function sharedLab(kernel: string, params: LabLaunch['params'], modules: readonly string[] = []): Promise<Lab> {
+  const key = JSON.stringify([kernel, params, modules]);
+  const lab = booted.get(key) ?? Lab.boot({ kernel, modules, params }, SILENT);
+  booted.set(key, lab);
+  return lab;
+}
+
+/** Skips a test on a kernel before 6.4. @param why what that kernel does otherwise: the engine is today's */
 export function skipsOlder(context: TestContext, lab: Lab, why: string): boolean {
   const [major = 0, minor = 0] = lab.release.split('.').map(Number);
   if (major > 6 || (major === 6 && minor >= 4)) return false;
-  lab.close();
   context.skip(`Linux ${lab.release}: ${why}; the engine is today’s`);
   return true;
 }

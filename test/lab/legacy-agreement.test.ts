@@ -1,10 +1,9 @@
 import assert from 'node:assert/strict';
 import type { HelperPlace } from '../../adapter/kvm/place.ts';
-import { Lab } from '../../adapter/lab/boot.ts';
+import type { Lab } from '../../adapter/lab/boot.ts';
 import type { KvmTables } from '../../engine/kernel/tables.ts';
 import { emulatorBuilt } from '../../engine/queries/emulator-built.ts';
-import { SILENT } from '../kvm/kvm.ts';
-import { labTest, NEWER_KERNELS } from './lab.ts';
+import { labTest, NEWER_KERNELS, sharedLab } from './lab.ts';
 import { type ProgramShape, randomProgram } from './programs.ts';
 import { builtLeaves, builtTables, emulate, leafWords, onKvm } from './run-both.ts';
 import { allowed, type Compared, isStub, projected, roots, sequence } from './shadow-events.ts';
@@ -94,18 +93,14 @@ for (const kernel of NEWER_KERNELS) {
   labTest(
     `${kernel}, NPT without the TDP MMU: every event of the engine's is one that KVM records, in its order, and so are leaf entries and roots`,
     async () => {
-      const lab = await Lab.boot({ kernel, modules: [], params: { npt: '1', 'kvm.tdp_mmu': 'N' } }, SILENT);
+      const lab = await sharedLab(kernel, { npt: '1', 'kvm.tdp_mmu': 'N' });
       let [events, leaves] = [0, 0];
-      try {
-        for (let seed = FIRST; seed < FIRST + PROGRAMS / SHAPES.length; seed++)
-          for (const [name, shape] of SHAPES) {
-            const same = await agree(lab, populated(lab), seed, shape, name);
-            events += same.events;
-            leaves += same.leaves;
-          }
-      } finally {
-        lab.close();
-      }
+      for (let seed = FIRST; seed < FIRST + PROGRAMS / SHAPES.length; seed++)
+        for (const [name, shape] of SHAPES) {
+          const same = await agree(lab, populated(lab), seed, shape, name);
+          events += same.events;
+          leaves += same.leaves;
+        }
       assert.ok(events > 20 * PROGRAMS, `only ${events} events were compared`);
       console.log(`${events} events alike, in one order; ${leaves} leaf entries at the ends`);
     },
@@ -116,17 +111,13 @@ for (const kernel of NEWER_KERNELS) {
     `${kernel}, NPT without the TDP MMU, with NX huge pages: the same of large pages and of what is executed in them`,
     async () => {
       const params = { npt: '1', 'kvm.tdp_mmu': 'N', 'kvm.nx_huge_pages': 'force' };
-      const lab = await Lab.boot({ kernel, modules: [], params }, SILENT);
+      const lab = await sharedLab(kernel, params);
       const shape = { statements: 40, host: false, guest: true, ownCode: true, large: true, nx: true };
       let [events, large] = [0, 0];
-      try {
-        for (let seed = FIRST; seed < FIRST + PROGRAMS / 2; seed++) {
-          const same = await agree(lab, populated(lab, '--page-size', '2M'), seed, shape, 'large pages');
-          events += same.events;
-          large += same.large;
-        }
-      } finally {
-        lab.close();
+      for (let seed = FIRST; seed < FIRST + PROGRAMS / 2; seed++) {
+        const same = await agree(lab, populated(lab, '--page-size', '2M'), seed, shape, 'large pages');
+        events += same.events;
+        large += same.large;
       }
       assert.ok(events > 5 * PROGRAMS && large > 0, `only ${events} events were compared, ${large} of large pages`);
       console.log(`${events} events alike, in one order, ${large} of large pages`);

@@ -1,14 +1,13 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { thisMachine } from '../../adapter/kvm/place.ts';
-import { Lab } from '../../adapter/lab/boot.ts';
 import { RspClient } from '../../adapter/rsp/client.ts';
 import { planStubs } from '../../adapter/scenario-kvm/stubs.ts';
 import { emulatorBuilt } from '../../engine/queries/emulator-built.ts';
 import { parseScenario } from '../../scenario/index.ts';
 import { type NestedShape, randomNestedProgram } from '../engine/nested-programs.ts';
-import { SILENT, withoutKvm } from '../kvm/kvm.ts';
-import { labTest, NEWER_KERNELS } from './lab.ts';
+import { withoutKvm } from '../kvm/kvm.ts';
+import { labTest, NEWER_KERNELS, sharedLab } from './lab.ts';
 import { builtTables, emulate, onKvm, withEnd } from './run-both.ts';
 import { allowed, type Compared, projected, roles, roots, sequence } from './shadow-events.ts';
 
@@ -86,52 +85,48 @@ for (const kernel of NEWER_KERNELS)
   labTest(
     `${kernel}, NPT: nested guests: every event of the shadow MMU's is the engine's, in its order, and so are the roots and what is written`,
     async () => {
-      const lab = await Lab.boot({ kernel, modules: [], params: { npt: '1' } }, SILENT);
+      const lab = await sharedLab(kernel, { npt: '1' });
       const release = lab.release.split('.').map(Number);
       let same = 0;
       let kept = 0;
-      try {
-        for (let seed = FIRST; seed < FIRST + PROGRAMS / SHAPES.length; seed++)
-          for (const [name, shape] of SHAPES) {
-            const program = randomNestedProgram(seed, shape)
-              .replace(' huge 2M', '')
-              // KVM cannot be asked to.
-              .replace(/^ {2}zap 0x.*\n/gm, '');
-            const text = withEnd(program, CELLS);
-            const stubs = stubsAt(text);
-            const machine = emulate(text);
-            const isStub = (gfn: bigint): boolean => gfn >= stubs >> 12n;
-            const engine = {
-              events: sequence(projected(machine), comparedOf(stubs)),
-              roots: roots(emulatorBuilt(machine), isStub),
-              roles: roles(emulatorBuilt(machine), ['root', 'guest', 'nested']),
-              failures: [],
-            };
-            const kvm = await onKvm(
-              text,
-              lab,
-              async (opened) => {
-                const { built, run } = opened;
-                await built.pull();
-                assert.deepEqual(built.events!.recording.losses, []);
-                await run.finish();
-                const tables = await builtTables(opened);
-                return {
-                  events: allowed(engine.events, sequence(built.events!.recording, comparedOf(stubs)), release),
-                  roots: roots(tables, isStub),
-                  roles: roles(tables, ['root', 'guest', 'nested']),
-                  failures: run.machine.small.failures,
-                };
-              },
-              'events',
-            );
-            assert.deepEqual(engine, kvm, `seed ${seed}, ${name}\n${text}`);
-            same += kvm.events.length;
-            kept += kvm.roots.length;
-          }
-      } finally {
-        lab.close();
-      }
+      for (let seed = FIRST; seed < FIRST + PROGRAMS / SHAPES.length; seed++)
+        for (const [name, shape] of SHAPES) {
+          const program = randomNestedProgram(seed, shape)
+            .replace(' huge 2M', '')
+            // KVM cannot be asked to.
+            .replace(/^ {2}zap 0x.*\n/gm, '');
+          const text = withEnd(program, CELLS);
+          const stubs = stubsAt(text);
+          const machine = emulate(text);
+          const isStub = (gfn: bigint): boolean => gfn >= stubs >> 12n;
+          const engine = {
+            events: sequence(projected(machine), comparedOf(stubs)),
+            roots: roots(emulatorBuilt(machine), isStub),
+            roles: roles(emulatorBuilt(machine), ['root', 'guest', 'nested']),
+            failures: [],
+          };
+          const kvm = await onKvm(
+            text,
+            lab,
+            async (opened) => {
+              const { built, run } = opened;
+              await built.pull();
+              assert.deepEqual(built.events!.recording.losses, []);
+              await run.finish();
+              const tables = await builtTables(opened);
+              return {
+                events: allowed(engine.events, sequence(built.events!.recording, comparedOf(stubs)), release),
+                roots: roots(tables, isStub),
+                roles: roles(tables, ['root', 'guest', 'nested']),
+                failures: run.machine.small.failures,
+              };
+            },
+            'events',
+          );
+          assert.deepEqual(engine, kvm, `seed ${seed}, ${name}\n${text}`);
+          same += kvm.events.length;
+          kept += kvm.roots.length;
+        }
       assert.ok(same > 20 * PROGRAMS, `only ${same} events were compared`);
       console.log(`${same} events alike, in one order; ${kept} roots at the ends, current and previous`);
     },

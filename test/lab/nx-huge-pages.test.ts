@@ -1,11 +1,10 @@
 import assert from 'node:assert/strict';
 import type { HelperPlace } from '../../adapter/kvm/place.ts';
-import { Lab } from '../../adapter/lab/boot.ts';
+import type { Lab } from '../../adapter/lab/boot.ts';
 import { emulatorBuilt } from '../../engine/queries/emulator-built.ts';
-import { SILENT } from '../kvm/kvm.ts';
 import { bothWays } from './both-ways.ts';
 import { byPage, compareEvents } from './events.ts';
-import { labTest, NEWER_KERNELS, skipsOlder } from './lab.ts';
+import { labTest, NEWER_KERNELS, sharedLab, skipsOlder } from './lab.ts';
 import { type ProgramShape, randomProgram } from './programs.ts';
 import { builtLeaves, builtTables, emulate, emulatedLeaves, onKvm, STUBS } from './run-both.ts';
 import { allowed, comparedOf, isStub, projected, roots, sequence, stubsOf } from './shadow-events.ts';
@@ -72,7 +71,7 @@ for (const kernel of NEWER_KERNELS)
   labTest(
     `${kernel}, NPT with NX huge pages: leaf entries and events are the engine's, and events tell of the tables that the kernel has`,
     async (context) => {
-      const lab = await Lab.boot({ kernel, modules: [], params: forced('1') }, SILENT);
+      const lab = await sharedLab(kernel, forced('1'));
       if (
         skipsOlder(
           context,
@@ -83,61 +82,53 @@ for (const kernel of NEWER_KERNELS)
         return;
       const isOurs = (gfn: number): boolean => gfn < STUBS.first || gfn >= STUBS.end;
       let [large, split, told] = [0, 0, 0];
-      try {
-        for (let seed = FIRST; seed < FIRST + PROGRAMS / SHAPES.length; seed++)
-          for (const shape of SHAPES) {
-            const text = randomProgram(seed, { ...shape, second: 'tdp npt 5-level' });
-            const machine = emulate(text);
-            const words = (leaves: ReturnType<typeof builtLeaves>, events: Parameters<typeof remade>[0]): string[] =>
-              [...leaves]
-                .filter(([gfn]) => isOurs(gfn))
-                .map(([gfn, { level, flags }]) => {
-                  const compared = remade(events).has(gfn) ? flags & ~D : flags;
-                  return `gfn 0x${gfn.toString(16)}: level ${level}, 0x${compared.toString(16)}`;
-                })
-                .sort();
-            const kvm = await onKvm(
-              text,
-              hugeMemory(lab),
-              async (opened) => {
-                const { built } = opened;
-                await built.pull();
-                assert.deepEqual(built.events!.recording.losses, []);
-                const tables = await builtTables(opened);
-                const events = byPage(built.events!.recording, isOurs);
-                return {
-                  leaves: words(builtLeaves(tables), events),
-                  disallowed: [...tables.tables.values()].flatMap(({ gfn, counts }) =>
-                    counts!.nxDisallowed && isOurs(gfn) ? [gfn] : [],
-                  ),
-                  events,
-                };
-              },
-              'events',
-            );
-            const name = `seed ${seed}\n${text}`;
-            assert.deepEqual(words(emulatedLeaves(machine), kvm.events), kvm.leaves, name);
-            const disallowed = [...machine.pages.values()].flatMap(({ gfn, nxHugePageDisallowed }) =>
-              nxHugePageDisallowed ? [gfn] : [],
-            );
-            assert.deepEqual(disallowed.sort(), kvm.disallowed.sort(), name);
-            if (!shape.guest) {
-              const compared = compareEvents(
-                byPage(projected(machine), isOurs),
-                withoutRepeats(kvm.events),
-                lab.release,
-              );
-              assert.deepEqual(compared.wrong, [], name);
-              told += compared.same;
-            }
-            large += kvm.leaves.filter((each) => each.includes('level 2')).length;
-            split += machine.counter('nx_lpage_splits');
-            const found = await bothWays(text, hugeMemory(lab));
-            assert.deepEqual(found.wrong, [], name);
+      for (let seed = FIRST; seed < FIRST + PROGRAMS / SHAPES.length; seed++)
+        for (const shape of SHAPES) {
+          const text = randomProgram(seed, { ...shape, second: 'tdp npt 5-level' });
+          const machine = emulate(text);
+          const words = (leaves: ReturnType<typeof builtLeaves>, events: Parameters<typeof remade>[0]): string[] =>
+            [...leaves]
+              .filter(([gfn]) => isOurs(gfn))
+              .map(([gfn, { level, flags }]) => {
+                const compared = remade(events).has(gfn) ? flags & ~D : flags;
+                return `gfn 0x${gfn.toString(16)}: level ${level}, 0x${compared.toString(16)}`;
+              })
+              .sort();
+          const kvm = await onKvm(
+            text,
+            hugeMemory(lab),
+            async (opened) => {
+              const { built } = opened;
+              await built.pull();
+              assert.deepEqual(built.events!.recording.losses, []);
+              const tables = await builtTables(opened);
+              const events = byPage(built.events!.recording, isOurs);
+              return {
+                leaves: words(builtLeaves(tables), events),
+                disallowed: [...tables.tables.values()].flatMap(({ gfn, counts }) =>
+                  counts!.nxDisallowed && isOurs(gfn) ? [gfn] : [],
+                ),
+                events,
+              };
+            },
+            'events',
+          );
+          const name = `seed ${seed}\n${text}`;
+          assert.deepEqual(words(emulatedLeaves(machine), kvm.events), kvm.leaves, name);
+          const disallowed = [...machine.pages.values()].flatMap(({ gfn, nxHugePageDisallowed }) =>
+            nxHugePageDisallowed ? [gfn] : [],
+          );
+          assert.deepEqual(disallowed.sort(), kvm.disallowed.sort(), name);
+          if (!shape.guest) {
+            const compared = compareEvents(byPage(projected(machine), isOurs), withoutRepeats(kvm.events), lab.release);
+            assert.deepEqual(compared.wrong, [], name);
+            told += compared.same;
           }
-      } finally {
-        lab.close();
-      }
+          large += kvm.leaves.filter((each) => each.includes('level 2')).length;
+          split += machine.counter('nx_lpage_splits');
+          const found = await bothWays(text, hugeMemory(lab));
+          assert.deepEqual(found.wrong, [], name);
+        }
       assert.ok(large > 0 && split > 0 && told > 0, `${large} large pages, ${split} tables, ${told} events`);
       console.log(`${large} large pages, ${split} tables that a fetch made, ${told} events alike`);
     },
@@ -148,39 +139,35 @@ for (const kernel of NEWER_KERNELS)
   labTest(
     `${kernel}, shadow paging of PAE guests with NX huge pages: every event of the engine's is one that KVM records, in its order`,
     async (context) => {
-      const lab = await Lab.boot({ kernel, modules: [], params: forced('0') }, SILENT);
+      const lab = await sharedLab(kernel, forced('0'));
       if (skipsOlder(context, lab, 'FNAME(invlpg) zaps entries and prefetches')) return;
       const release = lab.release.split('.').map(Number);
       let [same, large] = [0, 0];
-      try {
-        for (const seed of SHADOW_SEEDS) {
-          const shape = { statements: 60, host: false, guest: true, ownCode: true, large: true, nx: true } as const;
-          const text = randomProgram(seed, { ...shape, second: 'shadow', paging: 'pae' });
-          const compared = comparedOf(stubsOf(text));
-          const machine = emulate(text);
-          const engine = {
-            events: sequence(projected(machine), compared),
-            roots: roots(emulatorBuilt(machine), isStub),
-          };
-          const kvm = await onKvm(
-            text,
-            hugeMemory(lab),
-            async (opened) => {
-              await opened.built.pull();
-              assert.deepEqual(opened.built.events!.recording.losses, []);
-              return {
-                events: allowed(engine.events, sequence(opened.built.events!.recording, compared), release),
-                roots: roots(await builtTables(opened), isStub),
-              };
-            },
-            'events',
-          );
-          assert.deepEqual(engine, kvm, `seed ${seed}\n${text}`);
-          same += kvm.events.length;
-          large += kvm.events.filter((each) => /set_spte .* level 2/.test(each)).length;
-        }
-      } finally {
-        lab.close();
+      for (const seed of SHADOW_SEEDS) {
+        const shape = { statements: 60, host: false, guest: true, ownCode: true, large: true, nx: true } as const;
+        const text = randomProgram(seed, { ...shape, second: 'shadow', paging: 'pae' });
+        const compared = comparedOf(stubsOf(text));
+        const machine = emulate(text);
+        const engine = {
+          events: sequence(projected(machine), compared),
+          roots: roots(emulatorBuilt(machine), isStub),
+        };
+        const kvm = await onKvm(
+          text,
+          hugeMemory(lab),
+          async (opened) => {
+            await opened.built.pull();
+            assert.deepEqual(opened.built.events!.recording.losses, []);
+            return {
+              events: allowed(engine.events, sequence(opened.built.events!.recording, compared), release),
+              roots: roots(await builtTables(opened), isStub),
+            };
+          },
+          'events',
+        );
+        assert.deepEqual(engine, kvm, `seed ${seed}\n${text}`);
+        same += kvm.events.length;
+        large += kvm.events.filter((each) => /set_spte .* level 2/.test(each)).length;
       }
       assert.ok(same > 0 && large > 0, `${same} events, ${large} of large pages`);
       console.log(`${same} events alike, in one order; ${large} large pages were mapped`);

@@ -6,13 +6,12 @@ import { test } from 'node:test';
 import { Random } from '../../adapter/conform/random.ts';
 import type { HelperPlace } from '../../adapter/kvm/place.ts';
 import { labArchitecture } from '../../adapter/lab/arch.ts';
-import { Lab } from '../../adapter/lab/boot.ts';
+import type { Lab } from '../../adapter/lab/boot.ts';
 import { findKernel } from '../../adapter/lab/kernel.ts';
 import type { Machine } from '../../engine/machine.ts';
 import { Client, spawnAdapter } from '../adapter/client.ts';
-import { SILENT } from '../kvm/kvm.ts';
 import { byPage, compareEvents } from './events.ts';
-import { withoutLab } from './lab.ts';
+import { sharedLab, withoutLab } from './lab.ts';
 import { builtLeaves, builtTables, emulate, emulatedLeaves, leafDifferences, onKvm, STUBS } from './run-both.ts';
 import { projected } from './shadow-events.ts';
 
@@ -42,14 +41,7 @@ function privateTest(name: string, body: () => Promise<void>): void {
 }
 
 function inLab(name: string, body: (lab: Lab) => Promise<void>): void {
-  privateTest(name, async () => {
-    const lab = await Lab.boot({ kernel: KERNEL, modules: built.modules!, params: { npt: '1' } }, SILENT);
-    try {
-      await body(lab);
-    } finally {
-      lab.close();
-    }
-  });
+  privateTest(name, async () => body(await sharedLab(KERNEL, { npt: '1' }, built.modules!)));
 }
 
 /** A vCPU asks for private memory that a slot lacks. */

@@ -1,7 +1,5 @@
 import assert from 'node:assert/strict';
-import { Lab } from '../../adapter/lab/boot.ts';
-import { SILENT } from '../kvm/kvm.ts';
-import { KERNELS, labTest } from './lab.ts';
+import { KERNELS, labTest, sharedLab } from './lab.ts';
 import { FIRST_GPA, FIRST_GVA, PAGES, type ProgramShape, randomProgram } from './programs.ts';
 import { emulate, onKvm, withEnd } from './run-both.ts';
 
@@ -35,23 +33,19 @@ const withLoadablePdptes = (program: string): string =>
 for (const kernel of KERNELS)
   for (const npt of ['0', '1'])
     labTest(`${kernel}, npt=${npt}: programs of 32-bit and PAE guests end as in the emulator`, async () => {
-      const lab = await Lab.boot({ kernel, modules: [], params: { npt } }, SILENT);
-      try {
-        for (let seed = FIRST; seed < FIRST + PROGRAMS / SHAPES.length / 2; seed++)
-          for (const paging of ['32-bit', 'pae'] as const)
-            for (const shape of SHAPES) {
-              const second = npt === '1' ? 'tdp npt 5-level' : 'shadow';
-              const program = randomProgram(seed, { ...shape, second, paging });
-              const text = withEnd(npt === '1' && paging === 'pae' ? withLoadablePdptes(program) : program, CELLS);
-              const failures = await onKvm(text, lab, async ({ run }) => {
-                await run.finish();
-                return run.machine.small.failures;
-              });
-              assert.deepEqual(failures, emulate(text).small.failures, `seed ${seed}, ${paging}\n${text}`);
-            }
-      } finally {
-        lab.close();
-      }
+      const lab = await sharedLab(kernel, { npt });
+      for (let seed = FIRST; seed < FIRST + PROGRAMS / SHAPES.length / 2; seed++)
+        for (const paging of ['32-bit', 'pae'] as const)
+          for (const shape of SHAPES) {
+            const second = npt === '1' ? 'tdp npt 5-level' : 'shadow';
+            const program = randomProgram(seed, { ...shape, second, paging });
+            const text = withEnd(npt === '1' && paging === 'pae' ? withLoadablePdptes(program) : program, CELLS);
+            const failures = await onKvm(text, lab, async ({ run }) => {
+              await run.finish();
+              return run.machine.small.failures;
+            });
+            assert.deepEqual(failures, emulate(text).small.failures, `seed ${seed}, ${paging}\n${text}`);
+          }
     });
 
 /** Each vCPU in a paging mode of its own, through tables and addresses that one mode alone has. */
@@ -100,19 +94,15 @@ expect u8(0x102000) == 5
 
 for (const kernel of KERNELS)
   labTest(`${kernel}: vCPUs of one machine run in paging modes of their own`, async () => {
-    const lab = await Lab.boot({ kernel, modules: [], params: { npt: '0' } }, SILENT);
-    try {
-      const text = withEnd(MIXED.replace('64M', '64M\n  second-stage shadow'), ['faults.guest', 'accesses']);
-      await onKvm(text, lab, async ({ run }) => {
-        await run.finish();
-        const { failures, warnings } = run.machine.small;
-        assert.deepEqual(failures, []);
-        assert.deepEqual(
-          warnings.map((each) => each.text),
-          ['vCPU 0: 0x100000000 is beyond 4G, which no address reaches outside of long mode'],
-        );
-      });
-    } finally {
-      lab.close();
-    }
+    const lab = await sharedLab(kernel, { npt: '0' });
+    const text = withEnd(MIXED.replace('64M', '64M\n  second-stage shadow'), ['faults.guest', 'accesses']);
+    await onKvm(text, lab, async ({ run }) => {
+      await run.finish();
+      const { failures, warnings } = run.machine.small;
+      assert.deepEqual(failures, []);
+      assert.deepEqual(
+        warnings.map((each) => each.text),
+        ['vCPU 0: 0x100000000 is beyond 4G, which no address reaches outside of long mode'],
+      );
+    });
   });

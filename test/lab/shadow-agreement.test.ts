@@ -1,12 +1,11 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { thisMachine } from '../../adapter/kvm/place.ts';
-import { Lab } from '../../adapter/lab/boot.ts';
 import type { Recording } from '../../engine/history/recording.ts';
 import { emulatorBuilt } from '../../engine/queries/emulator-built.ts';
-import { SILENT, withoutKvm } from '../kvm/kvm.ts';
+import { withoutKvm } from '../kvm/kvm.ts';
 import { withoutShadow } from './here.ts';
-import { labTest, NEWER_KERNELS, skipsOlder } from './lab.ts';
+import { labTest, NEWER_KERNELS, sharedLab, skipsOlder } from './lab.ts';
 import { type ProgramShape, randomProgram } from './programs.ts';
 import { builtTables, emulate, onKvm } from './run-both.ts';
 import {
@@ -45,46 +44,42 @@ for (const kernel of NEWER_KERNELS)
     labTest(
       `${kernel}, shadow paging of ${paging} guests: every event of the engine’s is one that KVM records, in its order, and so are the roots that are kept, and the roles`,
       async (context) => {
-        const lab = await Lab.boot({ kernel, modules: [], params: { npt: '0' } }, SILENT);
+        const lab = await sharedLab(kernel, { npt: '0' });
         const release = lab.release.split('.').map(Number);
         if (skipsOlder(context, lab, 'FNAME(invlpg) zaps entries and prefetches')) return;
         let same = 0;
         let kept = 0;
         const shapes = paging === '4-level' ? SHAPES : [...SHAPES, LARGE_SHAPE];
-        try {
-          for (let seed = FIRST; seed < FIRST + PROGRAMS / shapes.length; seed++) {
-            for (const [name, shape] of shapes) {
-              const text = randomProgram(seed, { ...shape, second: 'shadow', paging });
-              const compared = comparedOf(stubsOf(text));
-              const machine = emulate(text);
-              const engine = {
-                events: sequence(projected(machine), compared),
-                roots: roots(emulatorBuilt(machine), isStub),
-                roles: roles(emulatorBuilt(machine)),
-              };
-              const kvm = await onKvm(
-                text,
-                lab,
-                async (opened) => {
-                  const { built } = opened;
-                  await built.pull();
-                  assert.deepEqual(built.events!.recording.losses, []);
-                  const tables = await builtTables(opened);
-                  return {
-                    events: allowed(engine.events, sequence(built.events!.recording, compared), release),
-                    roots: roots(tables, isStub),
-                    roles: roles(tables),
-                  };
-                },
-                'events',
-              );
-              assert.deepEqual(engine, kvm, `seed ${seed}, ${name}\n${text}`);
-              same += kvm.events.length;
-              kept += kvm.roots.length;
-            }
+        for (let seed = FIRST; seed < FIRST + PROGRAMS / shapes.length; seed++) {
+          for (const [name, shape] of shapes) {
+            const text = randomProgram(seed, { ...shape, second: 'shadow', paging });
+            const compared = comparedOf(stubsOf(text));
+            const machine = emulate(text);
+            const engine = {
+              events: sequence(projected(machine), compared),
+              roots: roots(emulatorBuilt(machine), isStub),
+              roles: roles(emulatorBuilt(machine)),
+            };
+            const kvm = await onKvm(
+              text,
+              lab,
+              async (opened) => {
+                const { built } = opened;
+                await built.pull();
+                assert.deepEqual(built.events!.recording.losses, []);
+                const tables = await builtTables(opened);
+                return {
+                  events: allowed(engine.events, sequence(built.events!.recording, compared), release),
+                  roots: roots(tables, isStub),
+                  roles: roles(tables),
+                };
+              },
+              'events',
+            );
+            assert.deepEqual(engine, kvm, `seed ${seed}, ${name}\n${text}`);
+            same += kvm.events.length;
+            kept += kvm.roots.length;
           }
-        } finally {
-          lab.close();
         }
         assert.ok(same > 20 * PROGRAMS, `only ${same} events were compared`);
         console.log(`${same} events alike, in one order; ${kept} roots at the ends, current and previous`);
@@ -96,18 +91,14 @@ for (const kernel of NEWER_KERNELS)
   labTest(
     `${kernel}, NPT: a vCPU's root has the role and the references that the engine gives it`,
     async () => {
-      const lab = await Lab.boot({ kernel, modules: [], params: { npt: '1' } }, SILENT);
-      try {
-        for (let seed = FIRST; seed < FIRST + PROGRAMS / 4; seed++) {
-          const shape = { statements: 40, host: false, guest: true, spaces: 5 };
-          const text = randomProgram(seed, { ...shape, second: 'tdp npt 5-level' });
-          const kvm = await onKvm(text, lab, builtTables);
-          const engine = emulatorBuilt(emulate(text));
-          assert.deepEqual(roots(engine, isStub), roots(kvm, isStub), `seed ${seed}\n${text}`);
-          assert.deepEqual(roles(engine), roles(kvm), `seed ${seed}\n${text}`);
-        }
-      } finally {
-        lab.close();
+      const lab = await sharedLab(kernel, { npt: '1' });
+      for (let seed = FIRST; seed < FIRST + PROGRAMS / 4; seed++) {
+        const shape = { statements: 40, host: false, guest: true, spaces: 5 };
+        const text = randomProgram(seed, { ...shape, second: 'tdp npt 5-level' });
+        const kvm = await onKvm(text, lab, builtTables);
+        const engine = emulatorBuilt(emulate(text));
+        assert.deepEqual(roots(engine, isStub), roots(kvm, isStub), `seed ${seed}\n${text}`);
+        assert.deepEqual(roles(engine), roles(kvm), `seed ${seed}\n${text}`);
       }
     },
     kernel,

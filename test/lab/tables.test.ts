@@ -1,24 +1,16 @@
 import assert from 'node:assert/strict';
-import { after } from 'node:test';
-import { Lab } from '../../adapter/lab/boot.ts';
-import { SILENT } from '../kvm/kvm.ts';
 import { bothWays } from './both-ways.ts';
-import { KERNELS, labTest } from './lab.ts';
+import { KERNELS, labTest, sharedLab } from './lab.ts';
 import { randomProgram } from './programs.ts';
 
 // What KVM has built, by the kernel's own memory and by its tracepoints: two ways that know nothing of each other.
 
 const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 4);
-const labs: Lab[] = [];
-after(() => {
-  for (const lab of labs) lab.close();
-});
 
 for (const kernel of KERNELS)
   for (const npt of ['1', '0'])
     labTest(`${kernel}, npt=${npt}: events tell of the tables that the kernel has`, async () => {
-      const lab = await Lab.boot({ kernel, modules: [], params: { npt } }, SILENT);
-      labs.push(lab);
+      const lab = await sharedLab(kernel, { npt });
       let same = 0;
       for (let seed = 1; seed <= PROGRAMS; seed++) {
         const text = randomProgram(seed, { statements: 40, host: seed % 2 === 0, guest: true });
