@@ -27,7 +27,7 @@ import {
 
 const FIRST = Number(process.env.KVM_MMU_SEED ?? 1);
 /** Programs of each comparison. */
-const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 6);
+const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 3);
 
 const SHAPES: readonly (readonly [string, ProgramShape])[] = [
   ['accesses', { statements: 30, host: false, guest: false }],

@@ -14,7 +14,7 @@ import { allowed, type Compared, projected, roles, roots, sequence } from './sha
 // The engine's nested guests beside upstream KVM's: L1 runs its guest by VMRUN, on nested tables that KVM shadows.
 
 const FIRST = Number(process.env.KVM_MMU_SEED ?? 1);
-const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 4);
+const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 3);
 
 /** L1's memory from here on; below are its guest's addresses. */
 const L1 = 0x100_0000n;

@@ -19,7 +19,7 @@ import { projected } from './shadow-events.ts';
 
 const KERNEL = 'linux-image-6.12-amd64';
 const FIRST = Number(process.env.KVM_MMU_SEED ?? 1);
-const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 4);
+const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 3);
 
 /** KVM of that kernel with software-protected VMs, or why there is none. */
 function modules(): { readonly modules?: readonly string[]; readonly missing?: string } {
