@@ -60,8 +60,9 @@ export const pageWalk = defineFunction<WalkLocals>({
         const vcpu = machine.vcpu(task.vcpu);
         machine.count('tlb.misses');
         locals.access = task.access!;
-        const isPage = !vcpu.mode.paging || isByFrame(locals.access);
-        const mode = isPage ? { ...vcpu.hardware, paging: false } : vcpu.hardware;
+        const isDirect = isByFrame(locals.access);
+        const isPage = isDirect || !vcpu.mode.paging;
+        const mode = isDirect ? { ...vcpu.hardware, paging: false } : vcpu.hardware;
         const walk = startWalk(mode, secondOf(vcpu, locals.access, isPage), locals.vfn, {
           bits: accessBits(locals.access),
           implicit: locals.access.implicit && !machine.injects('smap-ac-implicit'),
