@@ -1,3 +1,4 @@
+import { vmplOf } from '../engine/attributes/vmpl.ts';
 import { decodeEntry } from '../engine/formats/decode.ts';
 import { REGISTER_BITS, REGISTERS } from '../engine/guest/registers.ts';
 import type { Machine } from '../engine/machine.ts';
@@ -105,6 +106,7 @@ function mmuNodes(machine: Machine, task: Task): Node[] {
         ? leaf('root', 'none: loaded at the next entry')
         : address('root', 'hpa', frameToAddress(vcpu.root)),
       leaf('requests', requestWords(vcpu.requests)),
+      ...(machine.vm === 'snp' ? [leaf('VMPL', `${vmplOf(machine, vcpu.id)}`)] : []),
       leaf('TLB', `${vcpu.tlb.count} entries`, {
         children: () =>
           vcpu.tlb

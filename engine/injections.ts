@@ -40,7 +40,7 @@ export const INJECTIONS = {
   'smap-ac-implicit': 'RFLAGS.AC excuses implicit accesses from SMAP too',
   ...CONVERSION_INJECTIONS,
   'rmp-in-use':
-    'RMPUPDATE and PSMASH find their entry in use at first, as by another processor, so that they have to be repeated',
+    'the first RMPUPDATE of an operation, and KVM’s PSMASH at a fault, find their entry in use by another processor, and are repeated',
 } as const;
 export type Injection = keyof typeof INJECTIONS;
 

@@ -86,6 +86,8 @@ export interface Step<L> {
   readonly text: string;
   /** It reads and changes nothing that another task could change or see: no place to ask who runs next. */
   readonly local?: true;
+  /** It may be repeated until somebody else has changed something. */
+  readonly spins?: true;
   run(machine: Machine, task: Task, locals: L): Flow;
 }
 
@@ -140,6 +142,12 @@ export function functionSpec(name: string): FunctionSpec<unknown> {
 
 export function functionNames(): string[] {
   return [...registry.keys()];
+}
+
+/** Whether the step on top of the stack is one that spins. */
+export function isSpinning({ stack }: Task): boolean {
+  const frame = stack.at(-1);
+  return frame !== undefined && registry.get(frame.fn)!.spec.steps[frame.step]?.spins === true;
 }
 
 /** Runs the step on top of the stack. */

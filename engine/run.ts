@@ -7,7 +7,7 @@ import type { RegisterName } from './guest/registers.ts';
 import { applyMapping, guestTableStore, guestTables } from './guest/tables.ts';
 import { Machine, MachineError, type SmallState } from './machine.ts';
 import { type Mirror, MissingFrames } from './mirror.ts';
-import type { Task } from './operation.ts';
+import { isSpinning, type Task } from './operation.ts';
 import type { GuestTables, Program } from './program.ts';
 import { writeRegister } from './roots/registers.ts';
 import { checkExpectation } from './statements.ts';
@@ -224,13 +224,14 @@ export class Run {
     return undefined;
   }
 
-  /** Whether a vCPU has tried one access for so long that others get their turn: they may change what it needs. */
-  #isTurnOver({ id, stack, access, state }: Task): boolean {
+  /** Whether a task has tried one access, or repeated one step, for so long that others get their turn: they may change what it needs. */
+  #isTurnOver(task: Task): boolean {
     const { machine } = this;
+    const { id, stack, access, state } = task;
+    if (state !== 'ready' || id !== machine.small.current || machine.steps - this.#turnStart < TURN_STEPS) return false;
     // The walk for an access begins at its first step, and again after each fault.
     const begins = stack.length === 0 || (stack.length === 1 && stack[0]!.step === 0);
-    const isTrying = begins && access !== null && state === 'ready';
-    return isTrying && id === machine.small.current && machine.steps - this.#turnStart >= TURN_STEPS;
+    return (begins && access !== null) || isSpinning(task);
   }
 
   /** Makes a step, and keeps track of whose turn it is. */

@@ -3,10 +3,9 @@ import { readWithoutKey } from './attributes/ciphertext.ts';
 import { callConvert } from './attributes/convert.ts';
 import { directMapAccess } from './attributes/direct-map.ts';
 import { kvmGmemPunchHole } from './attributes/gmem.ts';
-import { pvalidate, RMP_RESULTS, rmpAdjust } from './attributes/rmp.ts';
+import { endsAtOnce } from './attributes/page-instruction.ts';
 import { rmpUpdateByHost } from './attributes/rmp-update.ts';
 import { checkFresh } from './attributes/stale.ts';
-import { acceptProblem } from './attributes/tdx.ts';
 import { checkEntries } from './attributes/update-mem-attr.ts';
 import { pageStateChange } from './attributes/vmm.ts';
 import { runVmpl } from './attributes/vmpl.ts';
@@ -21,7 +20,7 @@ import { kvmSetMemoryRegion } from './host/memory-region.ts';
 import { kvmZapGfnRange, unmapHostMemory } from './host/notifier.ts';
 import type { Machine } from './machine.ts';
 import { backingPfn, frameRange, MemslotError } from './memory/memslots.ts';
-import { addressToFrame, type Gfn, hex, highWord, lowWord, type Pfn, pageOffset } from './memory/words.ts';
+import { addressToFrame, formatSize, type Gfn, hex, highWord, lowWord, type Pfn, pageOffset } from './memory/words.ts';
 import { call, type PendingAccess, type Task } from './operation.ts';
 import { PgtableError } from './pgtable/tables.ts';
 import type { AccessStatement, Expectation, RegisterStatement, Statement } from './program.ts';
@@ -318,7 +317,10 @@ export function rangeOf(
   task: Task,
   { kind, base, size }: Extract<Statement, { kind: 'convert' | 'punch' }>,
 ): { readonly base: Gfn; readonly pages: number } {
-  return frameRange(kind, evaluateInteger(base, programScope(machine, task), kind), size);
+  const start = evaluateInteger(base, programScope(machine, task), kind);
+  if (start < 0n || start + size > 1n << 64n)
+    throw new RangeError(`${kind}: gpa ${hex(start)} +${formatSize(Number(size))} is not within 64 bits`);
+  return frameRange(kind, start, size);
 }
 
 function callRmpUpdate(
@@ -348,7 +350,13 @@ function runPageInstruction(machine: Machine, task: Task, statement: Extract<Sta
     isPrivate: true,
     span,
   };
-  if (task.access === null) task.access = { ...accessOf(machine, task, read, 0), page: instruction };
+  if (task.access === null) {
+    task.access = { ...accessOf(machine, task, read, 0), page: instruction };
+    if (endsAtOnce(machine, task, task.access)) {
+      finishAccess(task);
+      return;
+    }
+  }
   runAccess(machine, task, read);
 }
 
@@ -371,7 +379,7 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
   }
   const { access } = task;
   const isPhysical = access.page?.name === 'TDG.MEM.PAGE.ACCEPT';
-  const problem = isPhysical ? acceptProblem(machine, access.address) : untranslatable(vcpu.mode, access.address);
+  const problem = isPhysical ? undefined : untranslatable(vcpu.mode, access.address);
   if (problem !== undefined) {
     machine.warn(`${task.name}: ${problem}`);
     finishAccess(task);
@@ -384,7 +392,7 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
   const pages = accessPages(access);
   const frames: number[] = [];
   for (const vfn of pages) {
-    const pfn = isPhysical
+    const pfn = access.page
       ? -1
       : lookUp(vcpu, vfn, machine.injects('smap-ac-implicit') ? { ...access, implicit: false } : access);
     if (pfn < 0) {
@@ -395,30 +403,12 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
   }
   machine.count('tlb.hits', pages.length);
   if (machine.vm !== 'ordinary') for (const vfn of pages) checkFresh(machine, vcpu, vfn);
-  if (access.page) changeRmp(machine, task, frames[0]!);
-  else if (machine.vm === 'tdx' && frames.some((pfn) => machine.attributes.poisoned.get(pfn))) {
+  if (machine.vm === 'tdx' && frames.some((pfn) => machine.attributes.poisoned.get(pfn))) {
     failPoisoned(machine, task, access.address);
     return;
   } else if (access.kind === 'write') store(machine, frames, access);
   else if (access.kind === 'read') task.loaded = load(machine, vcpu, frames, access);
   finishAccess(task);
-}
-
-/** PVALIDATE and RMPADJUST of the page that an access has been translated to. */
-function changeRmp(machine: Machine, { name, vcpu, access }: Task, pfn: Pfn): void {
-  const page = access!.page!;
-  if (page.name === 'TDG.MEM.PAGE.ACCEPT') return;
-  const result =
-    page.name === 'PVALIDATE'
-      ? pvalidate(machine, vcpu, pfn, page.level, page.validated)
-      : rmpAdjust(machine, vcpu, pfn, page.level, page);
-  if (result === 'SUCCESS') return;
-  const what = `${name}: ${page.name} of ${hex(access!.address)}`;
-  machine.warn(
-    result === 'unchanged'
-      ? `${what} changes nothing: the page is ${(page as { validated: boolean }).validated ? '' : 'not '}validated (CF)`
-      : `${what} fails with ${result} (${RMP_RESULTS[result]})`,
-  );
 }
 
 function failPoisoned(machine: Machine, task: Task, address: bigint): void {

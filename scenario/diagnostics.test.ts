@@ -197,7 +197,7 @@ const CASES: readonly (readonly [string, ...string[]])[] = [
   [vcpu('raed 0'), '2:1 error: ‘raed’ begins no statement (did you mean read?)'],
   [
     vcpu('+'),
-    '2:1 error: ‘+’ begins nothing here; here stand read, write, fetch, user, supervisor, implicit, invlpg, invpcid, invept, async-pf, enter, smm, repeat, loop, map, unmap, protect, entry, expect, wait, add, delete, move, log, zap, migrate, swap-out, recover-nx-huge-pages, poke, inject, and registers',
+    '2:1 error: ‘+’ begins nothing here; here stand read, write, fetch, user, supervisor, implicit, invlpg, invpcid, invept, async-pf, enter, smm, repeat, loop, map, unmap, protect, entry, expect, wait, private, shared, convert, pvalidate, accept, rmpadjust, vmpl, add, delete, move, log, zap, migrate, swap-out, recover-nx-huge-pages, poke, punch, rmpupdate, inject, and registers',
   ],
   [guest('foo'), '2:1 error: ‘foo’ begins no statement'],
   [

@@ -17,6 +17,7 @@ export const VALUES: readonly string[] = [
   'mmu_invalidate_seq',
   'slots.generation',
   'tlb.entries',
+  'vmpl',
 ];
 
 /** First words of dotted names: `faults` of `faults.second`. */

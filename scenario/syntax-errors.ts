@@ -9,7 +9,7 @@ import { clip } from './number.ts';
 /** Words that begin something, by the rule in whose block they stand. */
 export const BLOCK_WORDS: Readonly<Record<'Scenario' | 'Machine' | 'Guest' | 'Vcpu' | 'Host', readonly string[]>> = {
   Scenario: ['machine', 'guest', 'nested', 'vcpu', 'host', 'expect'],
-  Machine: ['memory', 'second-stage', 'maxphyaddr', 'cpu', 'policy'],
+  Machine: ['memory', 'second-stage', 'maxphyaddr', 'cpu', 'policy', 'vm', 'private', 'launch', 'memory-fault'],
   Guest: ['map', 'entry', 'tables'],
   Vcpu: [
     ...[
@@ -30,7 +30,19 @@ export const BLOCK_WORDS: Readonly<Record<'Scenario' | 'Machine' | 'Guest' | 'Vc
       'map',
       'unmap',
     ],
-    ...['protect', 'entry', 'expect', 'wait'],
+    ...[
+      'protect',
+      'entry',
+      'expect',
+      'wait',
+      'private',
+      'shared',
+      'convert',
+      'pvalidate',
+      'accept',
+      'rmpadjust',
+      'vmpl',
+    ],
   ],
   Host: [
     'wait',
@@ -44,6 +56,9 @@ export const BLOCK_WORDS: Readonly<Record<'Scenario' | 'Machine' | 'Guest' | 'Vc
     'swap-out',
     'recover-nx-huge-pages',
     'poke',
+    'convert',
+    'punch',
+    'rmpupdate',
     'inject',
     'repeat',
     'loop',
@@ -70,6 +85,7 @@ const BEGINNINGS: Readonly<Record<string, string>> = {
   Access: 'read, write or fetch',
   Zap: 'all, or a start and a size such as 0 +2M',
   LogDirty: 'on or off',
+  Rmpadjust: 'rights such as r--, rw-, r-x or rwx, or off,',
   Repeat: 'repeat or loop',
 };
 

@@ -5,6 +5,7 @@ import type { Gfn } from '../memory/words.ts';
 import { findEntry } from '../tdp/iterate.ts';
 import { preparesAtFault } from './gmem.ts';
 import { rmpEntry } from './rmp.ts';
+import { GUEST_ASID, ownerWords } from './state.ts';
 import { directBits } from './tdx.ts';
 
 const hex = (value: number): string => `0x${value.toString(16)}`;
@@ -50,11 +51,12 @@ function checkRmpAgrees(machine: Machine, start: Gfn, end: Gfn): void {
     for (let gfn = Math.max(start, slot.base); gfn < Math.min(end, slot.base + slot.pages); gfn++) {
       if (isConverting(machine, gfn, gfn + 1)) continue;
       const isPrivate = machine.attributes.store.isPrivate(gfn);
-      const isAssigned = rmpEntry(machine, backingPfn(slot, gfn, slot.gmem)) !== undefined;
+      const entry = rmpEntry(machine, backingPfn(slot, gfn, slot.gmem));
+      const isAssigned = entry?.asid === GUEST_ASID && entry.gfn === gfn;
       if (isPrivate === isAssigned) continue;
       machine.hazard(
         'lost-update',
-        `gfn ${hex(gfn)} is ${isPrivate ? 'private' : 'shared'}, and the RMP has its private page as ${isAssigned ? 'the guest’s' : 'the hypervisor’s'}`,
+        `gfn ${hex(gfn)} is ${isPrivate ? 'private' : 'shared'}, and the RMP has its private page as ${entry ? `${ownerWords(entry)}, gfn ${hex(entry.gfn)}` : 'the hypervisor’s'}`,
         gfn,
       );
     }

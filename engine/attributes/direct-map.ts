@@ -4,6 +4,7 @@ import type { Gfn, Pfn } from '../memory/words.ts';
 import { defineFunction, type PendingAccess, returns, type Task } from '../operation.ts';
 import { readWithoutKey } from './ciphertext.ts';
 import { rmpEntry } from './rmp.ts';
+import { ownerWords } from './state.ts';
 import { poison } from './tdx.ts';
 
 // The kernel's direct map of all host memory: in 2M, until a part of one must be left alone.
@@ -56,7 +57,7 @@ function fatal(
   for (let frame = first; frame < first + (isSplit ? 1 : PAGES_2M); frame++) {
     const entry = rmpEntry(machine, frame);
     if (!entry) continue;
-    const whose = `the guest's gfn 0x${entry.gfn.toString(16)}`;
+    const whose = `${ownerWords(entry)}, gfn 0x${entry.gfn.toString(16)}`;
     return {
       hazard: 'fatal-rmp-fault',
       why: frame === pfn ? `it is ${whose}` : `it is mapped with a 2M page that covers ${whose}`,

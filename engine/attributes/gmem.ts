@@ -10,7 +10,7 @@ import { flushRemoteTlbs } from '../tdp/flush.ts';
 import { tdpMmuZapLeafs, zapLeafsLocals } from '../tdp/zap.ts';
 import { clearFrame } from './clear-frame.ts';
 import { splitDirectMap } from './direct-map.ts';
-import { type Busy, findsBusy, RMP_RESULTS, rmpEntry, rmpMake } from './rmp.ts';
+import { type Busy, findsBusy, rmpEntry, rmpMake } from './rmp.ts';
 import { forgetLaunched } from './tdx.ts';
 
 const PAGES_2M = 512;
@@ -92,8 +92,7 @@ export const sevGmemPrepare = defineFunction<PrepareLocals>({
       text: 'rmp_make_private or rmp_make_shared: RMPUPDATE, which flushes the page’s translations',
       run(machine, task, locals) {
         const { fault } = locals;
-        const what = `${task.name}: RMPUPDATE of hpa 0x${(fault.pfn * 4096).toString(16)} returns FAIL_OVERLAP (${RMP_RESULTS.FAIL_OVERLAP})`;
-        if (findsBusy(machine, locals, what)) return AGAIN;
+        if (findsBusy(machine, task, locals, 'RMPUPDATE', fault.pfn)) return AGAIN;
         const to = wanted(machine, fault);
         const error = to ? rmpMake(machine, fault.pfn, to === 'private' ? fault.gfn : -1, 1) : 0;
         return returns(task, error === 0 ? RET_PF.CONTINUE : RMP_FAILED);
@@ -117,7 +116,7 @@ export function gmemLevel(machine: Machine, gfn: Gfn): number {
   return Math.min(level, rmpEntry(machine, backingPfn(slot, gfn, slot.gmem))?.level ?? 1);
 }
 
-interface PunchLocals {
+interface PunchLocals extends Busy {
   readonly start: Gfn;
   readonly end: Gfn;
   next: Gfn;
@@ -156,9 +155,11 @@ export const kvmGmemPunchHole = defineFunction<PunchLocals>({
     {
       name: 'truncate',
       text: 'truncate_inode_pages_range: the next page is freed; of SNP it becomes the hypervisor’s again (sev_gmem_invalidate)',
-      run(machine, _task, locals) {
+      run(machine, task, locals) {
         const gfn = nextFolio(machine, locals);
         if (gfn === undefined) return NEXT;
+        const pfn = gmemFrame(machine, gfn)!;
+        if (rmpEntry(machine, pfn) && findsBusy(machine, task, locals, 'RMPUPDATE', pfn)) return AGAIN;
         locals.next = gfn + freeFolio(machine, gfn, locals.end);
         return AGAIN;
       },

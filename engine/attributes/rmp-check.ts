@@ -52,11 +52,11 @@ export function checkRmp(
   return undefined;
 }
 
-/** The rights to a page that a translation keeps: ACC_* bits that the vCPU's VMPL has there. */
-export function rmpAccess(machine: Machine, vcpu: number, pfn: Pfn): number {
-  const vmpl = vmplOf(machine, vcpu);
-  const entry = vmpl === 0 ? undefined : rmpEntry(machine, pfn);
-  return entry ? accessOf(rightsOf(entry, vmpl)) : ACC_USER | ACC_WRITE | ACC_EXEC;
+/** The rights that a translation of an access may keep, in ACC_* bits: no more than the check would let pass. */
+export function rmpAccess(machine: Machine, vcpu: number, { isPrivate }: PendingAccess, pfn: Pfn): number {
+  const entry = rmpEntry(machine, pfn);
+  if (!entry) return ACC_USER | ACC_WRITE | ACC_EXEC;
+  return isPrivate ? accessOf(rightsOf(entry, vmplOf(machine, vcpu))) : ACC_USER | ACC_EXEC;
 }
 
 const sizeOf = (level: number): string => ['4K', '2M', '1G'][level - 1]!;

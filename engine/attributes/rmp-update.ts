@@ -1,10 +1,9 @@
 import type { Machine } from '../machine.ts';
-import type { Gfn, Pfn } from '../memory/words.ts';
+import { frameToAddress, type Gfn, hex, type Pfn } from '../memory/words.ts';
 import { AGAIN, defineFunction, NEXT, returns } from '../operation.ts';
+import { EFAULT } from '../tdp/fault.ts';
 import { splitDirectMap } from './direct-map.ts';
 import { type Busy, findsBusy, RMP_RESULTS, rmpUpdate } from './rmp.ts';
-
-const EFAULT = -14;
 
 interface RmpUpdateLocals extends Busy {
   readonly pfn: Pfn;
@@ -21,22 +20,31 @@ export const rmpUpdateByHost = defineFunction<RmpUpdateLocals>({
     {
       name: 'direct-map',
       text: 'adjust_direct_map: for 4K the kernel’s own mapping is split to 4K',
-      run(machine: Machine, _task, { pfn, level }) {
-        if (level === 1) splitDirectMap(machine, pfn);
-        return NEXT;
+      run(machine: Machine, task, { pfn, level }) {
+        if (level === 1) {
+          splitDirectMap(machine, pfn);
+          return NEXT;
+        }
+        if (pfn % 512 === 0) return NEXT;
+        machine.warn(
+          `${task.name}: rmpupdate of hpa ${hex(frameToAddress(pfn))} is refused (-EINVAL): 2M do not begin there`,
+        );
+        return returns(task, EFAULT);
       },
     },
     {
       name: 'rmpupdate',
+      spins: true,
       text: 'RMPUPDATE; while entries of another size overlap (FAIL_OVERLAP) the kernel does nothing but try again',
       run(machine, task, locals) {
         const { pfn, level, to } = locals;
-        const what = `${task.name}: RMPUPDATE of hpa 0x${(pfn * 4096).toString(16)}`;
-        if (findsBusy(machine, locals, `${what} returns FAIL_OVERLAP (${RMP_RESULTS.FAIL_OVERLAP})`)) return AGAIN;
+        if (findsBusy(machine, task, locals, 'RMPUPDATE', pfn)) return AGAIN;
         const result = rmpUpdate(machine, pfn, level, to);
         if (result === 'FAIL_OVERLAP') return AGAIN;
         if (result === 'SUCCESS') return returns(task, 0);
-        machine.warn(`${what} fails with ${result} (${RMP_RESULTS[result]})`);
+        machine.warn(
+          `${task.name}: RMPUPDATE of hpa ${hex(frameToAddress(pfn))} fails with ${result} (${RMP_RESULTS[result]})`,
+        );
         return returns(task, EFAULT);
       },
     },

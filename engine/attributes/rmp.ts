@@ -1,5 +1,7 @@
 import type { Machine } from '../machine.ts';
-import type { Gfn, Pfn } from '../memory/words.ts';
+import { frameToAddress, type Gfn, hex, type Pfn } from '../memory/words.ts';
+import type { Task } from '../operation.ts';
+import { EFAULT } from '../tdp/fault.ts';
 import { GUEST_ASID, type RmpEntry } from './state.ts';
 import { vmplOf } from './vmpl.ts';
 import { rightsOf, withRights } from './vmpl-rights.ts';
@@ -7,7 +9,6 @@ import { rightsOf, withRights } from './vmpl-rights.ts';
 // The reverse map table of SEV-SNP: who owns each host frame, and as which guest frame. The processor checks it after the walk.
 
 const PAGES_2M = 512;
-const EFAULT = -14;
 const firstOf = (pfn: Pfn): Pfn => pfn - (pfn % PAGES_2M);
 
 /** snp_lookup_rmpentry: the entry of a frame, which may stand at the first frame of its 2M; undefined where it is the hypervisor's. */
@@ -34,15 +35,26 @@ export type RmpResult = keyof typeof RMP_RESULTS;
 
 /** An instruction is one step, in the middle of which nobody else can be met: with the mistake injected, each finds its entry so once. */
 export interface Busy {
-  /** Whether it has found it so. */
-  busy?: boolean;
+  /** It has found it so. */
+  wasBusy?: true;
 }
 
 /** @returns whether the instruction has just found its entry in use, so that the kernel has to repeat it */
-export function findsBusy(machine: Machine, locals: Busy, what: string): boolean {
-  locals.busy = !locals.busy && machine.injects('rmp-in-use');
-  if (locals.busy) machine.warn(`${what}: another processor is at it; the kernel tries again`);
-  return locals.busy;
+export function findsBusy(
+  machine: Machine,
+  { name }: Task,
+  locals: Busy,
+  instruction: 'RMPUPDATE' | 'PSMASH',
+  pfn: Pfn,
+): boolean {
+  if (locals.wasBusy || !machine.injects('rmp-in-use')) return false;
+  locals.wasBusy = true;
+  const result: RmpResult = instruction === 'RMPUPDATE' ? 'FAIL_OVERLAP' : 'FAIL_INUSE';
+  const where = hex(frameToAddress(pfn));
+  machine.warn(
+    `${name}: ${instruction} of hpa ${where} returns ${result} (${RMP_RESULTS[result]}): another processor is at it; the kernel tries again`,
+  );
+  return true;
 }
 
 /**
@@ -84,7 +96,7 @@ export function psmash(machine: Machine, pfn: Pfn): void {
  */
 export function rmpMake(machine: Machine, pfn: Pfn, gfn: Gfn, level: 1 | 2): number {
   if (machine.injects('rmpupdate-fails')) {
-    machine.warn(`RMPUPDATE of hpa 0x${(pfn * 4096).toString(16)} fails`);
+    machine.warn(`RMPUPDATE of hpa ${hex(frameToAddress(pfn))} fails`);
     return EFAULT;
   }
   if (level === 1 && rmpEntry(machine, pfn)?.level === 2) psmash(machine, pfn);
@@ -94,15 +106,8 @@ export function rmpMake(machine: Machine, pfn: Pfn, gfn: Gfn, level: 1 | 2): num
 }
 
 /** PVALIDATE, or what rescinds it, of a page that is assigned. @returns `unchanged` (CF) where the page is so already */
-export function pvalidate(
-  machine: Machine,
-  vcpu: number,
-  pfn: Pfn,
-  level: 1 | 2,
-  validated: boolean,
-): RmpResult | 'unchanged' {
+export function pvalidate(machine: Machine, pfn: Pfn, level: 1 | 2, validated: boolean): RmpResult | 'unchanged' {
   const { rmp } = machine.attributes;
-  if (vmplOf(machine, vcpu) > 0) return 'FAIL_PERMISSION';
   const at = level === 2 ? firstOf(pfn) : pfn;
   const entry = rmp.get(at);
   if (entry?.level !== level) return 'FAIL_SIZEMISMATCH';
@@ -118,16 +123,13 @@ export function rmpAdjust(
   machine: Machine,
   vcpu: number,
   pfn: Pfn,
-  level: 1 | 2,
-  { vmpl, rights }: { readonly vmpl: number; readonly rights: number },
+  { level, vmpl, rights }: { readonly level: 1 | 2; readonly vmpl: number; readonly rights: number },
 ): RmpResult {
   const { rmp } = machine.attributes;
-  const own = vmplOf(machine, vcpu);
-  if (vmpl <= own) return 'FAIL_PERMISSION';
   const at = level === 2 ? firstOf(pfn) : pfn;
   const entry = rmp.get(at);
   if (entry?.level !== level) return 'FAIL_SIZEMISMATCH';
-  if ((rights & ~rightsOf(entry, own)) !== 0) return 'FAIL_PERMISSION';
+  if ((rights & ~rightsOf(entry, vmplOf(machine, vcpu))) !== 0) return 'FAIL_PERMISSION';
   rmp.set(machine, at, { ...entry, rights: withRights(entry.rights, vmpl, rights) });
   flushFrames(machine, at, level === 2 ? PAGES_2M : 1);
   return 'SUCCESS';

@@ -26,6 +26,11 @@ export interface RmpEntry {
 /** The VM's own address space; the hypervisor's is 0. */
 export const GUEST_ASID = 1;
 
+/** Whose a frame is that has an entry: `the guest’s`. */
+export function ownerWords({ asid }: RmpEntry): string {
+  return asid === GUEST_ASID ? 'the guest’s' : `another guest’s (ASID ${asid})`;
+}
+
 /** A conversion under way, from its ioctl to its end. */
 export interface Conversion {
   readonly task: number;

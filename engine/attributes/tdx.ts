@@ -1,7 +1,7 @@
 import { Kind } from '../history/log.ts';
 import { roleField } from '../kernel/role.ts';
 import type { Machine } from '../machine.ts';
-import { frameToAddress, type Gfn, hex, type Pfn } from '../memory/words.ts';
+import type { Gfn, Pfn } from '../memory/words.ts';
 import { call, defineFunction, NEXT, returns, type Task } from '../operation.ts';
 import { flushRemoteTlbs } from '../tdp/flush.ts';
 import { findEntry, type SpteRef } from '../tdp/iterate.ts';
@@ -68,26 +68,15 @@ export function pageAug(machine: Machine, table: Pfn, index: number, pfn: Pfn): 
   store(machine, table, index, lo, hi);
 }
 
-/** Why TDG.MEM.PAGE.ACCEPT takes an address for none of a private page's, in words; undefined where it is one. */
-export function acceptProblem(machine: Machine, address: bigint): string | undefined {
-  if (address % 4096n === 0n && address < BigInt(sharedBit(machine)) << 12n) return undefined;
-  return `TDG.MEM.PAGE.ACCEPT of ${hex(address)} fails: no private page begins there (TDX_OPERAND_INVALID)`;
-}
-
-/** TDG.MEM.PAGE.ACCEPT of a page that a walk has found: where it is not pending, nothing is changed. @param by who does it */
-export function acceptPage(machine: Machine, by: string, gfn: Gfn, pfn: Pfn): void {
+/** TDG.MEM.PAGE.ACCEPT of a page that a walk has found. @returns whether it was pending; where not, nothing is changed */
+export function acceptPage(machine: Machine, pfn: Pfn): boolean {
   const { pending } = machine.attributes;
-  if (!pending.get(pfn)) {
-    const where = hex(frameToAddress(gfn));
-    machine.warn(
-      `${by}: TDG.MEM.PAGE.ACCEPT of ${where} fails: the page has been accepted (TDX_PAGE_ALREADY_ACCEPTED)`,
-    );
-    return;
-  }
+  if (!pending.get(pfn)) return false;
   pending.set(machine, pfn, undefined);
   // By stores of whole cache lines, which mend what the host has done to them.
   heal(machine, pfn);
   clearFrame(machine, pfn);
+  return true;
 }
 
 /** Whether the module has given a frame to the guest: it stands in the secure EPT, blocked or not, or was launched and will. */

@@ -4,14 +4,14 @@ import type { Gfn, Pfn } from '../memory/words.ts';
 import { defineFunction, NEXT, returns, type Task } from '../operation.ts';
 import { mightSleep, removeFromDirectMap, restoreToDirectMap } from './direct-map.ts';
 import { preparesAtFault } from './gmem.ts';
-import { rmpEntry, rmpMake } from './rmp.ts';
+import { type Busy, findsBusy, rmpEntry, rmpMake } from './rmp.ts';
 
 const PAGES_2M = 512;
 
 /** What is done for each page: its part of the kernel's direct map goes or comes back, and the RMP is updated. */
 export type Part = 'unmap' | 'rmp' | 'map';
 
-export interface UpdateLocals {
+export interface UpdateLocals extends Busy {
   readonly start: Gfn;
   readonly end: Gfn;
   readonly isPrivate: boolean;
@@ -121,6 +121,8 @@ export const sevUpdateMemAttr = defineFunction<UpdateLocals>({
       run(machine, task, locals) {
         const page = nextPage(machine, locals);
         if (!page) return 'page';
+        if (locals.parts[locals.part] === 'rmp' && findsBusy(machine, task, locals, 'RMPUPDATE', page.pfn))
+          return 'part';
         run(machine, task, locals.parts[locals.part]!, locals, page);
         locals.part++;
         if (locals.part < locals.parts.length) return 'part';

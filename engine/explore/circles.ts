@@ -1,7 +1,7 @@
 import type { CounterName } from '../counters.ts';
 import { Kind } from '../history/log.ts';
 import type { Machine } from '../machine.ts';
-import type { Task } from '../operation.ts';
+import { functionSpec, isSpinning, type Task } from '../operation.ts';
 import type { FaultInfo } from '../tdp/fault.ts';
 import { countersOf } from './counted.ts';
 import { hashSmall, hashTask, StateHash } from './state-hash.ts';
@@ -66,8 +66,13 @@ export function circleWords({ tasks, log }: Machine): string {
   }
   return tasks
     .filter(({ state }) => state === 'ready')
-    .map(({ name, vcpu }) => {
+    .map((task) => {
+      const { name, vcpu, stack } = task;
       const fault = last.get(vcpu);
+      if (isSpinning(task)) {
+        const { fn, step } = stack.at(-1)!;
+        return `${name} goes round in circles in ${fn}: ${functionSpec(fn).steps[step]!.text}`;
+      }
       if (!fault) return `${name} goes round in circles`;
       const place = fault.gpa === undefined ? `gva 0x${fault.gva.toString(16)}` : `gpa 0x${fault.gpa.toString(16)}`;
       return `${name} goes round in circles: ${FAULTS[fault.kind]} at ${place}: ${fault.reason}`;

@@ -1,6 +1,7 @@
 import { pendingFault, rmpFault } from '../attributes/explain.ts';
+import { carryOut } from '../attributes/page-instruction.ts';
 import { checkRmp, rmpAccess } from '../attributes/rmp-check.ts';
-import { acceptPage, sharedBit } from '../attributes/tdx.ts';
+import { sharedBit } from '../attributes/tdx.ts';
 import { vmmMemoryFault } from '../attributes/vmm.ts';
 import { ACC_EXEC, ACC_USER, ACC_WRITE } from '../formats/compile.ts';
 import { Kind } from '../history/log.ts';
@@ -126,8 +127,8 @@ export const pageWalk = defineFunction<WalkLocals>({
           locals.fault = refused;
           return 'exit';
         }
-        if (isByFrame(access)) {
-          acceptPage(machine, task.name, walk!.gfn, walk!.pfn);
+        if (access.page) {
+          carryOut(machine, task, access, walk!);
           return returns(task, COMPLETED);
         }
         fillFromWalk(machine, vcpu, walk!, access);
@@ -249,7 +250,9 @@ function sharedBits(machine: Machine, { isPrivate }: PendingAccess): number {
 
 function fillFromWalk(machine: Machine, vcpu: Vcpu, walk: Walk, access: PendingAccess): void {
   const { isPrivate } = access;
-  const level = Math.min(walk.leafLevel, vcpu.shadowed ? 3 : walk.secondLeafLevel, 3);
+  // Of a large page that is shared the RMP has been asked of one frame alone.
+  const isAsked = machine.vm === 'snp' && access.isPrivate === false && machine.policies['guest-memfd'] === 'in-place';
+  const level = isAsked ? 1 : Math.min(walk.leafLevel, vcpu.shadowed ? 3 : walk.secondLeafLevel, 3);
   machine.fillTlb(vcpu, {
     vfn: walk.vfn,
     gfn: vcpu.shadowed ? machine.gfnOf(walk.pfn) : walk.gfn - sharedBits(machine, access),
@@ -259,7 +262,7 @@ function fillFromWalk(machine: Machine, vcpu: Vcpu, walk: Walk, access: PendingA
     key: walk.key,
     global: walk.global,
     pcid: vcpu.mode.pcid,
-    secondAccess: walk.secondAccess & (machine.vm === 'snp' ? rmpAccess(machine, vcpu.id, walk.pfn) : ~0),
+    secondAccess: walk.secondAccess & (machine.vm === 'snp' ? rmpAccess(machine, vcpu.id, access, walk.pfn) : ~0),
     dirty: walk.leafDirty && (vcpu.shadowed !== undefined || walk.secondDirty),
     ...(isPrivate === undefined ? {} : { isPrivate }),
   });

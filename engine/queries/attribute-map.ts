@@ -1,4 +1,4 @@
-import type { RmpEntry } from '../attributes/state.ts';
+import { ownerWords, type RmpEntry } from '../attributes/state.ts';
 import type { AttributeRun } from '../attributes/store.ts';
 import { Kind, type LogEntry } from '../history/log.ts';
 import type { IndexChange } from '../logged-map.ts';
@@ -91,7 +91,13 @@ function tellRmp(told: Told, before: RmpEntry | undefined, after: RmpEntry | und
   const { gfn, level } = (after ?? before)!;
   const end = gfn + (level === 2 ? 512 : 1);
   if (!after) told.page('RMP: % is the hypervisor’s', gfn, end);
-  else if (!before) told.page(`RMP: % is the guest’s, as ${level === 2 ? '2M' : '4K'}`, gfn, end);
+  else if (!before) told.page(`RMP: % is ${ownerWords(after)}, as ${level === 2 ? '2M' : '4K'}`, gfn, end);
+  else if (before.asid !== after.asid || (before.gfn !== after.gfn && before.level === level))
+    told.page(
+      `RMP: the frame of % is ${ownerWords(after)} now, as ${rangeWords(gfn, end)}`,
+      before.gfn,
+      before.gfn + end - gfn,
+    );
   else if (before.level !== level) told.page('PSMASH: the RMP has % in 4K', gfn, end);
   else if (after.validated !== before.validated)
     told.page(

@@ -1,4 +1,4 @@
-import { GUEST_ASID, type RmpEntry } from '../attributes/state.ts';
+import { GUEST_ASID, ownerWords, type RmpEntry } from '../attributes/state.ts';
 import { frameOf } from '../attributes/tdx.ts';
 import { rightsOf, rightsWords } from '../attributes/vmpl-rights.ts';
 import { LEAF, TABLE } from '../formats/compile.ts';
@@ -61,7 +61,7 @@ function rmpRow(state: MemoryState, gfn: Gfn, pfn: Pfn): PageRow {
   const isOwn = entry.asid === GUEST_ASID;
   const rights = [1, 2, 3].map((vmpl) => `VMPL ${vmpl} ${rightsWords(rightsOf(entry, vmpl))}`);
   const words = [
-    `${isOwn ? 'the guest’s' : `another guest’s (ASID ${entry.asid})`}, as gpa ${address(entry.gfn)}`,
+    `${ownerWords(entry)}, as gpa ${address(entry.gfn)}`,
     sizeOf(entry.level),
     entry.validated ? 'validated' : 'not validated',
     ...(entry.rights === 0 ? [] : rights),

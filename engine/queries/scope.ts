@@ -50,6 +50,7 @@ export function programScope(machine: Machine, task?: Task): Scope {
       }
       if (first === 'vcpu' && typeof path[1] === 'bigint') {
         const vcpu = machine.vcpus[Number(path[1])];
+        if (vcpu && path[2] === 'vmpl' && path.length === 3) return BigInt(machine.attributes.vmpls.get(vcpu.id) ?? 0);
         return vcpu && registerValue(vcpu, path.slice(2));
       }
       const dotted = path.join('.');
@@ -60,6 +61,7 @@ export function programScope(machine: Machine, task?: Task): Scope {
       }
       if (dotted === 'mmu_invalidate_seq') return BigInt(machine.invalidation.seq);
       if (dotted === 'slots.generation') return BigInt(machine.slots.generation);
+      if (dotted === 'vmpl') return BigInt(machine.attributes.vmpls.get(own) ?? 0);
       if (dotted === 'tlb.entries') return BigInt(machine.vcpus[own]?.tlb.count ?? 0);
       const vcpu = machine.vcpus[own];
       return vcpu && registerValue(vcpu, path);

@@ -1,4 +1,4 @@
-import { sevHandleRmpFault } from '../attributes/rmp-fault.ts';
+import { callRmpFault } from '../attributes/rmp-fault.ts';
 import type { VmType } from '../attributes/state.ts';
 import type { Machine } from '../machine.ts';
 import { hex } from '../memory/words.ts';
@@ -75,7 +75,7 @@ export const npfInterception = defineFunction<ExitLocals>({
         const resumes = outcome(task.result) === EXIT_RESUME;
         if (info.kind !== 'rmp' || !resumes) return finish.run(machine, task);
         const isSpurious = task.result === RET_PF.SPURIOUS;
-        return call(task, sevHandleRmpFault, { info, isSpurious });
+        return callRmpFault(task, info, isSpurious);
       },
     },
   ],

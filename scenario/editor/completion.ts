@@ -84,7 +84,7 @@ const CONSTANT = new Set([
   'recover-nx-huge-pages',
   'vm',
   'launch',
-  'rmpupdate',
+  'vmpl',
 ]);
 
 /**
@@ -138,7 +138,7 @@ export class MmuCompletionProvider implements CompletionProvider {
     if (
       followers &&
       !(last.image === 'dirty' && first.image !== 'log') &&
-      !(first.image === 'map' || first.image === 'protect')
+      !/^(map|protect|convert|rmpupdate)$/.test(first.image)
     )
       return followers.map((word) => keyword(word));
     if (first.image === 'guest' && statement.length === 2)
@@ -164,6 +164,12 @@ export class MmuCompletionProvider implements CompletionProvider {
     if (first.image === 'memory') return ['huge', 'read-only', 'slot'].map((word) => keyword(word));
     if ((first.image === 'map' && statement.some(({ image }) => image === '->')) || first.image === 'protect')
       return [...ATTRIBUTES, 'in'].map((word) => keyword(word));
+    if (first.image === 'convert')
+      return hasSize(statement) ? ['private', 'shared'].map((word) => keyword(word)) : names();
+    if (first.image === 'rmpupdate') return followRmpupdate(last.image, statement.length);
+    if (first.image === 'rmpadjust' && last.image !== 'rmpadjust' && last.image !== '(')
+      return followRmpadjust(statement.map(({ image }) => image));
+    if (first.image === 'pvalidate' && statement.length > 1) return ['2M', 'off'].map((word) => keyword(word));
     if (first.image === 'log') return ['on', 'off'].map((word) => keyword(word));
     if (first.image === 'add' && statement.length > 5) return ['huge', 'read-only'].map((word) => keyword(word));
     const constant = CONSTANT.has(first.image) && !statement.some(({ image }) => image === '=');
@@ -177,12 +183,32 @@ export class MmuCompletionProvider implements CompletionProvider {
   }
 }
 
+/** Whether a statement has its `+SIZE`. */
+const hasSize = (statement: readonly IToken[]): boolean =>
+  statement.at(-2)?.image === '+' && statement.at(-1)!.tokenType.name === 'NUMBER';
+
+function followRmpupdate(last: string, length: number): CompletionItem[] {
+  const words =
+    last === 'private' ? ['as', 'asid'] : length === 2 || length === 3 ? ['2M', 'private', 'shared'] : ['asid'];
+  return last === 'rmpupdate' || last === 'as' || last === 'asid' || last === 'shared'
+    ? []
+    : words.map((word) => keyword(word));
+}
+
+function followRmpadjust(images: readonly string[]): CompletionItem[] {
+  if (images.at(-1) === 'vmpl') return [];
+  const words = images.includes('vmpl') ? ['r--', 'rw-', 'r-x', 'rwx', 'off'] : ['2M', 'vmpl'];
+  return words.map((word) => keyword(word));
+}
+
 /** The block around the end of a text, and the variables of the loops around it. */
 function enclosing(tokens: readonly IToken[]): { block: Block; loops: string[] } {
   const stack: { block: Block; variable?: string }[] = [];
   let header: readonly [block: Block | undefined, variable?: string | undefined] = [undefined];
+  let isLoop = false;
   tokens.forEach((token, index) => {
     const { image } = token;
+    if (image === '{' || image === '}') isLoop = false;
     if (image === '{') {
       const [block, variable] = header;
       stack.push({ block: block ?? stack.at(-1)?.block ?? 'Scenario', ...(variable ? { variable } : {}) });
@@ -192,7 +218,8 @@ function enclosing(tokens: readonly IToken[]): { block: Block; loops: string[] }
       header = [undefined];
     } else if (stack.length === 0 && Object.hasOwn(BLOCKS, image) && tokens[index + 1]?.image !== '[')
       header = [BLOCKS[image]];
-    else if (image === 'as') header = [undefined, tokens[index + 1]?.image];
+    else if (image === 'repeat' || image === 'loop') isLoop = true;
+    else if (image === 'as' && isLoop) header = [undefined, tokens[index + 1]?.image];
   });
   return {
     block: stack.at(-1)?.block ?? 'Scenario',

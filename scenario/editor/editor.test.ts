@@ -47,12 +47,28 @@ const at = (marker: string, by = 0): string => {
 
 test('a block offers what it can hold', async () => {
   assert.deepEqual(await labels('|'), ['machine', 'guest', 'nested', 'vcpu', 'host', 'expect']);
-  assert.deepEqual(await labels('machine {\n  |\n}'), ['memory', 'second-stage', 'maxphyaddr', 'cpu', 'policy']);
+  const machine = ['memory', 'second-stage', 'maxphyaddr', 'cpu', 'policy', 'vm', 'private', 'launch', 'memory-fault'];
+  assert.deepEqual(await labels('machine {\n  |\n}'), machine);
   assert.deepEqual(await labels('guest k {\n  m|\n}'), ['map', 'entry', 'tables']);
   const vcpu = await labels('vcpu 0 {\n  repeat 2 {\n    |\n  }\n}');
   assert.ok(vcpu.includes('write') && vcpu.includes('cr0') && !vcpu.includes('migrate'));
+  assert.ok(vcpu.includes('rmpadjust') && vcpu.includes('vmpl') && !vcpu.includes('rmpupdate'));
   const host = await labels('host h {\n  |');
   assert.ok(host.includes('migrate') && !host.includes('write') && !host.includes('cr0'));
+  assert.ok(host.includes('rmpupdate') && !host.includes('rmpadjust'));
+});
+
+test('statements about private memory offer what is left of them', async () => {
+  assert.deepEqual(await labels('host h {\n  rmpupdate 0x1000 |'), ['2M', 'private', 'shared']);
+  assert.deepEqual(await labels('host h {\n  rmpupdate 0x1000 private |'), ['as', 'asid']);
+  assert.deepEqual(await labels('host h {\n  rmpupdate 0x1000 private as 0x2000 |'), ['asid']);
+  assert.deepEqual(await labels('host h {\n  convert 0x1000 +4K |'), ['private', 'shared']);
+  assert.deepEqual(await labels('vcpu 0 {\n  rmpadjust 0x1000 |'), ['2M', 'vmpl']);
+  assert.deepEqual(await labels('vcpu 0 {\n  rmpadjust 0x1000 vmpl 2 |'), ['r--', 'rw-', 'r-x', 'rwx', 'off']);
+  assert.deepEqual(await labels('vcpu 0 {\n  vmpl |'), []);
+  // `as` names a variable of a loop alone.
+  const names = await labels('host h {\n  rmpupdate 0x1000 private as 0x8000\n  loop {\n    convert (|');
+  assert.ok(names.length > 0 && !names.includes('0x8000'));
 });
 
 test('a dot offers bits, counters, registers and sizes', async () => {

@@ -79,6 +79,7 @@ export const KEYWORDS: Readonly<Record<string, string>> = {
   rmpadjust:
     '`rmpadjust ADDRESS vmpl N rw-`: an SNP guest says what a VMPL that is less privileged may do with a page; `2M` behind the address, of a large one; `off`: nothing.',
   vmpl: '`vmpl N`: the vCPU of an SNP guest goes on at that privilege level, 0 … 3, of which 0 may do all.',
+  asid: '`asid N`: the guest for which `rmpupdate` gives a frame away.',
   rmpupdate:
     '`rmpupdate GPA private` or `shared`: the host changes the RMP’s entry of a page’s private frame, and nothing else. `2M` behind the address: of 512; `as GPA`: as another page; `asid N`: another guest’s than this one’s, which is 1.',
   accept:
@@ -141,7 +142,15 @@ export const BIT_WORDS: Readonly<Record<string, string>> = {
 
 export const VALUE_WORDS: Readonly<
   Record<
-    CounterName | 'step' | 'cr2' | 'loaded' | 'error_code' | 'mmu_invalidate_seq' | 'slots.generation' | 'tlb.entries',
+    | CounterName
+    | 'step'
+    | 'cr2'
+    | 'loaded'
+    | 'error_code'
+    | 'mmu_invalidate_seq'
+    | 'slots.generation'
+    | 'tlb.entries'
+    | 'vmpl',
     string
   >
 > = {
@@ -195,6 +204,7 @@ export const VALUE_WORDS: Readonly<
   step: 'Steps made so far: the machine’s clock.',
   cr2: 'The address of the vCPU’s last page fault.',
   loaded: 'What the vCPU’s last read found.',
+  vmpl: 'The privilege level at which the vCPU of an SNP guest runs; 0 of all others.',
   error_code: 'Error code of the vCPU’s last page fault.',
   mmu_invalidate_seq: 'kvm->mmu_invalidate_seq: grows with each invalidation; a fault that began before retries.',
   'slots.generation': 'Grows with each change of the memory slots.',

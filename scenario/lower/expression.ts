@@ -82,6 +82,7 @@ function checkName(
     if (typeof second !== 'object') problems.warning(node, 'vcpu needs a number and a register: vcpu[0].cr3');
     else if (second.kind === 'number' && second.value >= BigInt(names.vcpus))
       problems.warning(node, `there is no vcpu ${second.value}: ${countWords(names.vcpus)}`);
+    else if (path[2] === 'vmpl' && path.length === 3) return;
     else if (typeof path[2] !== 'string')
       problems.warning(node, `vcpu[…] needs a register: ${REGISTERS.map((name) => `.${name}`).join(', ')}`);
     else checkRegister(node, path.slice(2), problems);

@@ -137,6 +137,8 @@ function lowerStatement(node: Ast.Statement, context: StatementContext, problems
     case 'Enter':
       return lowerEnter(node, context, problems);
     case 'Smm': {
+      if (hidesRegisters(context))
+        return problems.error(node, 'smm: guests of SNP and TDX have no system-management mode (has_emulated_smm)');
       if (context.within !== undefined)
         return problems.error(
           node,
@@ -308,10 +310,15 @@ function nestedName(
   );
 }
 
+/** Whether a guest's registers are hidden from KVM, so that it can neither interrupt nor nest it. */
+const hidesRegisters = ({ machine }: StatementContext): boolean => machine.vm === 'snp' || machine.vm === 'tdx';
+
 function lowerEnter(node: Ast.Enter, context: StatementContext, problems: Problems): Statement | undefined {
   const guest = node.guest.$refText;
   const place = { $cstNode: node.guest.$refNode };
   if (context.within !== undefined) return problems.error(node, `enter: ${context.within} runs no guests of its own`);
+  if (hidesRegisters(context))
+    return problems.error(node, 'enter: in guests of SNP and TDX KVM runs no guests of their own');
   if (context.inSmm) return problems.error(node, 'enter: in system-management mode VMRUN and VMLAUNCH are #UD');
   const space = context.spaces.get(guest);
   if (!space || space.nested) {

@@ -118,11 +118,13 @@ test('RMPADJUST and PVALIDATE tell what was wrong', () => {
     'PVALIDATE of 0x1000 fails with FAIL_PERMISSION (2)',
   ]);
   assert.deepEqual(told('rmpadjust 0 2M vmpl 1 r--'), ['#VC at 0x0: the guest has not accepted hpa … (PVALIDATE)']);
-  assert.deepEqual(told('rmpadjust 0x1000 2M vmpl 1 r--'), ['RMPADJUST of 0x1000 fails with FAIL_SIZEMISMATCH (6)']);
-  assert.deepEqual(told('pvalidate 0x1000 2M'), ['PVALIDATE of 0x1000 fails with FAIL_SIZEMISMATCH (6)']);
-  assert.deepEqual(told('pvalidate 0x1000'), ['PVALIDATE of 0x1000 changes nothing: the page is validated (CF)']);
+  assert.deepEqual(told('pvalidate 0', 'rmpadjust 0 2M vmpl 1 r--'), [
+    'RMPADJUST of 0x0 fails with FAIL_SIZEMISMATCH (6)',
+  ]);
+  assert.deepEqual(told('pvalidate 0 2M'), ['PVALIDATE of 0x0 fails with FAIL_SIZEMISMATCH (6)']);
+  assert.deepEqual(told('pvalidate 0x1000'), ['PVALIDATE of 0x1000 changes nothing (CF): it is as it was']);
   assert.deepEqual(told('pvalidate 0x1000 off', 'pvalidate 0x1000 off'), [
-    'PVALIDATE of 0x1000 changes nothing: the page is not validated (CF)',
+    'PVALIDATE of 0x1000 changes nothing (CF): it is as it was',
   ]);
 });
 
@@ -156,7 +158,7 @@ test('a frame that is another guest’s, or this one’s as another page, is ref
   read 0x1000
 }
 host evil {
-  wait until tlb.hits == 2
+  wait until accesses == 1
   rmpupdate 0x1000 shared
   rmpupdate 0x1000 private ${how}
 }`);
@@ -222,7 +224,7 @@ test('an entry in use is asked for again, by RMPUPDATE and by PSMASH', () => {
   ]);
   assert.deepEqual(retried('vcpu 0 {\n  inject rmp-in-use\n  pvalidate 0x20_1000\n}', LARGE), [
     'vCPU 0: PSMASH of hpa … returns FAIL_INUSE (3): another processor is at it; the kernel tries again',
-    'vCPU 0: PVALIDATE of 0x201000 changes nothing: the page is validated (CF)',
+    'vCPU 0: PVALIDATE of 0x201000 changes nothing (CF): it is as it was',
   ]);
 });
 
@@ -250,4 +252,123 @@ test('conversions scattered by a loop', () => {
     failures.map(({ text }) => text),
     ['convert: start 0x1001 is not a multiple of 4K'],
   );
+});
+
+test('an instruction on a page leaves no translation: what it could not validate is a #VC all the same', () => {
+  for (const first of ['pvalidate 0x1000 off', 'pvalidate 0x0 2M'])
+    assert.equal(ran(`vcpu 0 {\n  ${first}\n  write 0x1000 = 1\n  read 0x1000\n}`).counter('faults.vc'), 2, first);
+  const adjusted = ran('vcpu 0 {\n  pvalidate 0x1000 off\n  rmpadjust 0x1000 vmpl 1 rw-\n}');
+  assert.equal(adjusted.counter('faults.vc'), 1);
+  assert.equal(entryOf(adjusted, 1)?.rights, 0);
+});
+
+test('what an instruction on a page answers does not depend on what the TLB has', () => {
+  for (const instruction of ['rmpadjust 0x20_1000 vmpl 1 rw-', 'pvalidate 0x20_1000 off']) {
+    const machine = ran(`vcpu 0 {\n  read 0x20_1000\n  ${instruction}\n}`, LARGE);
+    assert.equal(faults(machine).length, 1, instruction);
+    assert.equal(entryOf(machine, 0x201)?.level, 1, instruction);
+  }
+});
+
+test('at a VMPL without any right to a page PVALIDATE and RMPADJUST end: they are not its to do', () => {
+  for (const instruction of ['pvalidate 0x1000', 'rmpadjust 0x1000 vmpl 1 r--'])
+    assert.deepEqual(
+      warnings(ran(`vcpu 0 {\n  vmpl 1\n  ${instruction}\n}`)).map((text) => text.replace(/.* fails/, 'fails')),
+      ['fails with FAIL_PERMISSION (2)'],
+    );
+  // It may give away no more than it has: nothing.
+  assert.match(
+    warnings(ran('vcpu 0 {\n  pvalidate 0x1000\n  vmpl 1\n  rmpadjust 0x1000 vmpl 2 r--\n}')).join(),
+    /FAIL_PERMISSION \(2\)/,
+  );
+});
+
+test('addresses that no page of the size begins at are FAIL_INPUT', () => {
+  assert.deepEqual(
+    warnings(
+      ran('vcpu 0 {\n  pvalidate 0x1234\n  pvalidate 0x20_1000 2M off\n  rmpadjust 0x20_1000 2M vmpl 1 r--\n}', LARGE),
+    ),
+    [
+      'vCPU 0: PVALIDATE of 0x1234 fails with FAIL_INPUT (1)',
+      'vCPU 0: PVALIDATE of 0x201000 fails with FAIL_INPUT (1)',
+      'vCPU 0: RMPADJUST of 0x201000 fails with FAIL_INPUT (1)',
+    ],
+  );
+});
+
+const IN_PLACE = 'memory 0 +4M guest-memfd private 0 +64K policy guest-memfd = in-place';
+
+test('a read of a shared frame that is assigned is let through at any VMPL, and a write behind it is not', () => {
+  const tasks = (last: string): string => `vcpu 0 {
+  shared write 0x10_0000 = 1
+  vmpl 1
+  wait until rmp.updates == 1
+  shared read 0x10_0000
+  ${last}
+}
+host h {
+  wait until accesses == 1
+  rmpupdate 0x10_0000 private
+}`;
+  const read = new Run(programOf(tasks('expect vmpl == 1'), IN_PLACE));
+  assert.ok(read.runToEnd(2_000));
+  assert.deepEqual([read.stuck(), read.machine.small.failures], [undefined, []]);
+  const [first] = faults(ran(tasks('shared write 0x10_0000 = 2'), IN_PLACE));
+  assert.match(first?.reason ?? '', /is assigned to a guest, and the access is not private$/);
+});
+
+test('a host that repeats RMPUPDATE for ever is told, with what it repeats', () => {
+  const run = new Run(programOf('host h {\n  rmpupdate 0x20_1000 shared\n}', LARGE));
+  assert.ok(run.runToEnd(20_000));
+  assert.match(run.stuck() ?? '', /^h goes round in circles in rmpupdate: RMPUPDATE; while entries of another size/);
+  // A guest that has it split gets its turn.
+  const split = new Run(
+    programOf(
+      'host h {\n  rmpupdate 0x20_1000 shared\n}\nvcpu 0 {\n  rmpadjust 0x20_1000 vmpl 1 r--\n  write 0x30_0000 = 1\n}',
+      LARGE,
+    ),
+  );
+  split.runToEnd(20_000);
+  assert.equal(split.machine.tasks.find(({ name }) => name === 'h')!.state, 'done');
+});
+
+test('a page that goes while KVM handles its RMP fault: its frame is still the one that was looked up', () => {
+  for (const host of ['delete slot 0', 'convert 0x20_1000 +4K shared', 'punch 0x20_0000 +2M']) {
+    const program = programOf(
+      `vcpu 0 {\n  inject rmp-in-use\n  rmpadjust 0x20_1000 vmpl 1 rw-\n}\nhost h {\n  ${host}\n}`,
+      LARGE,
+    );
+    const run = new Run(program);
+    const [vcpu, h] = run.machine.tasks;
+    for (let steps = 0; vcpu!.stack.at(-1)?.fn !== 'sev_handle_rmp_fault'; steps++) {
+      assert.ok(steps < 200);
+      run.step(vcpu!);
+    }
+    run.step(vcpu!);
+    for (let steps = 0; h!.state !== 'done' && h!.state !== 'blocked'; steps++) {
+      assert.ok(steps < 2_000);
+      run.step(h!);
+    }
+    run.runToEnd(2_000);
+    assert.ok(run.machine.small.warnings.length > 0, host);
+    for (const { text } of run.machine.small.warnings) assert.doesNotMatch(text, /NaN/, host);
+    // By this ordering a page that has been punched is mapped again, and in the RMP no more: that is a loop.
+    const loops = run.machine.small.hazards.filter(({ hazard }) => hazard === 'rmp-fault-loop');
+    assert.equal(loops.length > 0, host.startsWith('punch'), host);
+  }
+});
+
+test('who has a frame is told: of the map’s changes, of the host’s own access, and where the RMP disagrees', () => {
+  const run = new Run(
+    programOf(
+      'vcpu 0 {\n  pvalidate 0x1000\n}\nhost h {\n  wait until rmp.updates == 1\n  rmpupdate 0x1000 private as 0x5000\n  private write 0x1000 = 1\n}',
+    ),
+  );
+  run.runToEnd(2_000);
+  assert.match(run.machine.small.failures.map(({ text }) => text).join(), /the guest’s, gfn 0x5/);
+  const machine = ran(
+    'host h {\n  rmpupdate 0x1000 private asid 9\n  convert 0x1000 +4K shared\n  convert 0x1000 +4K private\n}',
+    `${LARGE.replace('launch 0x20_0000 +2M', 'private 0x20_0000 +2M')}`,
+  );
+  assert.ok(machine.counter('rmp.updates') > 0);
 });

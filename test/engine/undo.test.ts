@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { readdirSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { LoggedMap } from '../../engine/logged-map.ts';
 import { Run } from '../../engine/run.ts';
 import { parseScenario } from '../../scenario/index.ts';
 import { randomProgram } from '../lab/programs.ts';
@@ -22,6 +23,10 @@ function snapshot(run: Run): string {
       locks: machine.locks,
       invalidation: machine.invalidation,
       shadow: Object.values(machine.shadow).map((map) => [...map.entries()].sort(([a], [b]) => a - b)),
+      attributes: Object.values(machine.attributes).flatMap((map) =>
+        map instanceof LoggedMap ? [[...map.entries()].sort(([a], [b]) => a - b)] : [],
+      ),
+      privateRanges: [...machine.attributes.store.runs(0, 2 ** 40)],
       pages: [...machine.pages.values()].sort((a, b) => a.pfn - b.pfn),
       vcpus: machine.vcpus.map((vcpu) => ({
         registers: vcpu.registers,
