@@ -372,3 +372,14 @@ test('who has a frame is told: of the map’s changes, of the host’s own acces
   );
   assert.ok(machine.counter('rmp.updates') > 0);
 });
+
+test('an RMP fault whose page has become shared meanwhile is no loop', () => {
+  const program = programOf(
+    'vcpu 0 {\n  rmpadjust 0x20_1000 vmpl 1 rw-\n}\nhost h {\n  convert 0x20_1000 +4K shared\n}',
+    LARGE.replace('rfc-v8', 'today'),
+  );
+  const { complete, outcomes } = explore(program, { maxStates: 50_000, reduce: true });
+  assert.ok(complete);
+  const events = outcomes.map(({ event }) => event);
+  assert.ok(events.includes('rmp-fault') && !events.includes('rmp-fault-loop'), events.join());
+});
