@@ -10,7 +10,7 @@ import { type NestedShape, randomNestedProgram } from './nested-programs.ts';
 
 // A guest that runs guests of its own: guest_mmu shadows its second-stage tables, nested_mmu has L2's role.
 
-const MORE = process.env.FUZZ_RUNS ? Number(process.env.FUZZ_RUNS) / 500 : 1;
+const MORE = process.env.FUZZ_RUNS ? Number(process.env.FUZZ_RUNS) / 2000 : 1;
 
 function run(text: string): Run {
   const { program, diagnostics } = parseScenario(text);
