@@ -33,7 +33,13 @@ const groups = [
       ['scripts/test.mjs', 'test/lab', '--test-concurrency=2'],
       {
         loud: 'at-end',
-        env: long ? { KVM_MMU_AGREEMENT: '30', KVM_MMU_LAB_KERNELS: 'linux-image-amd64,linux-image-6.12-amd64' } : {},
+        env: long
+          ? {
+              KVM_MMU_AGREEMENT: '30',
+              KVM_MMU_LEGACY_CASES: '8000',
+              KVM_MMU_LAB_KERNELS: 'linux-image-amd64,linux-image-6.12-amd64',
+            }
+          : {},
       },
     ],
   ],

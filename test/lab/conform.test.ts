@@ -9,7 +9,7 @@ import { KERNELS, labTest, sharedLab } from './lab.ts';
 
 // 32-bit and PAE paging: the engine's walk beside upstream KVM's own, which shadow paging makes.
 
-const CASES = Number(process.env.KVM_MMU_LEGACY_CASES ?? 4000);
+const CASES = Number(process.env.KVM_MMU_LEGACY_CASES ?? 2000);
 
 for (const kernel of KERNELS)
   labTest(
