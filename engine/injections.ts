@@ -9,7 +9,7 @@ export const CONVERSION_INJECTIONS = {
   'begin-without-range': 'an invalidation of a conversion is begun without its range',
   'end-before-store': 'the invalidation ends before the attributes are stored',
   'store-fails': 'there is no memory for the second half of the attributes',
-  'rmpupdate-fails': 'RMPUPDATE fails',
+  'rmp-update-fails': 'RMPUPDATE fails',
   'tdx-shared-bit': 'the shared bit of a TDX guest’s address is left in the gfn',
 } as const;
 

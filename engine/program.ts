@@ -202,7 +202,11 @@ export type Statement =
       readonly isPrivate: boolean;
     })
   /** A guest of SNP or TDX accepts a page, or of SNP says what its other VMPLs may do with it. */
-  | (Located & { readonly kind: 'page'; readonly address: Expression; readonly instruction: PageInstruction })
+  | (Located & {
+      readonly kind: 'page-instruction';
+      readonly address: Expression;
+      readonly instruction: PageInstruction;
+    })
   /** A guest of SNP goes on at another VMPL. */
   | (Located & { readonly kind: 'vmpl'; readonly vmpl: number })
   /** The host does RMPUPDATE itself, of the private frame of a page, and nothing else. */
@@ -228,7 +232,7 @@ export type Statement =
 
 /** Who may execute a statement; both when absent. A host's accesses go through the kernel's direct map. */
 export const STATEMENT_OWNER: Readonly<Partial<Record<Statement['kind'], 'vcpu' | 'host'>>> = {
-  page: 'vcpu',
+  'page-instruction': 'vcpu',
   vmpl: 'vcpu',
   rmpupdate: 'host',
   punch: 'host',

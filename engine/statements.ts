@@ -5,13 +5,23 @@ import { directMapAccess } from './attributes/direct-map.ts';
 import { kvmGmemPunchHole } from './attributes/gmem.ts';
 import { endsAtOnce } from './attributes/page-instruction.ts';
 import { rmpUpdateByHost } from './attributes/rmp-update.ts';
+import { runVmpl } from './attributes/run-vmpl.ts';
 import { checkFresh } from './attributes/stale.ts';
 import { checkEntries } from './attributes/update-mem-attr.ts';
 import { pageStateChange } from './attributes/vmm.ts';
-import { runVmpl } from './attributes/vmpl.ts';
 import type { Instruction } from './code.ts';
 import { ExpressionError, evaluate, evaluateInteger, type Scope, truthy } from './expression.ts';
-import { accessPages, COMPLETED, EMULATED, FAILED, FAULTED, lookUp, pageWalk, untranslatable } from './guest/access.ts';
+import {
+  accessPages,
+  COMPLETED,
+  EMULATED,
+  FAILED,
+  FAULTED,
+  isByFrame,
+  lookUp,
+  pageWalk,
+  untranslatable,
+} from './guest/access.ts';
 import { nestedStage } from './guest/nested.ts';
 import { REGISTER_BITS, RegisterError } from './guest/registers.ts';
 import { applyMapping, protectRange, runningGuestTables, unmapRange } from './guest/tables.ts';
@@ -89,7 +99,7 @@ function runStatement(machine: Machine, task: Task, statement: Exclude<Statement
       }
       accessDirectMap(machine, task, statement);
       break;
-    case 'page':
+    case 'page-instruction':
       runPageInstruction(machine, task, statement);
       return;
     case 'vmpl':
@@ -339,7 +349,11 @@ function callRmpUpdate(
 }
 
 /** Translated as a private read, whatever the page has been accepted as so far. */
-function runPageInstruction(machine: Machine, task: Task, statement: Extract<Statement, { kind: 'page' }>): void {
+function runPageInstruction(
+  machine: Machine,
+  task: Task,
+  statement: Extract<Statement, { kind: 'page-instruction' }>,
+): void {
   const { address, instruction, span } = statement;
   const read: AccessStatement = {
     kind: 'access',
@@ -378,8 +392,7 @@ function runAccess(machine: Machine, task: Task, statement: AccessStatement): vo
     return;
   }
   const { access } = task;
-  const isPhysical = access.page?.name === 'TDG.MEM.PAGE.ACCEPT';
-  const problem = isPhysical ? undefined : untranslatable(vcpu.mode, access.address);
+  const problem = isByFrame(access) ? undefined : untranslatable(vcpu.mode, access.address);
   if (problem !== undefined) {
     machine.warn(`${task.name}: ${problem}`);
     finishAccess(task);

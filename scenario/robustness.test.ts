@@ -52,11 +52,6 @@ test('the listings in the README are scenarios', () => {
   for (const listing of listings) assert.deepEqual(parseScenario(listing).diagnostics, []);
 });
 
-test('a word in parts stays one, whatever its parts are', () => {
-  const text = 'host h {\n  inject rmpupdate-fails\n  rmpupdate 0x1000 private as 0x2000 asid 7\n}\n';
-  assert.equal(format(text), text);
-});
-
 const words = [...new Set(examples.flatMap(({ text }) => images(text)))];
 const soup = fc.array(fc.oneof(fc.constantFrom(...words), fc.constantFrom('\n', '{', '}', '$', '0x', '-', '(')), {
   maxLength: 60,

@@ -44,7 +44,7 @@ const mapping = {
   ...{ write: true, execute: true, user: false, fields: {} },
 };
 
-const page = (instruction: object) => ({ kind: 'page', address: '0x200000', instruction });
+const page = (instruction: object) => ({ kind: 'page-instruction', address: '0x200000', instruction });
 
 const VCPU: readonly (readonly [string, object])[] = [
   ['read 0x400000', { ...access, address: '0x400000' }],
@@ -180,7 +180,7 @@ test('every kind of statement of the contract can be written', () => {
     },
     ...{ expect: true, wait: true, 'slot-add': true, 'slot-delete': true, 'slot-move': true, 'slot-log': true },
     ...{ zap: true, notifier: true, poke: true, inject: true, cpuid: true, enter: true, invept: true, smm: true },
-    ...{ convert: true, page: true, vmpl: true, rmpupdate: true, punch: true },
+    ...{ convert: true, 'page-instruction': true, vmpl: true, rmpupdate: true, punch: true },
     'recover-nx-huge-pages': true,
     'async-pf': true,
   };

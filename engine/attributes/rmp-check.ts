@@ -1,11 +1,10 @@
 import { ACC_EXEC, ACC_USER, ACC_WRITE } from '../formats/compile.ts';
 import type { Machine } from '../machine.ts';
-import type { Gfn, Pfn } from '../memory/words.ts';
+import { formatSize, type Gfn, type Pfn } from '../memory/words.ts';
 import type { PendingAccess } from '../operation.ts';
 import { rmpEntry } from './rmp.ts';
 import { GUEST_ASID } from './state.ts';
-import { vmplOf } from './vmpl.ts';
-import { accessOf, rightNeeded, rightsOf, rightsWords } from './vmpl-rights.ts';
+import { accessOf, rightNeeded, rightsOf, rightsWords, vmplOf } from './vmpl.ts';
 
 /** What the check of an access against the RMP finds wrong. */
 export interface RmpProblem {
@@ -59,4 +58,4 @@ export function rmpAccess(machine: Machine, vcpu: number, { isPrivate }: Pending
   return isPrivate ? accessOf(rightsOf(entry, vmplOf(machine, vcpu))) : ACC_USER | ACC_EXEC;
 }
 
-const sizeOf = (level: number): string => ['4K', '2M', '1G'][level - 1]!;
+const sizeOf = (level: number): string => formatSize(4096 * 512 ** (level - 1));

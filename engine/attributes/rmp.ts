@@ -3,8 +3,7 @@ import { frameToAddress, type Gfn, hex, type Pfn } from '../memory/words.ts';
 import type { Task } from '../operation.ts';
 import { EFAULT } from '../tdp/fault.ts';
 import { GUEST_ASID, type RmpEntry } from './state.ts';
-import { vmplOf } from './vmpl.ts';
-import { rightsOf, withRights } from './vmpl-rights.ts';
+import { rightsOf, vmplOf, withRights } from './vmpl.ts';
 
 // The reverse map table of SEV-SNP: who owns each host frame, and as which guest frame. The processor checks it after the walk.
 
@@ -95,7 +94,7 @@ export function psmash(machine: Machine, pfn: Pfn): void {
  * @returns 0, or −EFAULT where the processor refuses
  */
 export function rmpMake(machine: Machine, pfn: Pfn, gfn: Gfn, level: 1 | 2): number {
-  if (machine.injects('rmpupdate-fails')) {
+  if (machine.injects('rmp-update-fails')) {
     machine.warn(`RMPUPDATE of hpa ${hex(frameToAddress(pfn))} fails`);
     return EFAULT;
   }

@@ -236,7 +236,7 @@ function injectedErrorCode(machine: Machine, { errorCode, access }: FaultInfo): 
 }
 
 /** TDG.MEM.PAGE.ACCEPT names a page by its guest-physical address, whatever the guest's tables are. */
-const isByFrame = ({ page }: PendingAccess): boolean => page?.name === 'TDG.MEM.PAGE.ACCEPT';
+export const isByFrame = ({ page }: PendingAccess): boolean => page?.name === 'TDG.MEM.PAGE.ACCEPT';
 
 /** The second stage of a reference: of TDX private memory, tables among it, has the module's. */
 function secondOf(vcpu: Vcpu, { isPrivate }: PendingAccess, isPage: boolean): SecondStage | undefined {

@@ -100,11 +100,7 @@ function tellRmp(told: Told, before: RmpEntry | undefined, after: RmpEntry | und
     );
   else if (before.level !== level) told.page('PSMASH: the RMP has % in 4K', gfn, end);
   else if (after.validated !== before.validated)
-    told.page(
-      `PVALIDATE: % is ${after.validated ? '' : 'not '}accepted${after.validated ? '' : ' any more'}`,
-      gfn,
-      end,
-    );
+    told.page(`PVALIDATE: % is ${after.validated ? 'accepted' : 'not accepted any more'}`, gfn, end);
   else if (after.rights !== before.rights) told.page('RMPADJUST: other VMPLs’ rights to % change', gfn, end);
   else told.page('RMP: the entry of % changes', gfn, end);
 }

@@ -1,6 +1,6 @@
 import { GUEST_ASID, ownerWords, type RmpEntry } from '../attributes/state.ts';
 import { frameOf } from '../attributes/tdx.ts';
-import { rightsOf, rightsWords } from '../attributes/vmpl-rights.ts';
+import { rightsOf, rightsWords } from '../attributes/vmpl.ts';
 import { LEAF, TABLE } from '../formats/compile.ts';
 import { decodeEntry } from '../formats/decode.ts';
 import type { Machine } from '../machine.ts';

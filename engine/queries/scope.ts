@@ -1,3 +1,4 @@
+import { vmplOf } from '../attributes/vmpl.ts';
 import { COUNTERS, type CounterName } from '../counters.ts';
 import { ExpressionError, type Scope, type Value } from '../expression.ts';
 import { ABSENT, LEAF } from '../formats/compile.ts';
@@ -13,8 +14,10 @@ import { softTranslate } from './translate.ts';
 const counters = new Set<string>(COUNTERS);
 const registers = new Set<string>(REGISTERS);
 
-function registerValue(vcpu: Vcpu, path: readonly (string | bigint)[]): Value | undefined {
+/** What is a vCPU's own: a register, a bit of one, its VMPL. */
+function vcpuValue(machine: Machine, vcpu: Vcpu, path: readonly (string | bigint)[]): Value | undefined {
   const [name, bit] = path;
+  if (name === 'vmpl' && path.length === 1) return BigInt(vmplOf(machine, vcpu.id));
   if (typeof name !== 'string' || !registers.has(name)) return undefined;
   const register = name as RegisterName;
   const value = vcpu.registers[register];
@@ -50,8 +53,7 @@ export function programScope(machine: Machine, task?: Task): Scope {
       }
       if (first === 'vcpu' && typeof path[1] === 'bigint') {
         const vcpu = machine.vcpus[Number(path[1])];
-        if (vcpu && path[2] === 'vmpl' && path.length === 3) return BigInt(machine.attributes.vmpls.get(vcpu.id) ?? 0);
-        return vcpu && registerValue(vcpu, path.slice(2));
+        return vcpu && vcpuValue(machine, vcpu, path.slice(2));
       }
       const dotted = path.join('.');
       if (counters.has(dotted)) {
@@ -61,10 +63,9 @@ export function programScope(machine: Machine, task?: Task): Scope {
       }
       if (dotted === 'mmu_invalidate_seq') return BigInt(machine.invalidation.seq);
       if (dotted === 'slots.generation') return BigInt(machine.slots.generation);
-      if (dotted === 'vmpl') return BigInt(machine.attributes.vmpls.get(own) ?? 0);
       if (dotted === 'tlb.entries') return BigInt(machine.vcpus[own]?.tlb.count ?? 0);
       const vcpu = machine.vcpus[own];
-      return vcpu && registerValue(vcpu, path);
+      return vcpu && vcpuValue(machine, vcpu, path);
     },
     call: (name, values) => callFunction(machine, own, name, values),
     known: 'registers (cr0.wp), vcpu[N].…, counters (faults.second), guests, loop variables and step',

@@ -164,8 +164,7 @@ export class MmuCompletionProvider implements CompletionProvider {
     if (first.image === 'memory') return ['huge', 'read-only', 'slot'].map((word) => keyword(word));
     if ((first.image === 'map' && statement.some(({ image }) => image === '->')) || first.image === 'protect')
       return [...ATTRIBUTES, 'in'].map((word) => keyword(word));
-    if (first.image === 'convert')
-      return hasSize(statement) ? ['private', 'shared'].map((word) => keyword(word)) : names();
+    if (first.image === 'convert' && hasSize(statement)) return ['private', 'shared'].map((word) => keyword(word));
     if (first.image === 'rmpupdate') return followRmpupdate(last.image, statement.length);
     if (first.image === 'rmpadjust' && last.image !== 'rmpadjust' && last.image !== '(')
       return followRmpadjust(statement.map(({ image }) => image));

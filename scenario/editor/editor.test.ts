@@ -66,6 +66,7 @@ test('statements about private memory offer what is left of them', async () => {
   assert.deepEqual(await labels('vcpu 0 {\n  rmpadjust 0x1000 |'), ['2M', 'vmpl']);
   assert.deepEqual(await labels('vcpu 0 {\n  rmpadjust 0x1000 vmpl 2 |'), ['r--', 'rw-', 'r-x', 'rwx', 'off']);
   assert.deepEqual(await labels('vcpu 0 {\n  vmpl |'), []);
+  assert.ok((await labels('host h {\n  repeat 2 as page { convert (page * |')).includes('page'));
   // `as` names a variable of a loop alone.
   const names = await labels('host h {\n  rmpupdate 0x1000 private as 0x8000\n  loop {\n    convert (|');
   assert.ok(names.length > 0 && !names.includes('0x8000'));

@@ -80,8 +80,6 @@ export function formatText(text: string, tokens: readonly IToken[]): string {
       const operand = previous !== undefined && isOperandEnd(previous);
       const sized = image === '+' && parentheses === 0 && SIZED.has(statement);
       const sign = image === '!' || image === '~' || (image === '-' && !operand) || sized;
-      // `inject rmpupdate-fails`: of a word in parts none begins a statement.
-      const isDashedWord = DASHED.has(statement) && (previous?.image === statement || previous?.image === '-');
       const dash = DASHED.has(statement) && (image === '-' || previous?.image === '-');
       if (output !== '' && previous && !dash && !unary && spaceBetween(previous, token)) output += ' ';
       output += image;
@@ -91,7 +89,7 @@ export function formatText(text: string, tokens: readonly IToken[]): string {
       else if (image === '{') depth++;
       else if (image === '}') depth = Math.max(0, depth - 1);
       if (image === '{' || image === '}' || image === '=') statement = '';
-      else if (parentheses === 0 && BEGINNINGS.has(name) && previous?.image !== '.' && !isDashedWord) statement = name;
+      else if (parentheses === 0 && BEGINNINGS.has(name) && previous?.image !== '.') statement = name;
       previous = token;
     }
     lines.push({ code: output, indent, ...(comment === undefined ? {} : { comment }) });

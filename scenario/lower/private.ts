@@ -1,5 +1,5 @@
 import { GUEST_ASID, type VmType } from '../../engine/attributes/state.ts';
-import { rightsMask } from '../../engine/attributes/vmpl-rights.ts';
+import { rightsMask } from '../../engine/attributes/vmpl.ts';
 import type { Expression } from '../../engine/expression.ts';
 import type { Statement } from '../../engine/program.ts';
 import { type Problems, spanOf } from '../diagnostics.ts';
@@ -48,11 +48,18 @@ export function lowerPrivateMemory(node: PrivateMemory, names: Names, problems: 
       const address = lowerExpression(node.address, problems, names);
       const level = lowerLevel(node.size, 'pvalidate', problems);
       if (!address || !level) return undefined;
-      return { kind: 'page', address, instruction: { name: 'PVALIDATE', level, validated: !node.off }, span };
+      return {
+        kind: 'page-instruction',
+        address,
+        instruction: { name: 'PVALIDATE', level, validated: !node.off },
+        span,
+      };
     }
     case 'Accept': {
       const address = lowerExpression(node.address, problems, names);
-      return address && { kind: 'page', address, instruction: { name: 'TDG.MEM.PAGE.ACCEPT', level: 1 }, span };
+      return (
+        address && { kind: 'page-instruction', address, instruction: { name: 'TDG.MEM.PAGE.ACCEPT', level: 1 }, span }
+      );
     }
     case 'Rmpadjust': {
       const address = lowerExpression(node.address, problems, names);
@@ -60,7 +67,7 @@ export function lowerPrivateMemory(node: PrivateMemory, names: Names, problems: 
       const vmpl = lowerVmpl(node.vmpl, problems);
       if (!address || !level || vmpl === undefined) return undefined;
       const rights = rightsMask(node.rights ?? '---');
-      return { kind: 'page', address, instruction: { name: 'RMPADJUST', level, vmpl, rights }, span };
+      return { kind: 'page-instruction', address, instruction: { name: 'RMPADJUST', level, vmpl, rights }, span };
     }
     case 'RunVmpl': {
       const vmpl = lowerVmpl(node.vmpl, problems);

@@ -190,7 +190,7 @@ host vmm {
 
 test('RMPUPDATE that fails at a fault ends KVM_RUN', () => {
   const machine = ended(
-    'host vmm {\n  inject rmpupdate-fails\n  convert 0x8000 +4K shared\n}\nvcpu 0 {\n  wait until conversions == 1\n  private write 0x1000 = 1\n}',
+    'host vmm {\n  inject rmp-update-fails\n  convert 0x8000 +4K shared\n}\nvcpu 0 {\n  wait until conversions == 1\n  private write 0x1000 = 1\n}',
     ['private 0x1000 +4K'],
   );
   assert.equal(machine.counter('rmp.updates'), 0);

@@ -242,7 +242,7 @@ const OTHERWISE = [
   'mixed-unaligned',
   'begin-without-range',
   'store-fails',
-  'rmpupdate-fails',
+  'rmp-update-fails',
   'tdx-shared-bit',
 ];
 test('every mistake in converting memory is looked for', () => {
@@ -297,7 +297,7 @@ test('an RMPUPDATE that fails leaves the attribute changed, logged or returned',
     ['returned', /KVM_SET_MEMORY_ATTRIBUTES fails with -EFAULT/],
   ] as const) {
     const program = programOf(
-      'host vmm {\n  inject rmpupdate-fails\n  convert 0x1000 +4K private\n}',
+      'host vmm {\n  inject rmp-update-fails\n  convert 0x1000 +4K private\n}',
       'rfc-v8',
       `vm snp\n  policy attribute-errors = ${policy}`,
     );
@@ -344,7 +344,7 @@ vcpu 1 {
   );
   assert.match(
     failures(
-      programOf('vcpu 0 {\n  inject rmpupdate-fails\n  convert 0x1000 +4K private\n  pvalidate 0x1000\n}'),
+      programOf('vcpu 0 {\n  inject rmp-update-fails\n  convert 0x1000 +4K private\n  pvalidate 0x1000\n}'),
     ).join(),
     /KVM_RUN failed: the vCPU cannot go on/,
   );

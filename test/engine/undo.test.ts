@@ -8,9 +8,6 @@ import { parseScenario } from '../../scenario/index.ts';
 import { randomProgram } from '../lab/programs.ts';
 import { randomNestedProgram } from './nested-programs.ts';
 
-/** Of maps with more entries the number alone is compared: there are hundreds of snapshots. */
-const MOST_ENTRIES = 1024;
-
 /** Everything that a machine is, in one string: two machines in the same state give the same. */
 function snapshot(run: Run): string {
   const { machine } = run;
@@ -27,11 +24,11 @@ function snapshot(run: Run): string {
       invalidation: machine.invalidation,
       shadow: Object.values(machine.shadow).map((map) => [...map.entries()].sort(([a], [b]) => a - b)),
       attributes: Object.values(machine.attributes).flatMap((map) =>
-        map instanceof LoggedMap
-          ? [map.size > MOST_ENTRIES ? map.size : [...map.entries()].sort(([a], [b]) => a - b)]
-          : [],
+        map instanceof LoggedMap ? [[...map.entries()].sort(([a], [b]) => a - b)] : [],
       ),
-      privateRanges: [...machine.attributes.store.runs(0, 2 ** 40)],
+      privateRanges: machine.slots.list.flatMap(({ base, pages }) => [
+        ...machine.attributes.store.runs(base, base + pages),
+      ]),
       pages: [...machine.pages.values()].sort((a, b) => a.pfn - b.pfn),
       vcpus: machine.vcpus.map((vcpu) => ({
         registers: vcpu.registers,
