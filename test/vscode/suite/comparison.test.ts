@@ -1,7 +1,7 @@
 import * as assert from 'node:assert/strict';
 import * as vscode from 'vscode';
 import { needPage, webviewFrame } from './page.ts';
-import { describeViews, launch, makeRoom, pictures, stops, until } from './views.ts';
+import { describeViews, endSession, launch, makeRoom, pictures, stops, until } from './views.ts';
 
 describeViews('the comparison', () => {
   it('compare what policies cost on the session’s scenario, and what they leave', async function () {
@@ -27,7 +27,7 @@ describeViews('the comparison', () => {
     await pictures(page, 'comparison-two');
     await view.locator('select').selectOption('page-split');
     await view.getByText('They cost the same.').waitFor();
-    await vscode.debug.stopDebugging();
+    await endSession();
     await launch('quadrant.mmu');
     await view.locator('select').selectOption('quadrant');
     await view.getByText(/other leaves/).waitFor();

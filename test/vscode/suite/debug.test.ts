@@ -2,6 +2,7 @@
 import * as assert from 'node:assert/strict';
 import * as vscode from 'vscode';
 import { needPage, screenshot } from './page.ts';
+import { endSession } from './views.ts';
 
 interface StoppedBody {
   readonly reason: string;
@@ -56,12 +57,7 @@ describe('debugging a scenario', () => {
   });
   after(() => tracking.dispose());
   afterEach(async () => {
-    // A session that has only just begun may not be known here yet: it is stopped in the next round.
-    await until('the session to end', async () => {
-      await vscode.debug.stopDebugging();
-      await new Promise((resolve) => setTimeout(resolve, 200));
-      return vscode.debug.activeDebugSession === undefined;
-    });
+    await endSession();
     await vscode.commands.executeCommand('workbench.action.closeAllEditors');
   });
 

@@ -2,7 +2,18 @@ import * as assert from 'node:assert/strict';
 import type { Page } from 'playwright-core';
 import * as vscode from 'vscode';
 import { needPage, screenshot, webviewFrame } from './page.ts';
-import { debugToEnd, describeViews, launch, makeRoom, next, pictures, shows, stops, until } from './views.ts';
+import {
+  debugToEnd,
+  describeViews,
+  endSession,
+  launch,
+  makeRoom,
+  next,
+  pictures,
+  shows,
+  stops,
+  until,
+} from './views.ts';
 
 /** Which columns of two pictures (PNG, base64) of the same size differ. */
 async function changedColumns(
@@ -116,7 +127,7 @@ describeViews('the map of memory', () => {
     await tables.locator('.tree-row.selected').waitFor();
     await vscode.commands.executeCommand('kvm-mmu.showAttributes');
 
-    await vscode.debug.stopDebugging();
+    await endSession();
     await memory.getByText('The session has ended').waitFor();
   });
 
@@ -157,7 +168,7 @@ describeViews('the map of memory', () => {
     await page.keyboard.press('Home');
     await page.waitForTimeout(800);
     await screenshot(page, 'attributes-all');
-    await vscode.debug.stopDebugging();
+    await endSession();
     await memory.getByText('The session has ended').waitFor();
 
     // An ordinary VM says why there is nothing.

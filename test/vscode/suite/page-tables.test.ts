@@ -1,7 +1,7 @@
 import * as assert from 'node:assert/strict';
 import * as vscode from 'vscode';
 import { needPage, screenshot, webviewFrame } from './page.ts';
-import { describeViews, launch, makeRoom, next, pictures, shows, stops, until } from './views.ts';
+import { describeViews, endSession, launch, makeRoom, next, pictures, shows, stops, until } from './views.ts';
 
 describeViews('the page tables', () => {
   it('say what they will show before there is a session', async function () {
@@ -87,7 +87,7 @@ describeViews('the page tables', () => {
     await page.keyboard.press('Enter');
     await tables.getByText('is not an address').waitFor();
 
-    await vscode.debug.stopDebugging();
+    await endSession();
     await tables.getByText('The session has ended').waitFor();
     await screenshot(page, 'tables-ended');
   });

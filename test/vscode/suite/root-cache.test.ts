@@ -5,7 +5,18 @@ import { join } from 'node:path';
 import * as vscode from 'vscode';
 import { x86Image } from '../../image-fixture.ts';
 import { needPage, screenshot, webviewFrame } from './page.ts';
-import { debugToEnd, describeViews, makeRoom, pictures, scenario, shows, stops, until, withoutLab } from './views.ts';
+import {
+  debugToEnd,
+  describeViews,
+  endSession,
+  makeRoom,
+  pictures,
+  scenario,
+  shows,
+  stops,
+  until,
+  withoutLab,
+} from './views.ts';
 
 /** Elements whose text does not fit into them, or that reach beyond the page. Runs in the page. */
 function outside(): string[] {
@@ -212,7 +223,7 @@ describeViews('the root cache', () => {
     );
 
     await vscode.commands.executeCommand('kvm-mmu.showRootCache');
-    await vscode.debug.stopDebugging();
+    await endSession();
     await cache.getByText('The session has ended').waitFor();
   });
 

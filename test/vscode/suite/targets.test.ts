@@ -5,7 +5,18 @@ import { join } from 'node:path';
 import * as vscode from 'vscode';
 import { x86Image } from '../../image-fixture.ts';
 import { needPage, webviewFrame } from './page.ts';
-import { describeViews, makeRoom, next, pictures, sentenceOf, shows, stops, until, withoutLab } from './views.ts';
+import {
+  describeViews,
+  endSession,
+  makeRoom,
+  next,
+  pictures,
+  sentenceOf,
+  shows,
+  stops,
+  until,
+  withoutLab,
+} from './views.ts';
 
 describeViews('the views of images, guests, recordings and labs', () => {
   it('show the tables of an image, which does not run', async function () {
@@ -40,7 +51,7 @@ describeViews('the views of images, guests, recordings and labs', () => {
       'the walk of 0x401000',
     );
     await pictures(page, 'image-walk');
-    await vscode.debug.stopDebugging();
+    await endSession();
     await walk.getByText('The session has ended').waitFor();
   });
 
@@ -74,7 +85,7 @@ describeViews('the views of images, guests, recordings and labs', () => {
     await shows(tables, await stops.number(9));
     await tables.locator('.tree-row.here').waitFor();
     await pictures(page, 'kvm-tables');
-    await vscode.debug.stopDebugging();
+    await endSession();
     await tables.getByText('The session has ended').waitFor();
   });
 
@@ -96,7 +107,7 @@ describeViews('the views of images, guests, recordings and labs', () => {
     await vscode.commands.executeCommand('workbench.view.debug');
     await page.waitForTimeout(1000);
     await pictures(page, 'kvm-scenario');
-    await vscode.debug.stopDebugging();
+    await endSession();
     await walk.getByText('The session has ended').waitFor();
   });
 
@@ -122,7 +133,7 @@ describeViews('the views of images, guests, recordings and labs', () => {
     const tables = await webviewFrame(page, { viewType: 'kvm-mmu.page-tables' });
     await tables.locator('.certainty').first().waitFor();
     await pictures(page, 'recording-tables');
-    await vscode.debug.stopDebugging();
+    await endSession();
     await tables.getByText('The session has ended').waitFor();
   });
 
@@ -152,7 +163,7 @@ describeViews('the views of images, guests, recordings and labs', () => {
     await picker.selectOption(option!);
     await tables.getByText('Read from the kernel.').waitFor();
     await pictures(page, 'lab-tables');
-    await vscode.debug.stopDebugging();
+    await endSession();
     await tables.getByText('The session has ended').waitFor();
   });
 });

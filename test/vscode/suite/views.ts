@@ -61,6 +61,36 @@ export async function launch(name: string): Promise<void> {
   assert.ok(started, 'the session did not start');
 }
 
+/** Whether VS Code shows the session's last stop, or has nothing to show. Frames of stops before have other ids. */
+async function isShown(session: vscode.DebugSession): Promise<boolean> {
+  const item = vscode.debug.activeStackItem;
+  let frames: { id: number; source?: object }[];
+  try {
+    ({ stackFrames: frames } = await session.customRequest('stackTrace', { threadId: item?.threadId ?? 1 }));
+  } catch {
+    return true;
+  }
+  if (!frames.some(({ source }) => source)) return true; // an image of memory
+  return item instanceof vscode.DebugStackFrame && frames.some(({ id }) => id === item.frameId);
+}
+
+/**
+ * Ends the session as a person does, who has seen it stop: a session that ends while VS Code is bringing its stop into
+ * focus keeps the focus for ever, and no later session's stop is shown.
+ */
+export async function endSession(): Promise<void> {
+  const session = vscode.debug.activeDebugSession;
+  if (session) {
+    await until(() => isShown(session), 'VS Code shows the stop');
+    await new Promise((resolve) => setTimeout(resolve, 200));
+  }
+  // A session that has only just begun may not be known here yet: it is stopped in the next round.
+  await until(async () => {
+    await vscode.debug.stopDebugging();
+    return vscode.debug.activeDebugSession === undefined;
+  }, 'the session ends');
+}
+
 export function scenario(name: string, text: string): string {
   const path = join(mkdtempSync(join(tmpdir(), 'kvm-mmu-')), name);
   writeFileSync(path, text);
@@ -113,7 +143,7 @@ export function describeViews(name: string, body: () => void): void {
     });
 
     afterEach(async () => {
-      await vscode.debug.stopDebugging();
+      await endSession();
       await vscode.commands.executeCommand('workbench.action.closeAllEditors');
       stops.dispose();
     });
