@@ -54,3 +54,9 @@ export function labTest(name: string, body: (context: TestContext) => Promise<vo
   const missing = kernel === undefined ? why : withoutLab([kernel]);
   test(name, { skip: missing ?? false, timeout: process.env.KVM_MMU_AGREEMENT ? 1_800_000 : 180_000 }, body);
 }
+
+/** One of several of a kind, each with a boot of its own, of which another runs always. */
+export const longLabTest: typeof labTest = (name, body, kernel) => {
+  if (process.env.KVM_MMU_AGREEMENT) labTest(name, body, kernel);
+  else test(name, { skip: 'npm run test:long runs it' }, body);
+};

@@ -4,7 +4,7 @@ import type { Lab } from '../../adapter/lab/boot.ts';
 import { emulatorBuilt } from '../../engine/queries/emulator-built.ts';
 import { bothWays } from './both-ways.ts';
 import { byPage, compareEvents } from './events.ts';
-import { labTest, NEWER_KERNELS, sharedLab, skipsOlder } from './lab.ts';
+import { labTest, longLabTest, NEWER_KERNELS, sharedLab, skipsOlder } from './lab.ts';
 import { type ProgramShape, randomProgram } from './programs.ts';
 import { builtLeaves, builtTables, emulate, emulatedLeaves, onKvm, STUBS } from './run-both.ts';
 import { allowed, comparedOf, isStub, projected, roots, sequence, stubsOf } from './shadow-events.ts';
@@ -14,9 +14,7 @@ import { allowed, comparedOf, isStub, projected, roots, sequence, stubsOf } from
 const FIRST = Number(process.env.KVM_MMU_SEED ?? 1);
 const PROGRAMS = Number(process.env.KVM_MMU_AGREEMENT ?? 2);
 /** In 7, and in 11, a fault finds the table of a fetch where it would map a large page (disallowed_hugepage_adjust), which is rare. */
-const SHADOW_SEEDS = process.env.KVM_MMU_AGREEMENT
-  ? Array.from({ length: PROGRAMS }, (_, index) => FIRST + index)
-  : [7];
+const SHADOW_SEEDS = Array.from({ length: PROGRAMS }, (_, index) => FIRST + index);
 
 const forced = (npt: string) => ({ npt, 'kvm.nx_huge_pages': 'force' });
 
@@ -136,7 +134,7 @@ for (const kernel of NEWER_KERNELS)
   );
 
 for (const kernel of NEWER_KERNELS)
-  labTest(
+  longLabTest(
     `${kernel}, shadow paging of PAE guests with NX huge pages: every event of the engine's is one that KVM records, in its order`,
     async (context) => {
       const lab = await sharedLab(kernel, forced('0'));

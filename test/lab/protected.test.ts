@@ -4,7 +4,7 @@ import { resolve } from 'node:path';
 import type { DebugProtocol } from '@vscode/debugprotocol';
 import { Client, spawnAdapter } from '../adapter/client.ts';
 import { guest } from '../kvm/kvm.ts';
-import { KERNELS, labTest } from './lab.ts';
+import { KERNELS, labTest, longLabTest } from './lab.ts';
 
 // Guests in protected mode, with 32-bit and with PAE paging: 4-byte frames of exceptions, 32-bit code, EBP chains.
 
@@ -38,13 +38,13 @@ async function instructions(client: Client, memoryReference: string, instruction
 
 const MAIN = [`main:${lineOf('call	enter_user') - 2}`, `protected:${lineOf('call	main')}`];
 
-for (const [elf, npt, top] of [
-  ['legacy.elf', 0, 'PDE'],
-  ['legacy.elf', 1, 'PDE'],
-  ['pae.elf', 0, 'PDPTE'],
-  ['pae.elf', 1, 'PDPTE'],
+for (const [elf, npt, top, testWhen] of [
+  ['legacy.elf', 0, 'PDE', labTest],
+  ['legacy.elf', 1, 'PDE', longLabTest],
+  ['pae.elf', 0, 'PDPTE', longLabTest],
+  ['pae.elf', 1, 'PDPTE', labTest],
 ] as const)
-  labTest(`${elf}, npt=${npt}: faults with their frames, lines and steps in 32-bit code`, async () => {
+  testWhen(`${elf}, npt=${npt}: faults with their frames, lines and steps in 32-bit code`, async () => {
     const client = new Client(spawnAdapter());
     try {
       const launch = { guest: resolve(guest(elf)), memory: '16M', lab: { kernel, params: { npt } } };

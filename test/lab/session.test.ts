@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { Client, spawnAdapter } from '../adapter/client.ts';
 import { guest } from '../kvm/kvm.ts';
-import { KERNELS, labTest } from './lab.ts';
+import { KERNELS, labTest, longLabTest } from './lab.ts';
 
 // Sessions in labs, through the adapter's process: the same debugger, on upstream KVM.
 
@@ -45,11 +45,11 @@ async function inLab(
 
 const USER = { guest: resolve(guest('user.elf')), memory: '16M' };
 
-for (const [npt, format, columns] of [
-  [1, /^NPT, 5-level$/, 5],
-  [0, /^KVM shadow, 4-level$/, 4],
+for (const [npt, format, columns, testWhen] of [
+  [1, /^NPT, 5-level$/, 5, longLabTest],
+  [0, /^KVM shadow, 4-level$/, 4, labTest],
 ] as const)
-  labTest(`npt=${npt}: a guest's page fault, and the tables that KVM has built for it`, () =>
+  testWhen(`npt=${npt}: a guest's page fault, and the tables that KVM has built for it`, () =>
     inLab({ ...USER, lab: { kernel, params: { npt } } }, ['guest'], async (client, ask, first) => {
       assert.match(first, /^vCPU 0 wrote gva 0x81ffffffe8 at CPL 3: PDPTE 7 is not present; the guest gets #PF/);
       const said = client.events.filter(({ event }) => event === 'output').map(({ body }) => body.output);
@@ -130,8 +130,11 @@ labTest('a session that is ended while its lab boots, or whose adapter is killed
   }
 });
 
-for (const paging of ['32-bit', 'pae'])
-  labTest(`a scenario of a ${paging} guest stops at its page fault, and its tables and KVM's are there`, async () => {
+for (const [paging, testWhen] of [
+  ['32-bit', longLabTest],
+  ['pae', labTest],
+] as const)
+  testWhen(`a scenario of a ${paging} guest stops at its page fault, and its tables and KVM's are there`, async () => {
     const folder = mkdtempSync(join(tmpdir(), 'kvm-mmu-'));
     const path = join(folder, 'narrow.mmu');
     writeFileSync(

@@ -39,6 +39,9 @@ const LARGE_SHAPE: readonly [string, ProgramShape] = [
   { statements: 60, host: false, guest: true, ownCode: true, large: true },
 ];
 
+/** For guests of 32 bits: unless the run is a long one, only where their tables differ from those of long mode. */
+const NARROW_SHAPES = [...(process.env.KVM_MMU_AGREEMENT ? SHAPES : SHAPES.slice(-2)), LARGE_SHAPE];
+
 for (const kernel of NEWER_KERNELS)
   for (const paging of ['4-level', 'pae', '32-bit'] as const)
     labTest(
@@ -49,7 +52,7 @@ for (const kernel of NEWER_KERNELS)
         if (skipsOlder(context, lab, 'FNAME(invlpg) zaps entries and prefetches')) return;
         let same = 0;
         let kept = 0;
-        const shapes = paging === '4-level' ? SHAPES : [...SHAPES, LARGE_SHAPE];
+        const shapes = paging === '4-level' ? SHAPES : NARROW_SHAPES;
         for (let seed = FIRST; seed < FIRST + PROGRAMS / shapes.length; seed++) {
           for (const [name, shape] of shapes) {
             const text = randomProgram(seed, { ...shape, second: 'shadow', paging });

@@ -1,14 +1,13 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { resolve } from 'node:path';
-import test from 'node:test';
 import type { DebugProtocol } from '@vscode/debugprotocol';
 import { Lab } from '../../adapter/lab/boot.ts';
 import { RspClient } from '../../adapter/rsp/client.ts';
 import type { KvmStop, StopEvent } from '../../adapter/rsp/stop.ts';
 import { Client, spawnAdapter } from '../adapter/client.ts';
 import { guest, SILENT } from '../kvm/kvm.ts';
-import { KERNELS, labTest, withoutLab } from './lab.ts';
+import { KERNELS, labTest, longLabTest } from './lab.ts';
 
 // Stops in a lab, whose processor honours neither debug registers nor int3 of the kernel's: what stops there are bytes in memory.
 
@@ -351,8 +350,11 @@ const PARTS: readonly (readonly [
   ],
 ];
 
-for (const npt of ['0', '1'])
-  test(`stops in a lab with npt=${npt}`, { skip: withoutLab() ?? false, timeout: 300_000 }, async (context) => {
+for (const [npt, testWhen] of [
+  ['0', labTest],
+  ['1', longLabTest],
+] as const)
+  testWhen(`stops in a lab with npt=${npt}`, async (context) => {
     const lab = await Lab.boot({ kernel: KERNELS[0]!, modules: [], params: { npt } }, SILENT);
     try {
       const printed = new Map<string, string>();
@@ -393,8 +395,11 @@ async function where(client: Client): Promise<string> {
   return `${name.replace(/\+0x\w+/, '')} ${source?.name ?? ''}:${line}`;
 }
 
-for (const npt of ['0', '1']) {
-  labTest(
+for (const [npt, testWhen] of [
+  ['0', longLabTest],
+  ['1', labTest],
+] as const) {
+  testWhen(
     `a session in a lab with npt=${npt}: lines, functions, conditions, and steps over, into and out of calls`,
     () =>
       withSession(npt, true, [], async (client) => {
