@@ -23,7 +23,11 @@ const env = long ? { FUZZ_RUNS: '40000' } : {};
 const groups = [
   [
     // For the most part it waits for what a person would wait for, and must find the machine as quick as a person would.
-    ['inside VS Code', ['test/vscode/run.mjs', '--built'], { loud: 'at-end' }],
+    [
+      'inside VS Code',
+      ['test/vscode/run.mjs', '--built'],
+      { loud: 'at-end', env: long ? {} : { KVM_MMU_ONE_THEME: '1' } },
+    ],
     [
       'sessions, oracles and fuzzing',
       ['scripts/test.mjs', 'test/adapter', 'test/engine', 'test/oracle', 'test/cli'],

@@ -11,7 +11,7 @@ import { chromiumFlags, findChromium } from './chromium.mjs';
 import { createCleanup, toldToEnd } from './cleanup.mjs';
 import { startServer } from './server.mjs';
 
-const timeLimit = Number(process.env.KVM_MMU_TEST_LIMIT ?? 600) * 1000;
+const timeLimit = Number(process.env.KVM_MMU_TEST_LIMIT ?? 900) * 1000;
 const mark = 'suite| ';
 const out = fileURLToPath(new URL('out/', import.meta.url));
 
