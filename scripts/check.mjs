@@ -1,20 +1,18 @@
 // npm run check: types, lint, doors and unit tests, in under a minute. Runs on a fresh clone too.
 import { spawn } from 'node:child_process';
-import { setPriority } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { ensureInstalled } from './ensure.mjs';
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)));
 
-/** Runs a command to its end; its output is shown when it fails, or always with `loud`: as it comes, or `at-end` where something else runs beside it, which goes before what is `patient`. */
-export function run(name, command, args, { loud = false, env = {}, patient = false } = {}) {
+/** Runs a command to its end; its output is shown when it fails, or always with `loud`: as it comes, or `at-end` where something else runs beside it. */
+export function run(name, command, args, { loud = false, env = {} } = {}) {
   const begin = performance.now();
   return new Promise((resolve) => {
     const child = spawn(command, args, {
       stdio: loud === true ? ['ignore', 'inherit', 'inherit'] : ['ignore', 'pipe', 'pipe'],
       env: { ...process.env, ...env },
     });
-    if (patient && child.pid !== undefined) setPriority(child.pid, 10);
     let output = '';
     for (const stream of [child.stdout, child.stderr]) stream?.on('data', (chunk) => (output += chunk));
     child.on('error', (error) => {

@@ -22,16 +22,10 @@ const env = long ? { FUZZ_RUNS: '40000' } : {};
 /** Those of a group run beside each other. */
 const groups = [
   [
-    // For the most part it waits for what a person would wait for, and must find the machine as quick as a person would.
-    [
-      'inside VS Code',
-      ['test/vscode/run.mjs', '--built'],
-      { loud: 'at-end', env: long ? {} : { KVM_MMU_ONE_THEME: '1' } },
-    ],
     [
       'sessions, oracles and fuzzing',
       ['scripts/test.mjs', 'test/adapter', 'test/engine', 'test/oracle', 'test/cli'],
-      { env, patient: true },
+      { env },
     ],
     // Kernels in QEMU, two at a time: each takes a processor, and waits for its other half as often as that for it.
     [
@@ -39,7 +33,6 @@ const groups = [
       ['scripts/test.mjs', 'test/lab', '--test-concurrency=2'],
       {
         loud: 'at-end',
-        patient: true,
         env: long
           ? {
               KVM_MMU_AGREEMENT: '30',
@@ -59,6 +52,7 @@ const groups = [
     ],
   ],
   ...(long ? [[['real guests under QEMU', ['scripts/test.mjs', 'test/guests'], {}]]] : []),
+  [['inside VS Code', ['test/vscode/run.mjs'], long ? {} : { env: { KVM_MMU_ONE_THEME: '1' } }]],
 ];
 let good = true;
 for (const group of groups) {

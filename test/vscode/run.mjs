@@ -1,6 +1,6 @@
 // npm run test:vscode: runs the suite in a real VS Code. A desktop one is used when $VSCODE_EXECUTABLE names it or,
 // where a window can be opened, when one can be downloaded; otherwise code-server's, in a headless Chromium.
-// $MOCHA_GREP selects tests. With --built the extension is taken as it was built before.
+// $MOCHA_GREP selects tests.
 import { execFileSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
@@ -111,10 +111,8 @@ toldToEnd().then((why) => {
 });
 try {
   await ensureInstalled();
-  if (!process.argv.includes('--built')) {
-    const { buildAll } = await import('../../scripts/build.mjs');
-    await buildAll();
-  }
+  const { buildAll } = await import('../../scripts/build.mjs');
+  await buildAll();
   const executable = await choose();
   execFileSync(process.execPath, [join(root, 'node_modules/typescript/bin/tsc'), '-p', here], { stdio: 'inherit' });
   await bundleSuite();
