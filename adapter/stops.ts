@@ -28,7 +28,14 @@ function stoppedWalk(
   fault: FaultInfo | undefined,
 ): Extract<Query, { kind: 'walk' }> | undefined {
   if (task.vcpu < 0 && !fault) return undefined;
-  const base = (vcpu: number, gva: bigint, access: 'read' | 'write' | 'fetch', cpl: number, implicit: boolean) =>
+  const base = (
+    vcpu: number,
+    gva: bigint,
+    access: 'read' | 'write' | 'fetch',
+    cpl: number,
+    implicit: boolean,
+    isPrivate: boolean | undefined,
+  ) =>
     ({
       kind: 'walk',
       vcpu,
@@ -37,10 +44,11 @@ function stoppedWalk(
       access,
       cpl: cpl === 3 ? 3 : 0,
       ...(implicit ? { implicit } : {}),
+      ...(isPrivate === undefined ? {} : { private: isPrivate }),
     }) as const;
-  if (fault) return base(fault.vcpu, fault.gva, fault.access, fault.cpl, fault.implicit);
+  if (fault) return base(fault.vcpu, fault.gva, fault.access, fault.cpl, fault.implicit, fault.isPrivate);
   const { access } = task;
-  if (access) return base(task.vcpu, access.address, access.kind, access.cpl, access.implicit);
+  if (access) return base(task.vcpu, access.address, access.kind, access.cpl, access.implicit, access.isPrivate);
   const instruction = machine.code[task.id]![task.pc];
   if (instruction?.kind !== 'statement' || instruction.statement.kind !== 'access') return undefined;
   const { statement } = instruction;
@@ -52,6 +60,7 @@ function stoppedWalk(
       statement.access,
       statement.cpl ?? machine.vcpu(task.vcpu).mode.cpl,
       statement.implicit,
+      statement.isPrivate,
     );
   } catch {
     return undefined;

@@ -33,6 +33,7 @@ import { comparePolicies } from './comparison.ts';
 import { emulatorBuilt } from './emulator-built.ts';
 import { mirrorRoots, mirrorStage, mirrorWalk } from './mirror-answers.ts';
 import { pageAnswer } from './page.ts';
+import { askedFrame, finishPrivateWalk, refusalOf } from './private-walk.ts';
 import { faultsAnswer, type RecordingView, recordingAnswer } from './recording-answers.ts';
 import { rootCacheAnswer } from './root-cache.ts';
 import { addressFields, countPresent, levelShapes, tableName } from './shapes.ts';
@@ -188,15 +189,20 @@ function walkAnswer(machine: Machine, query: Extract<Query, { kind: 'walk' }>, f
       sentence: problem,
     };
   const trace: Reference[] = [];
-  const walk = startWalk(asking, second, addressToFrame(asked), { bits, implicit });
+  const at = mode.paging ? { frame: addressToFrame(asked), isPrivate: undefined } : askedFrame(machine, asked);
+  const walk = startWalk(asking, second, at.frame, { bits, implicit });
   const nested = vcpu.guestMode?.nested;
   const memory = readOnlyMemory(machine);
-  finishWalk(walk, asking, second, nested ? { ...l2Memory(machine, nested.mode), setBits() {} } : memory, trace);
+  let isPrivate: boolean | undefined;
+  if (machine.vm === 'ordinary')
+    finishWalk(walk, asking, second, nested ? { ...l2Memory(machine, nested.mode), setBits() {} } : memory, trace);
+  else isPrivate = finishPrivateWalk(machine, vcpu, walk, asking, query.private ?? at.isPrivate, memory, trace);
   for (const reference of trace) frames.add(reference.pfn);
   const references = trace.map((reference, index) =>
     referenceAnswer(machine, mode.format, reference, index, index === trace.length - 1),
   );
-  const tail = { second: second?.kind ?? 'none', ...levels, references };
+  const ofModule = vcpu.secure && isPrivate ? { secondName: `secure ${levels.secondName}` } : {};
+  const tail = { second: second?.kind ?? 'none', ...levels, ...ofModule, references };
   if (walk.status === 'done') {
     const gpa = frameToAddress(walk.gfn, pageOffset(asked));
     const guestSize = mode.paging ? mode.format.span[walk.leafLevel]! * 4096 : undefined;
@@ -231,18 +237,24 @@ function walkAnswer(machine: Machine, query: Extract<Query, { kind: 'walk' }>, f
     }
     const hpa = frameToAddress(walk.pfn, pageOffset(asked));
     const secondSize = second.format.span[walk.secondLeafLevel]! * 4096;
+    const found = `${query.space} ${hex(asked)}${of} is gpa ${hex(gpa)} and hpa ${hex(hpa)}`;
+    const refusal =
+      isPrivate === undefined || query.access === undefined
+        ? undefined
+        : refusalOf(machine, vcpu, walk, { ...access, isPrivate });
     return {
       ...base,
       ...tail,
       outcome: {
-        status: 'done',
+        status: refusal ? 'refused' : 'done',
         gpa: hex(gpa),
         hpa: hex(hpa),
         ...(guestSize ? { guestSize, rights: rights(walk) } : {}),
         secondSize,
         reason: 'the translation succeeds',
+        ...refusal,
       },
-      sentence: `${query.space} ${hex(asked)}${of} is gpa ${hex(gpa)} and hpa ${hex(hpa)}: ${walk.references} memory references`,
+      sentence: refusal ? `${found}, but ${refusal.reason}` : `${found}: ${walk.references} memory references`,
     };
   }
   const fault = describeWalkFault(vcpu.id, walk, asking, second, access, vcpu.guestMode?.guest);

@@ -16,6 +16,8 @@ export type Query =
       readonly access?: 'read' | 'write' | 'fetch';
       readonly cpl?: 0 | 3;
       readonly implicit?: boolean;
+      /** Which memory is meant in a VM with private memory, where the guest's tables do not tell it: what its attribute says, unless told. */
+      readonly private?: boolean;
     }
   /** One table, its entries joined into runs. */
   | TableQuery
@@ -140,7 +142,8 @@ export interface WalkAnswer {
 }
 
 export interface WalkOutcome {
-  readonly status: 'done' | 'guest-fault' | 'violation' | 'misconfiguration' | 'untranslatable' | 'no-root';
+  /** `refused`: the tables allow the access, and the RMP or TDX's module does not. */
+  readonly status: 'done' | 'refused' | 'guest-fault' | 'violation' | 'misconfiguration' | 'untranslatable' | 'no-root';
   readonly gpa?: string;
   readonly hpa?: string;
   /** Size of the page in the guest's tables and in the second stage, bytes. */

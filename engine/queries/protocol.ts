@@ -130,6 +130,7 @@ function query(value: unknown): Query {
           : { access: oneOf(value.access, 'query.access', ['read', 'write', 'fetch']) }),
         ...(value.cpl === undefined ? {} : { cpl: integer(value.cpl, 'query.cpl', 0, 3) === 3 ? 3 : 0 }),
         ...(value.implicit === true ? { implicit: true } : {}),
+        ...(typeof value.private === 'boolean' ? { private: value.private } : {}),
       };
     case 'table':
       return tableQuery(value);

@@ -27,7 +27,7 @@ function wanted(walk: WalkAnswer, { stage, forLevel }: ReferenceAnswer): number 
 export function decidingFields(walk: WalkAnswer, reference: ReferenceAnswer): ReadonlySet<string> {
   const { status, reason } = walk.outcome;
   const last = walk.references.at(-1);
-  if (!last || status === 'done' || status === 'no-root' || status === 'untranslatable') return new Set();
+  if (!last || ['done', 'refused', 'no-root', 'untranslatable'].includes(status)) return new Set();
   const { entry } = reference;
   const names = new Set(entry.fields.map(({ name }) => name));
   const known = (found: readonly string[]) => new Set(found.filter((name) => names.has(name)));

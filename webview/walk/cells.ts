@@ -41,7 +41,7 @@ export function walkCells(walk: WalkAnswer, here: boolean, select: (number: numb
     ...grid.rows.flatMap((row) => [
       rowHead(row),
       ...row.second.map((cell) => walkCell(walk, cell, here, select)),
-      row.guest ? walkCell(walk, row.guest, here, select) : pageCell(walk),
+      row.guest ? walkCell(walk, row.guest, here, select) : pageCell(walk, here),
     ]),
   );
   moveWithArrows(element);
@@ -88,7 +88,7 @@ function walkCell(walk: WalkAnswer, cell: Cell, here: boolean, select: (number: 
   }
   const { entry, number, index } = reference;
   const deciding = decidingFields(walk, reference);
-  const ends = reference.decides && fails(walk);
+  const ends = reference.decides && fails(walk) && walk.outcome.status !== 'refused';
   const decided = decidingWords(reference, deciding);
   const element = h(
     'button',
@@ -125,9 +125,11 @@ function cellRights({ stage, reference }: Cell): string {
 }
 
 /** Where the last row leads: the page, once it is found. */
-function pageCell(walk: WalkAnswer): HTMLElement {
+function pageCell(walk: WalkAnswer, here: boolean): HTMLElement {
   const { outcome } = walk;
-  const found = outcome.status === 'done' ? outcome.hpa : outcome.status === 'no-root' ? outcome.gpa : undefined;
+  const isRefused = outcome.status === 'refused';
+  const found =
+    outcome.status === 'done' || isRefused ? outcome.hpa : outcome.status === 'no-root' ? outcome.gpa : undefined;
   if (found === undefined)
     return h(
       'div',
@@ -136,7 +138,10 @@ function pageCell(walk: WalkAnswer): HTMLElement {
     );
   return h(
     'div',
-    { class: 'cell page guest', title: `${outcome.hpa === undefined ? 'gpa' : 'hpa'} ${found}` },
+    {
+      class: `cell page guest${isRefused ? (here ? ' here' : ' ends') : ''}`,
+      title: isRefused ? outcome.reason : `${outcome.hpa === undefined ? 'gpa' : 'hpa'} ${found}`,
+    },
     h('span', { class: 'cell-index mono' }, formatAddress(found)),
     h('span', { class: 'cell-words' }, outcome.hpa === undefined ? 'gpa' : 'hpa'),
   );

@@ -94,9 +94,7 @@ function tableAddress(walk: WalkAnswer, forLevel: number): string | undefined {
 function reachesPage(walk: WalkAnswer): boolean {
   const last = walk.references.at(-1);
   return (
-    walk.outcome.status === 'done' ||
-    walk.outcome.status === 'no-root' ||
-    (last?.stage === 'second' && last.forLevel === 0)
+    ['done', 'refused', 'no-root'].includes(walk.outcome.status) || (last?.stage === 'second' && last.forLevel === 0)
   );
 }
 
