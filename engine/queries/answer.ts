@@ -15,6 +15,7 @@ import { entryHi, entryLo, type Tables } from '../pgtable/tables.ts';
 import { describeWalkFault } from '../tdp/explain-fault.ts';
 import type { FaultInfo } from '../tdp/fault.ts';
 import { spteFormat, spteNote } from '../tdp/spte.ts';
+import type { Vcpu } from '../vcpu.ts';
 import type {
   Answer,
   EntryRun,
@@ -277,10 +278,13 @@ function rights(walk: Walk): string {
 }
 
 function registersThatCount(machine: Machine, vcpu: number, paging: boolean) {
-  const { registers, mode, second } = machine.vcpu(vcpu);
-  const root = second
-    ? [{ name: second.kind === 'ept' ? 'EPTP' : 'nCR3', value: hex(frameToAddress(second.root)) }]
-    : [];
+  const { registers, mode, second, secure } = machine.vcpu(vcpu);
+  const pointer = (name: string, stage: Vcpu['second']) =>
+    stage ? [{ name, value: hex(frameToAddress(stage.root)) }] : [];
+  const root =
+    machine.vm === 'tdx'
+      ? [...pointer('EPTP', secure), ...pointer('shared EPTP', second)]
+      : pointer(second?.kind === 'ept' ? 'EPTP' : 'nCR3', second);
   if (!paging) return root;
   const flag = (name: string, value: boolean) => ({ name, value: value ? '1' : '0' });
   return [

@@ -49,6 +49,10 @@ test('of TDX private memory is walked to in the secure EPT, shared memory in KVM
       /^secure EPT: .* gpa 0x3000: EPT level-1 entry 3 is not present$/,
     );
   }
+  const [own, shared] = walk(machine, { address: '0x1000' }).registers;
+  assert.deepEqual([own!.name, shared!.name], ['EPTP', 'shared EPTP']);
+  assert.equal(walk(machine, { address: '0x1000' }).references[0]!.table, own!.value);
+  assert.equal(walk(machine, { address: '0x3000' }).references[0]!.table, shared!.value);
   // An address with the shared bit, as KVM has it in an exit.
   assert.equal(
     says(walk(machine, { address: '0x800000003000' })),
