@@ -58,8 +58,8 @@ export class Watches {
   /** Frames written since the last time; undefined when anything may have changed. */
   #touchedFrames(machine: Machine): Set<number> | undefined {
     const { log } = machine;
-    // A mirror's memory changes without a trace in the log.
-    if (machine.mirror) return undefined;
+    // A mirror's memory changes without a trace in the log; attributes and the RMP are no frames, and walks depend on them.
+    if (machine.mirror || machine.vm !== 'ordinary') return undefined;
     const from = this.#position;
     this.#position = log.length;
     // Undone entries are gone: what they changed back cannot be read from the log.
