@@ -1,4 +1,4 @@
-import { rmpFault } from '../attributes/explain.ts';
+import { pendingFault, rmpFault } from '../attributes/explain.ts';
 import { checkRmp } from '../attributes/rmp-check.ts';
 import { frameOf, sharedBit } from '../attributes/tdx.ts';
 import type { PagingMode } from '../guest/registers.ts';
@@ -6,6 +6,7 @@ import { type Reference, type SecondStage, stepWalk, type Walk, type WalkMemory 
 import type { Machine } from '../machine.ts';
 import { addressToFrame, hex } from '../memory/words.ts';
 import type { PendingAccess } from '../operation.ts';
+import type { FaultInfo } from '../tdp/fault.ts';
 import type { Vcpu } from '../vcpu.ts';
 
 // Walks of guests with private memory, that change nothing: which tables they go through, and what refuses the page at their end.
@@ -63,9 +64,14 @@ export function refusalOf(machine: Machine, vcpu: Vcpu, walk: Walk, access: Pend
     const problem = checkRmp(machine, vcpu.id, access, walk.gfn, walk.pfn, walk.secondLeafLevel);
     if (!problem) return undefined;
     if (problem.kind === 'not-validated') return { reason: `${problem.reason}: #VC` };
-    const { errorCode, exitInfo } = rmpFault(vcpu.id, walk, access, problem);
-    return { reason: problem.reason, errorCode: hex(errorCode), exitInfo: hex(exitInfo) };
+    return inHex(rmpFault(vcpu.id, walk, access, problem));
   }
   const isPending = vcpu.secure !== undefined && access.isPrivate && machine.attributes.pending.get(walk.pfn) === true;
-  return isPending ? { reason: 'the guest has not accepted the page (TDG.MEM.PAGE.ACCEPT)' } : undefined;
+  return isPending ? inHex(pendingFault(vcpu.id, walk, access)) : undefined;
 }
+
+const inHex = ({ reason, errorCode, exitInfo }: FaultInfo): Refusal => ({
+  reason,
+  errorCode: hex(errorCode),
+  exitInfo: hex(exitInfo),
+});

@@ -70,6 +70,16 @@ function oneOf<T extends string>(value: unknown, what: string, accepted: readonl
   return found;
 }
 
+function flag<K extends 'implicit' | 'private'>(
+  value: Record<string, unknown>,
+  name: K,
+): { readonly [key in K]?: boolean } {
+  const given = value[name];
+  if (given === undefined) return {};
+  if (typeof given !== 'boolean') throw new Invalid(`query.${name} must be true or false, not ${describe(given)}`);
+  return { [name]: given } as { [key in K]: boolean };
+}
+
 function tableQuery(value: Record<string, unknown>): TableQuery {
   return {
     kind: 'table',
@@ -129,8 +139,8 @@ function query(value: unknown): Query {
           ? {}
           : { access: oneOf(value.access, 'query.access', ['read', 'write', 'fetch']) }),
         ...(value.cpl === undefined ? {} : { cpl: integer(value.cpl, 'query.cpl', 0, 3) === 3 ? 3 : 0 }),
-        ...(value.implicit === true ? { implicit: true } : {}),
-        ...(typeof value.private === 'boolean' ? { private: value.private } : {}),
+        ...flag(value, 'implicit'),
+        ...flag(value, 'private'),
       };
     case 'table':
       return tableQuery(value);

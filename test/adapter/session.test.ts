@@ -331,6 +331,10 @@ test('views are answered now and whenever their answer changes', () =>
         /query\.level must be a whole number from 1 to 5, not 9/,
       ],
       [{ type: 'burn', id: 'x' }, /type must be one of watch, unwatch, seek, not "burn"/],
+      [
+        { type: 'watch', id: 'x', query: { kind: 'walk', vcpu: 0, space: 'gva', address: '0x0', private: 'yes' } },
+        /query\.private must be true or false, not "yes"/,
+      ],
       [{ type: 'watch', id: 'x'.repeat(1000), query: { kind: 'roots' } }, /id is longer than 200 characters/],
     ] as const) {
       const response = await client.raw('mmu/watch', bad);

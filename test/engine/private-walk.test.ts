@@ -70,6 +70,7 @@ test('of TDX a page that waits to be accepted refuses the guest’s accesses; no
     'secure EPT: gva 0x2000 is gpa 0x2000 and hpa …, but the guest has not accepted the page (TDG.MEM.PAGE.ACCEPT)',
   );
   assert.equal(refused.outcome.status, 'refused');
+  assert.equal(refused.outcome.errorCode, '0x100000000', 'as the fault that it would be');
   assert.equal(walk(machine, { space: 'gva', address: '0x1000', access: 'read' }).outcome.status, 'done');
 });
 
